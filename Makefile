@@ -1,0 +1,15 @@
+# Everything a developer does, one word each. `make` alone lists them.
+
+.PHONY: help run test lint
+
+help:
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+run: ## build and start gateway and two auth-api replicas on https://localhost
+	@exec scripts/run
+
+test: ## run every test against the real programs, on private servers
+	@exec scripts/test
+
+lint: ## formatting, clippy, shellcheck
+	@exec scripts/lint
