@@ -1,0 +1,168 @@
+//! What the program can be told to do.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+use crate::app::App;
+use crate::config::{self, Config, Environment, Store};
+use crate::domain::token::AccessTokens;
+use crate::hashing::Hasher;
+use crate::metrics::Metrics;
+use crate::sessions::{RedisSessions, Sessions, SqliteSessions};
+use crate::sqlite::Sqlite;
+use crate::users::{PostgresUsers, SqliteUsers, Users};
+use crate::{server, telemetry};
+
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Register, login, logout, profile and account deletion. Settings come from the environment.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Command {
+    /// Answer requests (the default)
+    Serve,
+    /// Bring the database's tables up to date and end
+    Migrate,
+    /// Ask the running program whether it is alive; for containers without a shell
+    Healthcheck,
+}
+
+/// Does what the arguments say. A failure is one line on standard error.
+pub(crate) fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    match act(arguments.command.unwrap_or(Command::Serve)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "auth-api: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(command: Command) -> Result<()> {
+    let environment = Environment::read()?;
+    match command {
+        Command::Healthcheck => healthcheck(config::listen(&environment)?),
+        Command::Migrate => runtime()?.block_on(migrate(&environment)),
+        Command::Serve => runtime()?.block_on(serve(&environment)),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the threads that answer requests")
+}
+
+async fn migrate(environment: &Environment) -> Result<()> {
+    telemetry::start(&config::logs(environment)?);
+    match config::store(environment)? {
+        Store::Servers { postgres, .. } => PostgresUsers::new(*postgres).migrate().await,
+        Store::File(file) => open(&file).await?.migrate().await,
+    }
+    .context("bringing the tables up to date")
+}
+
+async fn serve(environment: &Environment) -> Result<()> {
+    let config = Config::read(environment)?;
+    telemetry::start(&config.logs);
+    if config.hashing.cost < config::LEAST_SAFE_COST {
+        tracing::warn!(
+            cost = config.hashing.cost,
+            "BCRYPT_COST is too low for production"
+        );
+    }
+    let metrics = Metrics::new();
+    let (users, sessions) = stores(&config).await?;
+    let app = App {
+        users,
+        sessions,
+        hasher: Hasher::start(config.hashing, metrics.hashing.clone())
+            .context("starting the hashing threads")?,
+        tokens: Arc::new(AccessTokens::new(
+            &config.secret_key,
+            config.previous_secret_key.as_ref(),
+            config.access_token_lifetime,
+        )),
+        session_lifetime: config.session_lifetime,
+        metrics,
+    };
+    server::run(config.listen, config.internal_listen, app).await
+}
+
+async fn stores(config: &Config) -> Result<(Users, Sessions)> {
+    match &config.store {
+        Store::File(file) => {
+            let sqlite = open(file).await?;
+            sqlite
+                .migrate()
+                .await
+                .context("bringing the tables up to date")?;
+            tracing::info!(file = %file.display(), "users and sessions are in one SQLite file");
+            Ok((
+                Users::Sqlite(SqliteUsers(sqlite.clone())),
+                Sessions::Sqlite(SqliteSessions(sqlite)),
+            ))
+        }
+        Store::Servers { postgres, redis } => {
+            let users = PostgresUsers::new((**postgres).clone());
+            if config.migrate == config::Migrate::AtStart {
+                users
+                    .migrate()
+                    .await
+                    .context("bringing the tables up to date")?;
+            }
+            let (sessions, _connection) = RedisSessions::start((**redis).clone())?;
+            Ok((Users::Postgres(users), Sessions::Redis(sessions)))
+        }
+    }
+}
+
+async fn open(file: &std::path::Path) -> Result<Sqlite> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("DATA_DIR: making the folder {}", folder.display()))?;
+    }
+    Sqlite::open(file)
+        .await
+        .with_context(|| format!("opening {}", file.display()))
+}
+
+/// Asks `/health` on this machine.
+fn healthcheck(listen: SocketAddr) -> Result<()> {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let address = SocketAddr::new(ip, listen.port());
+    let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)
+        .with_context(|| format!("connecting to {address}"))?;
+    stream.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
+    write!(
+        stream,
+        "GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = String::new();
+    stream.take(4096).read_to_string(&mut answer)?;
+    if !answer.starts_with("HTTP/1.1 200 ") {
+        bail!(
+            "{address} answered: {}",
+            answer.lines().next().unwrap_or("nothing")
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! Passwords, and what is stored of them.
+
+use std::str::FromStr;
+
+use base64::Engine as _;
+use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
+
+use super::login::Login;
+use crate::hashing::Digest;
+
+const MIN_CHARACTERS: usize = 8;
+// bcrypt reads 72 bytes and ignores the rest: two long passwords could be one (OWASP Password Storage).
+const MAX_BYTES: usize = 72;
+
+/// A password as somebody presented it: to be compared, never stored, never shown.
+#[derive(Debug, Clone)]
+pub(crate) struct Password(SecretString);
+
+impl Password {
+    pub(crate) fn presented(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.0.expose_secret().as_bytes()
+    }
+}
+
+/// A password that an account may be given: 8 characters to 72 bytes, without NUL, not the login.
+#[derive(Debug, Clone)]
+pub(crate) struct NewPassword(Password);
+
+/// Why a text may not become a password. Its `Display` is what the client reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InvalidPassword {
+    #[error("Password must be at least 8 characters long")]
+    TooShort,
+    #[error("Password must be at most 72 bytes long")]
+    TooLong,
+    #[error("Password must not contain NUL")]
+    Nul,
+    #[error("Password must not be the login")]
+    IsLogin,
+}
+
+impl NewPassword {
+    /// A password for anybody; [`NewPassword::for_login`] says whether it is one for `login`.
+    pub(crate) fn new(text: &str) -> Result<Self, InvalidPassword> {
+        if text.chars().count() < MIN_CHARACTERS {
+            return Err(InvalidPassword::TooShort);
+        }
+        if text.len() > MAX_BYTES {
+            return Err(InvalidPassword::TooLong);
+        }
+        if text.contains('\0') {
+            return Err(InvalidPassword::Nul);
+        }
+        Ok(Self(Password::presented(text)))
+    }
+
+    /// Refuses a password that everybody who knows the login knows.
+    pub(crate) fn for_login(self, login: &Login) -> Result<Self, InvalidPassword> {
+        if self.0.0.expose_secret() == login.as_str() {
+            return Err(InvalidPassword::IsLogin);
+        }
+        Ok(self)
+    }
+
+    pub(crate) fn as_password(&self) -> &Password {
+        &self.0
+    }
+}
+
+/// A bcrypt hash in its text form, `$2b$12$…`, well formed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PasswordHash {
+    text: String,
+    cost: u32,
+    salt: [u8; 16],
+}
+
+/// A stored text that is no bcrypt hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a stored password hash is no bcrypt hash")]
+pub(crate) struct NoHash;
+
+/// Where the digest begins in a hash's text: after version, cost and salt.
+const DIGEST_AT: usize = 29;
+/// What bcrypt keeps of a digest's 24 bytes.
+const DIGEST_BYTES: usize = 23;
+
+impl PasswordHash {
+    /// Puts a hash together as bcrypt's version 2b.
+    pub(crate) fn new(cost: u32, salt: [u8; 16], digest: &Digest) -> Self {
+        let encode = |bytes: &[u8]| bcrypt::BASE_64.encode(bytes);
+        Self {
+            text: format!(
+                "$2b${cost:02}${}{}",
+                encode(&salt),
+                encode(&digest[..DIGEST_BYTES])
+            ),
+            cost,
+            salt,
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn cost(&self) -> u32 {
+        self.cost
+    }
+
+    pub(crate) fn salt(&self) -> [u8; 16] {
+        self.salt
+    }
+
+    /// Whether `digest`, made with this hash's salt and cost, is the one that is stored. Takes the
+    /// same time wherever they differ.
+    pub(crate) fn matches(&self, digest: &Digest) -> bool {
+        let made = bcrypt::BASE_64.encode(&digest[..DIGEST_BYTES]);
+        made.as_bytes()
+            .ct_eq(&self.text.as_bytes()[DIGEST_AT..])
+            .into()
+    }
+}
+
+impl FromStr for PasswordHash {
+    type Err = NoHash;
+
+    fn from_str(text: &str) -> Result<Self, NoHash> {
+        let known = ["$2a$", "$2b$", "$2y$"]
+            .iter()
+            .any(|version| text.starts_with(version));
+        let parts = bcrypt::HashParts::from_str(text).map_err(|_| NoHash)?;
+        if !known || text.len() != DIGEST_AT + 31 || !(4..=31).contains(&parts.get_cost()) {
+            return Err(NoHash);
+        }
+        Ok(Self {
+            text: text.to_owned(),
+            cost: parts.get_cost(),
+            salt: parts.get_salt_raw(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_become_a_password() {
+        for good in ["securepassword123", "        ", "пароль12", &"x".repeat(72)] {
+            assert!(NewPassword::new(good).is_ok(), "{good}");
+        }
+        for (bad, why) in [
+            ("1234567", InvalidPassword::TooShort),
+            ("пароль1", InvalidPassword::TooShort),
+            ("1234567\0", InvalidPassword::Nul),
+            (&"x".repeat(73), InvalidPassword::TooLong),
+            (&"ж".repeat(37), InvalidPassword::TooLong),
+        ] {
+            assert_eq!(NewPassword::new(bad).err(), Some(why), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        assert!(!format!("{:?}", NewPassword::new("securepassword123")).contains("secure"));
+    }
+
+    #[test]
+    fn a_hash_has_one_form() {
+        let text = "$2b$12$DCq7YPn5Rq63x1Lad4cll.TV4S6ytwfsfvkgY8jIucDrjc8deX1s.";
+        let hash: PasswordHash = text.parse().unwrap();
+        assert_eq!((hash.as_str(), hash.cost()), (text, 12));
+        for bad in [
+            "",
+            "x",
+            &text[..59],
+            &text.replace("$2b$12", "$2b$99"),
+            &text.replace("$2b", "$2x"),
+        ] {
+            assert_eq!(bad.parse::<PasswordHash>(), Err(NoHash), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! bcrypt on threads of its own, behind a bounded queue.
+//!
+//! A hash takes a fifth of a second of a core on purpose. On the threads that answer requests a
+//! storm of logins would stop everything else, and in an endless queue every client would wait
+//! until it gives up. So hashing has its own threads, and the queue holds no more than is done
+//! within a bounded wait; past that a client is told to come back. What waits is hashed several
+//! at a time (see [`lanes`]), and dropped when its client has gone.
+
+mod lanes;
+mod pi;
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+pub(crate) use lanes::Digest;
+use lanes::{LANES, Lane};
+
+use crate::domain::password::{NewPassword, Password, PasswordHash};
+use crate::metrics::HashingMetrics;
+
+/// What a hash costs before any was measured, as time for one of cost 0: a guess at a core of today.
+const FIRST_GUESS: Duration = Duration::from_micros(60);
+
+/// The queue is as long as the longest wait allows: come back after this many seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the hashing queue is full")]
+pub(crate) struct QueueFull {
+    pub(crate) retry_after: Duration,
+}
+
+/// Hands passwords to the hashing threads. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Hasher {
+    queue: Arc<Queue>,
+    cost: u32,
+}
+
+/// How hashing is done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    /// bcrypt's cost for new hashes.
+    pub(crate) cost: u32,
+    pub(crate) threads: NonZeroUsize,
+    /// The longest that a job may expect to wait before it is begun.
+    pub(crate) longest_wait: Duration,
+}
+
+#[derive(Debug)]
+struct Queue {
+    jobs: Mutex<VecDeque<Job>>,
+    arrived: Condvar,
+    threads: u64,
+    longest_wait: Duration,
+    /// Nanoseconds that a thread spends on a job, as measured lately.
+    job_nanos: AtomicU64,
+    metrics: HashingMetrics,
+}
+
+#[derive(Debug)]
+struct Job {
+    password: Password,
+    salt: [u8; 16],
+    cost: u32,
+    since: Instant,
+    reply: oneshot::Sender<Digest>,
+}
+
+impl Hasher {
+    /// Starts the threads. They end with the process.
+    pub(crate) fn start(settings: Settings, metrics: HashingMetrics) -> std::io::Result<Self> {
+        let guess = FIRST_GUESS.saturating_mul(1 << settings.cost);
+        let queue = Arc::new(Queue {
+            jobs: Mutex::default(),
+            arrived: Condvar::new(),
+            threads: settings.threads.get() as u64,
+            longest_wait: settings.longest_wait,
+            job_nanos: AtomicU64::new(nanos(guess)),
+            metrics,
+        });
+        for number in 1..=settings.threads.get() {
+            let queue = Arc::clone(&queue);
+            std::thread::Builder::new()
+                .name(format!("hashing-{number}"))
+                .spawn(move || queue.work())?;
+        }
+        Ok(Self {
+            queue,
+            cost: settings.cost,
+        })
+    }
+
+    /// Hashes a new password at the configured cost, with a salt of its own.
+    pub(crate) async fn hash(&self, password: &NewPassword) -> Result<PasswordHash, QueueFull> {
+        let mut salt = [0; 16];
+        aws_lc_rs::rand::fill(&mut salt).expect("the operating system has random bytes");
+        let digest = self.digest(password.as_password(), self.cost, salt).await?;
+        Ok(PasswordHash::new(self.cost, salt, &digest))
+    }
+
+    /// Whether `password` is the one that `stored` was made of.
+    pub(crate) async fn verify(
+        &self,
+        password: &Password,
+        stored: &PasswordHash,
+    ) -> Result<bool, QueueFull> {
+        let digest = self.digest(password, stored.cost(), stored.salt()).await?;
+        Ok(stored.matches(&digest))
+    }
+
+    /// Takes as long as [`Hasher::verify`], for an account that does not exist: the time of an
+    /// answer must not tell.
+    pub(crate) async fn verify_nobody(&self, password: &Password) -> Result<(), QueueFull> {
+        self.digest(password, self.cost, [0; 16]).await.map(drop)
+    }
+
+    /// Whether `stored` was made at another cost than new hashes are.
+    pub(crate) fn is_outdated(&self, stored: &PasswordHash) -> bool {
+        stored.cost() != self.cost
+    }
+
+    async fn digest(
+        &self,
+        password: &Password,
+        cost: u32,
+        salt: [u8; 16],
+    ) -> Result<Digest, QueueFull> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.push(Job {
+            password: password.clone(),
+            salt,
+            cost,
+            since: Instant::now(),
+            reply,
+        })?;
+        Ok(answer
+            .await
+            .expect("a hashing thread answers every job whose client waits"))
+    }
+}
+
+impl Queue {
+    fn push(&self, job: Job) -> Result<(), QueueFull> {
+        let mut jobs = self.jobs.lock();
+        let wait = self.expected_wait(jobs.len());
+        if wait > self.longest_wait {
+            self.metrics.refused.inc();
+            return Err(QueueFull { retry_after: wait });
+        }
+        jobs.push_back(job);
+        self.metrics.depth.set(length(jobs.len()));
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    fn expected_wait(&self, waiting: usize) -> Duration {
+        let each = self.job_nanos.load(Ordering::Relaxed);
+        Duration::from_nanos((waiting as u64).saturating_mul(each) / self.threads)
+    }
+
+    fn work(&self) {
+        loop {
+            self.hash(self.take());
+        }
+    }
+
+    /// Waits for work and takes what can be done in one go: jobs of one cost, whose clients still wait.
+    fn take(&self) -> Vec<Job> {
+        let mut jobs = self.jobs.lock();
+        loop {
+            jobs.retain(|job| !job.reply.is_closed());
+            if let Some(first) = jobs.pop_front() {
+                let mut batch = vec![first];
+                while batch.len() < LANES
+                    && jobs.front().is_some_and(|job| job.cost == batch[0].cost)
+                {
+                    batch.extend(jobs.pop_front());
+                }
+                self.metrics.depth.set(length(jobs.len()));
+                return batch;
+            }
+            self.arrived.wait(&mut jobs);
+        }
+    }
+
+    fn hash(&self, batch: Vec<Job>) {
+        let start = Instant::now();
+        let lanes: Vec<_> = batch
+            .iter()
+            .map(|job| Lane {
+                password: job.password.bytes(),
+                salt: job.salt,
+            })
+            .collect();
+        let digests = lanes::digest(batch[0].cost, &lanes);
+        self.learn(start.elapsed(), batch.len());
+        for (job, digest) in batch.into_iter().zip(digests) {
+            self.metrics.wait.observe((start - job.since).as_secs_f64());
+            // A client that has gone meanwhile needs no answer.
+            let _ = job.reply.send(digest);
+        }
+    }
+
+    /// Follows the time of a job by an eighth of each new measurement.
+    fn learn(&self, took: Duration, jobs: usize) {
+        let new = nanos(took) / jobs as u64;
+        let old = self.job_nanos.load(Ordering::Relaxed);
+        self.job_nanos
+            .store(old - old / 8 + new / 8, Ordering::Relaxed);
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn length(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

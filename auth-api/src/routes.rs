@@ -1,0 +1,10 @@
+//! The endpoints: one file each, with what it takes, what it answers, and the way from one to the other.
+
+pub(crate) mod delete;
+pub(crate) mod health;
+pub(crate) mod login;
+pub(crate) mod logout;
+pub(crate) mod metrics;
+pub(crate) mod profile;
+pub(crate) mod ready;
+pub(crate) mod register;

@@ -1,0 +1,33 @@
+//! `POST /api/delete`: ends an account and every session of it.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+
+use crate::app::App;
+use crate::credentials::Credentials;
+use crate::error::Error;
+use crate::users::Deleted;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Response {
+    message: &'static str,
+}
+
+pub(crate) async fn handle(
+    State(app): State<App>,
+    credentials: Credentials,
+) -> Result<Json<Response>, Error> {
+    let account = credentials.account(&app).await?;
+    // First the sessions: if their store fails here, nothing has happened yet. Then once more for a
+    // login that came between.
+    let mut ended = app.sessions.end_all(account.id).await?;
+    if app.users.delete(account.id).await? == Deleted::Before {
+        return Err(Error::InvalidCredentials);
+    }
+    ended += app.sessions.end_all(account.id).await?;
+    app.metrics.sessions_ended.inc_by(ended);
+    tracing::info!(target: "audit", event = "delete", user = account.id.0);
+    let message = "User deleted successfully";
+    Ok(Json(Response { message }))
+}

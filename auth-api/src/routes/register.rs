@@ -1,0 +1,60 @@
+//! `POST /api/register`: makes an account.
+
+use axum::Json;
+use axum::extract::{FromRequest, Request, State};
+use axum::http::StatusCode;
+use serde::Serialize;
+
+use crate::app::App;
+use crate::body::{Object, Problem};
+use crate::credentials::both;
+use crate::domain::login::Login;
+use crate::domain::password::NewPassword;
+use crate::domain::user::UserId;
+use crate::error::Error;
+use crate::users::NotAdded;
+
+/// A login and a password that may become an account.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    login: Login,
+    password: NewPassword,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Response {
+    id: UserId,
+}
+
+pub(crate) async fn handle(
+    State(app): State<App>,
+    registration: Registration,
+) -> Result<(StatusCode, Json<Response>), Error> {
+    let hash = app.hasher.hash(&registration.password).await?;
+    let id = match app.users.add(&registration.login, &hash).await {
+        Ok(id) => id,
+        Err(NotAdded::Taken) => return Err(Error::LoginTaken),
+        Err(NotAdded::Unavailable(store)) => return Err(store.into()),
+    };
+    tracing::info!(target: "audit", event = "register", user = id.0);
+    Ok((StatusCode::CREATED, Json(Response { id })))
+}
+
+impl<S: Sync> FromRequest<S> for Registration {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let body = Object::from_request(request, state).await?;
+        let login = body
+            .text("login")
+            .and_then(|text| Login::new(text).map_err(|why| Problem::value("login", why)));
+        let password = body
+            .text("password")
+            .and_then(|text| NewPassword::new(text).map_err(|why| Problem::value("password", why)));
+        let (login, password) = both(login, password)?;
+        let password = password
+            .for_login(&login)
+            .map_err(|why| Error::Invalid(vec![Problem::value("password", why)]))?;
+        Ok(Self { login, password })
+    }
+}

@@ -1,0 +1,63 @@
+//! The embedded store: one SQLite file that replicas on one machine may share.
+
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use crate::unavailable::Unavailable;
+
+pub(crate) const STORE: &str = "SQLite";
+/// How long a writer waits for another's turn; also the longest that a statement may take.
+const BUSY: Duration = Duration::from_millis(2500);
+const READERS: u32 = 4;
+
+/// One connection that writes and some that read: SQLite has one writer at a time, and waiting for
+/// a turn here is cheaper than in its lock.
+#[derive(Debug, Clone)]
+pub(crate) struct Sqlite {
+    pub(crate) writer: SqlitePool,
+    pub(crate) readers: SqlitePool,
+}
+
+impl Sqlite {
+    /// Opens or makes the file.
+    pub(crate) async fn open(file: &Path) -> Result<Self, sqlx::Error> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // What was acknowledged is on the disk, whatever crashes.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY);
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(BUSY)
+        };
+        Ok(Self {
+            writer: pool(1).connect_with(options.clone()).await?,
+            readers: pool(READERS).connect_lazy_with(options.optimize_on_close(true, None)),
+        })
+    }
+
+    /// Brings the tables up to date. Of several replicas that start at once, one does it.
+    pub(crate) async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
+        sqlx::migrate!("../migrations/sqlite")
+            .run(&self.writer)
+            .await
+    }
+}
+
+/// A failed statement as an outage.
+#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
+pub(crate) fn failed(error: sqlx::Error) -> Unavailable {
+    Unavailable::because(STORE, &error)
+}
+
+/// A stored time.
+pub(crate) fn time(micros: i64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_micros(micros)
+}

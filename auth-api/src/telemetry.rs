@@ -1,0 +1,54 @@
+//! Logs: one JSON object a line in production, readable text on a terminal.
+
+use std::io::IsTerminal;
+
+use tracing::Level;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Logs {
+    pub(crate) level: Level,
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Json,
+    Text,
+}
+
+impl Format {
+    /// Text for a person who watches, JSON for a machine that collects.
+    pub(crate) fn for_this_terminal() -> Self {
+        if std::io::stdout().is_terminal() {
+            Self::Text
+        } else {
+            Self::Json
+        }
+    }
+}
+
+/// Sends every event from now on to standard output.
+pub(crate) fn start(logs: &Logs) {
+    // What libraries say below a warning may show statements and their values.
+    let filter = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target("auth_api", logs.level)
+        .with_target("audit", logs.level);
+    let layer = match logs.format {
+        Format::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .boxed(),
+        Format::Text => fmt::layer().boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .init();
+}

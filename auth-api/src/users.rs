@@ -1,0 +1,109 @@
+//! Where users live: PostgreSQL, or a SQLite file.
+
+mod postgres;
+mod sqlite;
+
+use chrono::{DateTime, Utc};
+
+pub(crate) use postgres::PostgresUsers;
+pub(crate) use sqlite::SqliteUsers;
+
+use crate::domain::login::Login;
+use crate::domain::password::PasswordHash;
+use crate::domain::user::{Account, Profile, UserId};
+use crate::unavailable::Unavailable;
+
+/// The users, wherever they are.
+#[derive(Debug, Clone)]
+pub(crate) enum Users {
+    Postgres(PostgresUsers),
+    Sqlite(SqliteUsers),
+}
+
+/// Why an account was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotAdded {
+    #[error("the login is taken")]
+    Taken,
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// What became of an account that was to be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deleted {
+    Now,
+    Before,
+}
+
+macro_rules! either {
+    ($self:ident.$method:ident($($argument:expr),*)) => {
+        match $self {
+            Self::Postgres(users) => users.$method($($argument),*).await,
+            Self::Sqlite(users) => users.$method($($argument),*).await,
+        }
+    };
+}
+
+impl Users {
+    /// Adds an account; of several at once with one login, one is added.
+    pub(crate) async fn add(&self, login: &Login, hash: &PasswordHash) -> Result<UserId, NotAdded> {
+        either!(self.add(login, hash))
+    }
+
+    /// The account of `login`.
+    pub(crate) async fn account(&self, login: &Login) -> Result<Option<Account>, Unavailable> {
+        either!(self.account(login))
+    }
+
+    /// What `user` may see of the account.
+    pub(crate) async fn profile(&self, user: UserId) -> Result<Option<Profile>, Unavailable> {
+        either!(self.profile(user))
+    }
+
+    /// Notes that `user` logged in.
+    pub(crate) async fn logged_in(
+        &self,
+        user: UserId,
+        now: DateTime<Utc>,
+    ) -> Result<(), Unavailable> {
+        either!(self.logged_in(user, now))
+    }
+
+    /// Replaces `old` by `new`, unless the password has changed meanwhile.
+    pub(crate) async fn renew_hash(
+        &self,
+        user: UserId,
+        old: &PasswordHash,
+        new: &PasswordHash,
+    ) -> Result<(), Unavailable> {
+        either!(self.renew_hash(user, old, new))
+    }
+
+    /// Deletes an account; of several at once, one does.
+    pub(crate) async fn delete(&self, user: UserId) -> Result<Deleted, Unavailable> {
+        either!(self.delete(user))
+    }
+
+    /// Asks the store for the least that shows that it answers.
+    pub(crate) async fn ping(&self) -> Result<(), Unavailable> {
+        either!(self.ping())
+    }
+}
+
+/// An account as a store has it. A hash that is none is an outage of the store, not a wrong password.
+fn account(
+    store: &'static str,
+    id: i64,
+    login: &Login,
+    hash: &str,
+) -> Result<Account, Unavailable> {
+    let hash = hash
+        .parse()
+        .map_err(|error| Unavailable::because(store, &error))?;
+    Ok(Account {
+        id: UserId(id),
+        login: login.clone(),
+        hash,
+    })
+}

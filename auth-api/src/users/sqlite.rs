@@ -1,0 +1,108 @@
+//! Users in the embedded store.
+
+use chrono::{DateTime, Utc};
+
+use super::{Deleted, NotAdded};
+use crate::domain::login::Login;
+use crate::domain::password::PasswordHash;
+use crate::domain::user::{Account, Profile, UserId};
+use crate::sqlite::{STORE, Sqlite, failed, time};
+use crate::unavailable::Unavailable;
+
+/// The users' table of a SQLite file.
+#[derive(Debug, Clone)]
+pub(crate) struct SqliteUsers(pub(crate) Sqlite);
+
+type Row = (i64, String, i64, Option<i64>);
+
+impl SqliteUsers {
+    pub(super) async fn add(&self, login: &Login, hash: &PasswordHash) -> Result<UserId, NotAdded> {
+        let id: Option<i64> = sqlx::query_scalar(
+            "INSERT INTO users (login, password_hash, created_at) VALUES (?, ?, ?)
+             ON CONFLICT (login) DO NOTHING RETURNING id",
+        )
+        .bind(login.as_str())
+        .bind(hash.as_str())
+        .bind(Utc::now().timestamp_micros())
+        .fetch_optional(&self.0.writer)
+        .await
+        .map_err(failed)?;
+        id.map(UserId).ok_or(NotAdded::Taken)
+    }
+
+    pub(super) async fn account(&self, login: &Login) -> Result<Option<Account>, Unavailable> {
+        let row: Option<(i64, String)> =
+            sqlx::query_as("SELECT id, password_hash FROM users WHERE login = ?")
+                .bind(login.as_str())
+                .fetch_optional(&self.0.readers)
+                .await
+                .map_err(failed)?;
+        row.map(|(id, hash)| super::account(STORE, id, login, &hash))
+            .transpose()
+    }
+
+    pub(super) async fn profile(&self, user: UserId) -> Result<Option<Profile>, Unavailable> {
+        let row: Option<Row> =
+            sqlx::query_as("SELECT id, login, created_at, last_login FROM users WHERE id = ?")
+                .bind(user.0)
+                .fetch_optional(&self.0.readers)
+                .await
+                .map_err(failed)?;
+        Ok(row.map(|(id, login, created_at, last_login)| Profile {
+            id: UserId(id),
+            login,
+            created_at: time(created_at),
+            last_login: last_login.and_then(time),
+        }))
+    }
+
+    pub(super) async fn logged_in(
+        &self,
+        user: UserId,
+        now: DateTime<Utc>,
+    ) -> Result<(), Unavailable> {
+        sqlx::query("UPDATE users SET last_login = ? WHERE id = ?")
+            .bind(now.timestamp_micros())
+            .bind(user.0)
+            .execute(&self.0.writer)
+            .await
+            .map_err(failed)
+            .map(drop)
+    }
+
+    pub(super) async fn renew_hash(
+        &self,
+        user: UserId,
+        old: &PasswordHash,
+        new: &PasswordHash,
+    ) -> Result<(), Unavailable> {
+        sqlx::query("UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?")
+            .bind(new.as_str())
+            .bind(user.0)
+            .bind(old.as_str())
+            .execute(&self.0.writer)
+            .await
+            .map_err(failed)
+            .map(drop)
+    }
+
+    pub(super) async fn delete(&self, user: UserId) -> Result<Deleted, Unavailable> {
+        let done = sqlx::query("DELETE FROM users WHERE id = ?")
+            .bind(user.0)
+            .execute(&self.0.writer)
+            .await
+            .map_err(failed)?;
+        Ok(match done.rows_affected() {
+            0 => Deleted::Before,
+            _ => Deleted::Now,
+        })
+    }
+
+    pub(super) async fn ping(&self) -> Result<(), Unavailable> {
+        sqlx::query("SELECT 1")
+            .execute(&self.0.readers)
+            .await
+            .map_err(failed)
+            .map(drop)
+    }
+}

@@ -1,0 +1,81 @@
+//! What every request has in common: its line in the access log, its count in the metrics, and the
+//! headers that each answer carries.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use crate::domain::session::Origin;
+use crate::metrics::Metrics;
+
+const UNMATCHED: &str = "unmatched";
+/// What is kept of a user agent: enough to recognise a device.
+const USER_AGENT_BYTES: usize = 256;
+
+/// Lets a request through and records what became of it.
+pub(crate) async fn record(
+    State(metrics): State<Metrics>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let start = Instant::now();
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let request_id = header(request.headers(), "x-request-id").to_owned();
+    let client = client(request.headers()).to_owned();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+
+    let mut response = next.run(request).await;
+
+    let took = start.elapsed();
+    let status = response.status().as_u16();
+    let route = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
+    let known_method = match method.as_str() {
+        known @ ("GET" | "POST" | "DELETE" | "HEAD" | "PUT" | "PATCH" | "OPTIONS") => known,
+        _ => "other",
+    };
+    metrics.answered(route, known_method, status, took);
+    let seconds = took.as_secs_f64();
+    tracing::info!(request_id, client, %method, path, status, seconds, "request");
+
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // Every answer below /api has a token, personal data or a verdict on them.
+    if path.starts_with("/api/") {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    response
+}
+
+/// Where a request came from.
+pub(crate) fn origin(headers: &HeaderMap) -> Origin {
+    let agent = header(headers, "user-agent");
+    let end = (0..=USER_AGENT_BYTES.min(agent.len()))
+        .rev()
+        .find(|end| agent.is_char_boundary(*end))
+        .unwrap_or(0);
+    Origin {
+        address: client(headers).to_owned(),
+        user_agent: agent[..end].to_owned(),
+    }
+}
+
+/// The last address of `X-Forwarded-For`, which the gateway wrote.
+fn client(headers: &HeaderMap) -> &str {
+    header(headers, "x-forwarded-for")
+        .rsplit(',')
+        .next()
+        .unwrap_or("")
+        .trim()
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("")
+}
