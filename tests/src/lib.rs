@@ -11,10 +11,12 @@ pub mod edge;
 pub mod postgres;
 pub mod process;
 pub mod redis;
+pub mod replica;
 pub mod wait;
 
 pub use client::Client;
-pub use edge::{Edge, Store};
+pub use edge::Edge;
+pub use replica::Store;
 
 /// Makes two tests of each story, an `async fn(Store) -> anyhow::Result<()>`: one for each store.
 #[macro_export]
