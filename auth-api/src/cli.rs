@@ -70,10 +70,12 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 async fn migrate(environment: &Environment) -> Result<()> {
     telemetry::start(&config::logs(environment)?);
     match config::store(environment)? {
-        Store::Servers { postgres, .. } => PostgresUsers::new(*postgres).migrate().await,
-        Store::File(file) => open(&file).await?.migrate().await,
+        Store::Servers { postgres, .. } => PostgresUsers::new(*postgres)
+            .migrate()
+            .await
+            .context("bringing the tables up to date"),
+        Store::File(file) => open(&file).await.map(drop),
     }
-    .context("bringing the tables up to date")
 }
 
 async fn serve(environment: &Environment) -> Result<()> {
@@ -107,10 +109,6 @@ async fn stores(config: &Config) -> Result<(Users, Sessions)> {
     match &config.store {
         Store::File(file) => {
             let sqlite = open(file).await?;
-            sqlite
-                .migrate()
-                .await
-                .context("bringing the tables up to date")?;
             tracing::info!(file = %file.display(), "users and sessions are in one SQLite file");
             Ok((
                 Users::Sqlite(SqliteUsers(sqlite.clone())),

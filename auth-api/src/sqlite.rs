@@ -1,5 +1,6 @@
 //! The embedded store: one SQLite file that replicas on one machine may share.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,8 +24,12 @@ pub(crate) struct Sqlite {
 }
 
 impl Sqlite {
-    /// Opens or makes the file.
+    /// Opens or makes the file and brings its tables up to date. Of several replicas that start at
+    /// once, one after the other does: changing the journal's mode and migrating take locks that
+    /// SQLite does not wait for.
     pub(crate) async fn open(file: &Path) -> Result<Self, sqlx::Error> {
+        let turn = File::create(file.with_extension("lock"))?;
+        turn.lock()?;
         let options = SqliteConnectOptions::new()
             .filename(file)
             .create_if_missing(true)
@@ -37,17 +42,12 @@ impl Sqlite {
                 .max_connections(connections)
                 .acquire_timeout(BUSY)
         };
+        let writer = pool(1).connect_with(options.clone()).await?;
+        sqlx::migrate!("../migrations/sqlite").run(&writer).await?;
         Ok(Self {
-            writer: pool(1).connect_with(options.clone()).await?,
+            writer,
             readers: pool(READERS).connect_lazy_with(options.optimize_on_close(true, None)),
         })
-    }
-
-    /// Brings the tables up to date. Of several replicas that start at once, one does it.
-    pub(crate) async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
-        sqlx::migrate!("../migrations/sqlite")
-            .run(&self.writer)
-            .await
     }
 }
 
