@@ -1,0 +1,120 @@
+//! What the program can be told to do.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Environment, SCHEMA};
+use crate::serve::{self, Start};
+use crate::telemetry::Logs;
+use crate::tls;
+
+/// An auth edge: TLS, quotas, timeouts, retries and circuit breakers by path pattern.
+#[derive(Debug, Parser)]
+#[command(name = "gateway", version)]
+struct Cli {
+    /// The configuration; its keys are explained in gateway.yml.
+    #[arg(
+        long,
+        global = true,
+        env = "GATEWAY_CONFIG",
+        default_value = "gateway.yml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM; the default.
+    Run(Run),
+    /// Say everything that is wrong with a configuration, and do nothing else.
+    Check { file: Option<PathBuf> },
+    /// Print the JSON Schema of the configuration, for editors.
+    Schema,
+    /// Succeed where a gateway with this configuration is alive.
+    Healthcheck,
+}
+
+#[derive(Debug, Default, Args)]
+struct Run {
+    /// Take the listening sockets over from the gateway that runs; send that one SIGQUIT next.
+    #[arg(long)]
+    upgrade: bool,
+}
+
+/// Does what the arguments say.
+///
+/// # Errors
+/// What went wrong, for the person who started it.
+pub(crate) fn run() -> Result<()> {
+    let cli = Cli::parse();
+    tls::install_cryptography();
+    let environment = Environment::of_process();
+    match cli.command.unwrap_or(Command::Run(Run::default())) {
+        Command::Run(run) => {
+            Logs::of(&environment)?.start();
+            let start = if run.upgrade {
+                Start::Upgrade
+            } else {
+                Start::Fresh
+            };
+            serve::serve(cli.config, environment, start)
+        }
+        Command::Check { file } => check(&file.unwrap_or(cli.config), &environment),
+        Command::Schema => say(SCHEMA),
+        Command::Healthcheck => healthcheck(&Config::load(&cli.config, &environment)?),
+    }
+}
+
+/// One line on standard error, or one for each mistake of a configuration.
+pub(crate) fn complain(error: &anyhow::Error) {
+    let _ = writeln!(std::io::stderr(), "{error:#}");
+}
+
+fn say(text: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{}", text.trim_end()).context("standard output")
+}
+
+fn check(file: &std::path::Path, environment: &Environment) -> Result<()> {
+    let config = Config::load(file, environment)?;
+    for warning in &config.warnings {
+        say(&format!("{}: warning: {warning}", file.display()))?;
+    }
+    say(&format!(
+        "{}: good: {} paths, {} servers",
+        file.display(),
+        config.paths.len(),
+        config.servers.len()
+    ))
+}
+
+fn healthcheck(config: &Config) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let mut address = config.listen.admin;
+    if address.ip().is_unspecified() {
+        address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port());
+    }
+    let mut answer = String::new();
+    let mut ask = || -> std::io::Result<()> {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n")?;
+        stream.read_to_string(&mut answer).map(|_| ())
+    };
+    ask().with_context(|| format!("the gateway's admin listener at {address}"))?;
+    if !answer.starts_with("HTTP/1.1 200 ") {
+        bail!(
+            "the gateway at {address} is not healthy: {}",
+            answer.lines().next().unwrap_or("")
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! `${NAME}` and `${NAME:-default}` in a configuration's values.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+/// The environment variables that a configuration may name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Environment(HashMap<String, String>);
+
+impl Environment {
+    /// The process's own. Variables that are no UTF-8 are left out.
+    pub(crate) fn of_process() -> Self {
+        Self(
+            std::env::vars_os()
+                .filter_map(|(name, value)| {
+                    Some((name.into_string().ok()?, value.into_string().ok()?))
+                })
+                .collect(),
+        )
+    }
+
+    /// A variable that is set and not empty.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
+
+    /// Replaces every `${…}` in a text.
+    ///
+    /// # Errors
+    /// What is wrong with one, for the operator.
+    pub(super) fn interpolate<'t>(&self, text: &'t str) -> Result<Cow<'t, str>, String> {
+        if !text.contains("${") {
+            return Ok(Cow::Borrowed(text));
+        }
+        let (mut done, mut rest) = (String::new(), text);
+        while let Some(start) = rest.find("${") {
+            done.push_str(&rest[..start]);
+            let after = &rest[start + 2..];
+            let end = after
+                .find('}')
+                .ok_or_else(|| format!("`{}` has no closing brace", &rest[start..]))?;
+            done.push_str(&self.value_of(&after[..end])?);
+            rest = &after[end + 1..];
+        }
+        done.push_str(rest);
+        Ok(Cow::Owned(done))
+    }
+
+    fn value_of(&self, expression: &str) -> Result<String, String> {
+        let (name, default) = match expression.split_once(":-") {
+            Some((name, default)) => (name, Some(default)),
+            None => (expression, None),
+        };
+        if !is_name(name) {
+            return Err(format!(
+                "`${{{expression}}}` is neither ${{NAME}} nor ${{NAME:-default}}"
+            ));
+        }
+        self.get(name)
+            .or(default)
+            .map(str::to_owned)
+            .ok_or_else(|| {
+                format!("the environment variable {name} is not set, and no default is given")
+            })
+    }
+}
+
+#[cfg(test)]
+impl Environment {
+    /// One that names a certificate, without which there is no configuration.
+    pub(crate) fn for_tests() -> Self {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/fixtures");
+        Self::from([
+            ("SSL_CERTFILE", format!("{fixtures}/cert.pem").as_str()),
+            ("SSL_KEYFILE", format!("{fixtures}/key.pem").as_str()),
+        ])
+    }
+}
+
+#[cfg(test)]
+impl<const N: usize> From<[(&str, &str); N]> for Environment {
+    fn from(variables: [(&str, &str); N]) -> Self {
+        Self(
+            variables
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+        )
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+        && name
+            .chars()
+            .all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_and_defaults_are_put_in_place() {
+        let environment = Environment::from([("HOST", "db"), ("EMPTY", "")]);
+        let interpolate = |text| environment.interpolate(text).map(Cow::into_owned);
+        assert_eq!(
+            interpolate("http://${HOST}:${PORT:-80}/"),
+            Ok("http://db:80/".to_owned())
+        );
+        assert_eq!(interpolate("${EMPTY:-x}$"), Ok("x$".to_owned()));
+        assert_eq!(interpolate("plain $HOST"), Ok("plain $HOST".to_owned()));
+        assert!(interpolate("${NONE}").is_err());
+        assert!(interpolate("${HOST").is_err());
+        assert!(interpolate("${HO ST}").is_err());
+    }
+}

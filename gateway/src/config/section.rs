@@ -1,0 +1,323 @@
+//! Reading a YAML mapping key by key, noting every mistake with its place.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use saphyr::{MarkedYaml, Scalar, YamlData};
+
+use super::interpolate::Environment;
+use super::mistake::{Mistake, Place, instead_of};
+
+/// The longest time that a setting may name: a year.
+const LONGEST: f64 = 366.0 * 24.0 * 3600.0;
+
+/// What is shared by all sections of one file.
+#[derive(Debug)]
+pub(super) struct Reading<'e> {
+    pub(super) environment: &'e Environment,
+    mistakes: RefCell<Vec<Mistake>>,
+}
+
+impl<'e> Reading<'e> {
+    pub(super) fn new(environment: &'e Environment) -> Self {
+        Self {
+            environment,
+            mistakes: RefCell::default(),
+        }
+    }
+
+    pub(super) fn note(&self, mistake: Mistake) {
+        self.mistakes.borrow_mut().push(mistake);
+    }
+
+    pub(super) fn into_mistakes(self) -> Vec<Mistake> {
+        self.mistakes.into_inner()
+    }
+}
+
+/// A value somewhere in the file.
+#[derive(Debug, Clone)]
+pub(super) struct Value<'y, 'r> {
+    node: &'y MarkedYaml<'y>,
+    key: String,
+    reading: &'r Reading<'r>,
+}
+
+impl<'y, 'r> Value<'y, 'r> {
+    pub(super) fn new(node: &'y MarkedYaml<'y>, key: String, reading: &'r Reading<'r>) -> Self {
+        Self { node, key, reading }
+    }
+
+    pub(super) fn wrong(&self, problem: impl Into<String>, hint: Option<String>) {
+        self.reading.note(Mistake {
+            place: Some(place_of(self.node)),
+            key: self.key.clone(),
+            problem: problem.into(),
+            hint,
+        });
+    }
+
+    pub(super) fn is_null(&self) -> bool {
+        matches!(self.node.data, YamlData::Value(Scalar::Null))
+    }
+
+    /// What was found, for a message.
+    fn found(&self) -> String {
+        match &self.node.data {
+            YamlData::Value(Scalar::Null) => "nothing".to_owned(),
+            YamlData::Value(Scalar::Boolean(value)) => format!("`{value}`"),
+            YamlData::Value(Scalar::Integer(value)) => format!("`{value}`"),
+            YamlData::Value(Scalar::FloatingPoint(value)) => format!("`{value}`"),
+            YamlData::Value(Scalar::String(value)) => format!("`{value}`"),
+            YamlData::Sequence(_) => "a list".to_owned(),
+            YamlData::Mapping(_) => "a mapping".to_owned(),
+            _ => "something else".to_owned(),
+        }
+    }
+
+    fn is_not(&self, wanted: &str) {
+        self.wrong(format!("is {}, must be {wanted}", self.found()), None);
+    }
+
+    /// The scalar, with `${…}` replaced. A text that came out of the environment is read as YAML
+    /// would read it in the file.
+    fn scalar(&self) -> Option<Scalar<'y>> {
+        match &self.node.data {
+            YamlData::Value(Scalar::String(text)) => {
+                match self.reading.environment.interpolate(text) {
+                    Ok(Cow::Borrowed(_)) => Some(Scalar::String(text.clone())),
+                    Ok(Cow::Owned(text)) => Some(Scalar::parse_from_cow(text.into())),
+                    Err(problem) => {
+                        self.wrong(problem, None);
+                        None
+                    }
+                }
+            }
+            YamlData::Value(scalar) => Some(scalar.clone()),
+            _ => Some(Scalar::Null),
+        }
+    }
+
+    /// Text, also where it looks like a number.
+    pub(super) fn text(&self) -> Option<String> {
+        match &self.node.data {
+            YamlData::Value(Scalar::String(text)) => {
+                match self.reading.environment.interpolate(text) {
+                    Ok(text) => Some(text.into_owned()),
+                    Err(problem) => {
+                        self.wrong(problem, None);
+                        None
+                    }
+                }
+            }
+            YamlData::Value(Scalar::Integer(number)) => Some(number.to_string()),
+            _ => {
+                self.is_not("text");
+                None
+            }
+        }
+    }
+
+    /// Text that `parse` understands.
+    pub(super) fn parsed<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let text = self.text()?;
+        match parse(&text) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.wrong(problem, None);
+                None
+            }
+        }
+    }
+
+    /// One of some words.
+    pub(super) fn one_of<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        let text = self.text()?;
+        let chosen = words.iter().find(|(word, _)| *word == text);
+        if chosen.is_none() {
+            let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            self.wrong(
+                format!("`{text}` is unknown"),
+                Some(instead_of(&text, &words)),
+            );
+        }
+        chosen.map(|(_, value)| *value)
+    }
+
+    /// A whole number in a range.
+    pub(super) fn number(&self, least: u64, most: u64) -> Option<u64> {
+        let number = match self.scalar()? {
+            Scalar::Integer(number) => u64::try_from(number).ok(),
+            _ => None,
+        };
+        let number = number.filter(|number| (least..=most).contains(number));
+        if number.is_none() {
+            self.is_not(&format!("a whole number from {least} to {most}"));
+        }
+        number
+    }
+
+    /// A whole number from 1 on.
+    pub(super) fn count(&self) -> Option<NonZeroU32> {
+        let number = self.number(1, u32::MAX.into())?;
+        u32::try_from(number).ok().and_then(NonZeroU32::new)
+    }
+
+    /// Seconds, more than none.
+    pub(super) fn seconds(&self) -> Option<Duration> {
+        self.seconds_if(|seconds| seconds > 0.0, "a number of seconds above 0")
+    }
+
+    /// Seconds, or none.
+    pub(super) fn seconds_or_none(&self) -> Option<Duration> {
+        self.seconds_if(|seconds| seconds >= 0.0, "a number of seconds, 0 or above")
+    }
+
+    fn seconds_if(&self, is_good: impl Fn(f64) -> bool, wanted: &str) -> Option<Duration> {
+        let seconds = match self.scalar()? {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "the range that is accepted is exact"
+            )]
+            Scalar::Integer(number) => Some(number as f64),
+            Scalar::FloatingPoint(number) => Some(number.into_inner()),
+            _ => None,
+        };
+        match seconds.filter(|seconds| is_good(*seconds)) {
+            Some(seconds) if seconds <= LONGEST => Some(Duration::from_secs_f64(seconds)),
+            Some(_) => {
+                self.is_not("a year at most");
+                None
+            }
+            None => {
+                self.is_not(wanted);
+                None
+            }
+        }
+    }
+
+    /// The values of a list.
+    pub(super) fn list(&self) -> Option<Vec<Self>> {
+        if let YamlData::Sequence(nodes) = &self.node.data {
+            let value =
+                |(number, node)| Value::new(node, format!("{}[{number}]", self.key), self.reading);
+            Some(nodes.iter().enumerate().map(value).collect())
+        } else {
+            self.is_not("a list");
+            None
+        }
+    }
+
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.node.data, YamlData::Sequence(_))
+    }
+
+    /// The section that a mapping is. Nothing at all is an empty one.
+    pub(super) fn section(&self) -> Option<Section<'y, 'r>> {
+        let entries = match &self.node.data {
+            YamlData::Mapping(mapping) => mapping.iter().collect(),
+            YamlData::Value(Scalar::Null) => Vec::new(),
+            _ => {
+                self.is_not("a mapping");
+                return None;
+            }
+        };
+        Some(Section {
+            itself: self.clone(),
+            entries,
+            known: Vec::new(),
+        })
+    }
+}
+
+/// A mapping that is being read. Each key is asked for once; [`Section::end`] finds the rest.
+#[derive(Debug)]
+pub(super) struct Section<'y, 'r> {
+    itself: Value<'y, 'r>,
+    entries: Vec<(&'y MarkedYaml<'y>, &'y MarkedYaml<'y>)>,
+    known: Vec<&'static str>,
+}
+
+impl<'y, 'r> Section<'y, 'r> {
+    /// The value of a key, if the file has it.
+    pub(super) fn get(&mut self, key: &'static str) -> Option<Value<'y, 'r>> {
+        self.known.push(key);
+        self.entries
+            .iter()
+            .find(|(name, _)| name_of(name).as_deref() == Some(key))
+            .map(|(_, node)| Value::new(node, self.key_of(key), self.itself.reading))
+    }
+
+    /// The value of a key without which the section makes no sense.
+    pub(super) fn need(&mut self, key: &'static str) -> Option<Value<'y, 'r>> {
+        let value = self.get(key);
+        if value.is_none() {
+            self.itself.wrong(format!("`{key}` is missing"), None);
+        }
+        value
+    }
+
+    pub(super) fn environment(&self) -> &'r Environment {
+        self.itself.reading.environment
+    }
+
+    /// Notes something that is wrong with the section as a whole.
+    pub(super) fn wrong(&self, problem: String) {
+        self.itself.wrong(problem, None);
+    }
+
+    /// What an environment variable says that stands in for a key.
+    pub(super) fn parsed_variable<T>(
+        &self,
+        variable: &str,
+        text: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        parse(text)
+            .map_err(|problem| self.wrong(format!("environment variable {variable}: {problem}")))
+            .ok()
+    }
+
+    /// Notes every key that nobody asked for. Those that start with `x-` are the operator's own,
+    /// as in compose files: a place for YAML anchors.
+    pub(super) fn end(self) {
+        for (node, _) in &self.entries {
+            let name = name_of(node).unwrap_or_default();
+            if !self.known.contains(&name.as_ref()) && !name.starts_with("x-") {
+                self.itself.reading.note(Mistake {
+                    place: Some(place_of(node)),
+                    key: self.key_of(&name),
+                    problem: "unknown key".to_owned(),
+                    hint: Some(instead_of(&name, &self.known)),
+                });
+            }
+        }
+    }
+
+    fn key_of(&self, name: &str) -> String {
+        if self.itself.key.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{}.{name}", self.itself.key)
+        }
+    }
+}
+
+fn name_of<'y>(node: &'y MarkedYaml<'y>) -> Option<Cow<'y, str>> {
+    match &node.data {
+        YamlData::Value(Scalar::String(name)) => Some(Cow::Borrowed(name.as_ref())),
+        YamlData::Value(Scalar::Integer(number)) => Some(Cow::Owned(number.to_string())),
+        YamlData::Value(Scalar::Boolean(value)) => Some(Cow::Owned(value.to_string())),
+        _ => None,
+    }
+}
+
+fn place_of(node: &MarkedYaml<'_>) -> Place {
+    Place {
+        line: node.span.start.line(),
+        // The parser counts columns from 0, editors from 1.
+        column: node.span.start.col() + 1,
+    }
+}

@@ -1,0 +1,207 @@
+//! What a configuration means, and what is said of a wrong one.
+
+use super::*;
+
+fn parse(yaml: &str) -> Result<Config, String> {
+    Config::parse("gateway.yml".as_ref(), yaml, &Environment::for_tests())
+        .map_err(|mistakes| mistakes.to_string())
+}
+
+#[test]
+fn the_yaml_of_the_python_services_readme_works_as_it_is() {
+    let config = parse(
+        r#"
+premier:
+  paths:
+    - pattern: "/api/*"
+      features:
+        rate_limit:
+          quota: 100
+          duration: 60
+        monitoring:
+          log_threshold: 5.0
+"#,
+    )
+    .unwrap();
+    let features = &config.paths[0].features;
+    let quota = features.rate_limit.as_ref().unwrap();
+    assert_eq!((quota.quota.get(), quota.duration.as_secs()), (100, 60));
+    assert_eq!(quota.algorithm, Algorithm::FixedWindow);
+    assert_eq!(quota.per, [Per::Client, Per::Endpoint]);
+    assert_eq!(quota.refusal.status, 429);
+    assert_eq!(quota.refusal.message, "Rate limit exceeded");
+    assert_eq!(features.monitoring.unwrap().log_threshold.as_secs(), 5);
+    assert_eq!(config.listen.https.port(), 443);
+    assert_eq!(config.servers[0].to_string(), "http://auth-api:8000");
+}
+
+#[test]
+fn the_file_that_ships_is_good() {
+    let text = include_str!("../../../gateway.yml");
+    let config = parse(text).unwrap();
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn all_of_premiers_keys_are_known() {
+    let config = parse(
+        r#"
+premier:
+  keyspace: "auth"
+  servers: ["http://a:1", "ws://b:2"]
+  paths:
+    - pattern: "^/x"
+      features:
+        rate_limit: {quota: 1, duration: 1.5, algorithm: leaky_bucket, bucket_size: 3, error_status: 503, error_message: "no"}
+        timeout: {seconds: 0.5, error_status: 408, error_message: "slow"}
+        retry: {max_attempts: 2, wait: [0.1, 0.2]}
+        circuit_breaker: {failure_threshold: 2, recovery_timeout: 1, expected_exception: Exception}
+        cache: {expire_s: 10, cache_key: x}
+        monitoring: {log_threshold: 0}
+  default_features:
+    monitoring:
+      log_threshold: 1
+"#,
+    )
+    .unwrap();
+    let features = &config.paths[0].features;
+    assert_eq!(features.retry.as_ref().unwrap().wait.len(), 2);
+    assert_eq!(features.timeout.as_ref().unwrap().refusal.status, 408);
+    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+}
+
+#[test]
+fn every_mistake_is_told_at_once_with_its_place() {
+    let told = parse(
+        r#"premier:
+  keyspce: x
+  servers: [auth-api]
+  listen: {https: here}
+  load_balancing: {strategy: round}
+  limits: {max_body_bytes: -1}
+  trusted_proxies: [x/8]
+  paths:
+    - pattern: "/v[1"
+    - features: {}
+    - pattern: "/a"
+      features:
+        rate_limit: {quota: 0, duration: -1, algoritm: fixed_window}
+    - pattern: "/b"
+      features:
+        rate_limit: {quota: "100", duration: 1, algorithm: slidng_window, per: [clint]}
+        timeout: {}
+        retry: {wait: []}
+        monitoring: 5
+        rate_limits: {}
+"#,
+    )
+    .unwrap_err();
+    insta::assert_snapshot!(told);
+}
+
+#[test]
+fn what_is_no_yaml_is_told_with_its_place() {
+    assert!(parse("premier: [").unwrap_err().starts_with("gateway.yml:"));
+    assert!(parse("").unwrap_err().contains("must have one"));
+    assert!(parse("{}").unwrap_err().contains("`premier` is missing"));
+}
+
+#[test]
+fn values_come_from_the_environment() {
+    let config = parse(
+        r#"
+premier:
+  paths:
+    - pattern: "/${NONE:-api}/*"
+      features: {rate_limit: {quota: "${QUOTA:-7}", duration: 1}}
+"#,
+    )
+    .unwrap();
+    assert_eq!(config.paths[0].pattern.to_string(), "/api/*");
+    assert_eq!(
+        config.paths[0]
+            .features
+            .rate_limit
+            .as_ref()
+            .unwrap()
+            .quota
+            .get(),
+        7
+    );
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_told() {
+    let told = parse("premier: {tls: {certificates: [{cert: none.pem, key: none.pem}]}}");
+    assert!(told.unwrap_err().contains("none.pem: cannot be read"));
+}
+
+#[test]
+fn the_schema_knows_every_key() {
+    let schema: serde_json::Value = serde_json::from_str(SCHEMA).unwrap();
+    // The reader says which keys it knows when it meets one that it does not.
+    let sections = [
+        ("premier: {zzz: 1}", "/properties/premier"),
+        (
+            "premier: {listen: {zzz: 1}}",
+            "/properties/premier/properties/listen",
+        ),
+        (
+            "premier: {tls: {zzz: 1}}",
+            "/properties/premier/properties/tls",
+        ),
+        (
+            "premier: {load_balancing: {zzz: 1}}",
+            "/properties/premier/properties/load_balancing",
+        ),
+        (
+            "premier: {health_check: {zzz: 1}}",
+            "/properties/premier/properties/health_check",
+        ),
+        (
+            "premier: {limits: {zzz: 1}}",
+            "/properties/premier/properties/limits",
+        ),
+        ("premier: {default_features: {zzz: 1}}", "/$defs/features"),
+        (
+            "premier: {default_features: {rate_limit: {zzz: 1}}}",
+            "/$defs/features/properties/rate_limit",
+        ),
+        (
+            "premier: {default_features: {timeout: {zzz: 1}}}",
+            "/$defs/features/properties/timeout",
+        ),
+        (
+            "premier: {default_features: {retry: {zzz: 1}}}",
+            "/$defs/features/properties/retry",
+        ),
+        (
+            "premier: {default_features: {circuit_breaker: {zzz: 1}}}",
+            "/$defs/features/properties/circuit_breaker",
+        ),
+        (
+            "premier: {default_features: {monitoring: {zzz: 1}}}",
+            "/$defs/features/properties/monitoring",
+        ),
+        (
+            "premier: {default_features: {cache: {zzz: 1}}}",
+            "/$defs/features/properties/cache",
+        ),
+    ];
+    for (yaml, pointer) in sections {
+        let told = parse(yaml).unwrap_err();
+        let line = told
+            .lines()
+            .skip_while(|line| !line.contains("zzz: unknown key"))
+            .nth(1)
+            .unwrap();
+        let mut known: Vec<_> = line.split("one of: ").nth(1).unwrap().split(", ").collect();
+        let properties = schema.pointer(pointer).unwrap()["properties"]
+            .as_object()
+            .unwrap();
+        let mut described: Vec<_> = properties.keys().map(String::as_str).collect();
+        known.sort_unstable();
+        described.sort_unstable();
+        assert_eq!(known, described, "{pointer}");
+    }
+}

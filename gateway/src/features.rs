@@ -1,0 +1,7 @@
+//! What a path pattern can ask for: one file each.
+
+pub(crate) mod circuit_breaker;
+pub(crate) mod monitoring;
+pub(crate) mod rate_limit;
+pub(crate) mod retry;
+pub(crate) mod timeout;

@@ -1,0 +1,227 @@
+//! Leaving a failing replica alone: after so many failures in a row of one path, requests under
+//! that path do not go there until `recovery_timeout` is over and one probe has gone well.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use prometheus::IntGauge;
+
+use crate::config::CircuitBreaker;
+use crate::metrics::Metrics;
+use crate::moment::{Moment, nanoseconds};
+
+/// What a breaker says of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Permission {
+    Go,
+    /// Open for so long yet.
+    Wait(Duration),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Failures in a row.
+    Closed(u32),
+    /// Until then nothing goes through.
+    Open(Moment),
+    /// One probe is under way since then.
+    HalfOpen(Moment),
+}
+
+/// The breaker of one path and one replica.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    settings: CircuitBreaker,
+    state: Mutex<State>,
+    gauge: IntGauge,
+}
+
+impl Breaker {
+    fn new(settings: CircuitBreaker, gauge: IntGauge) -> Self {
+        gauge.set(0);
+        Self {
+            settings,
+            state: Mutex::new(State::Closed(0)),
+            gauge,
+        }
+    }
+
+    /// Whether a request could go through, without taking the probe's place.
+    pub(crate) fn peek(&self, now: Moment) -> Permission {
+        match *self.state.lock() {
+            State::Closed(_) => Permission::Go,
+            State::Open(until) if until <= now => Permission::Go,
+            State::Open(until) => Permission::Wait(until.since(now)),
+            State::HalfOpen(since) => self.probe_of(since, now),
+        }
+    }
+
+    /// Asks to let a request through. An open breaker whose time is over lets one, the probe.
+    pub(crate) fn enter(&self, now: Moment) -> Permission {
+        let mut state = self.state.lock();
+        let permission = match *state {
+            State::Closed(_) => return Permission::Go,
+            State::Open(until) if until <= now => Permission::Go,
+            State::Open(until) => Permission::Wait(until.since(now)),
+            State::HalfOpen(since) => self.probe_of(since, now),
+        };
+        if permission == Permission::Go {
+            *state = State::HalfOpen(now);
+            self.gauge.set(1);
+        }
+        permission
+    }
+
+    /// A probe that was never heard of again is replaced after another `recovery_timeout`.
+    fn probe_of(&self, since: Moment, now: Moment) -> Permission {
+        let left = self
+            .settings
+            .recovery_timeout
+            .saturating_sub(now.since(since));
+        if left.is_zero() {
+            Permission::Go
+        } else {
+            Permission::Wait(left)
+        }
+    }
+
+    pub(crate) fn succeeded(&self) {
+        let mut state = self.state.lock();
+        if *state != State::Closed(0) {
+            *state = State::Closed(0);
+            self.gauge.set(0);
+        }
+    }
+
+    pub(crate) fn failed(&self, now: Moment) {
+        let mut state = self.state.lock();
+        let failures = match *state {
+            State::Closed(failures) => failures.saturating_add(1),
+            State::HalfOpen(_) => self.settings.failure_threshold.get(),
+            // A request from before it opened: nothing new.
+            State::Open(_) => return,
+        };
+        if failures < self.settings.failure_threshold.get() {
+            *state = State::Closed(failures);
+            return;
+        }
+        let recovery = nanoseconds(self.settings.recovery_timeout);
+        *state = State::Open(Moment(now.0.saturating_add(recovery)));
+        self.gauge.set(2);
+    }
+
+    /// For a person who looks.
+    pub(crate) fn state(&self) -> &'static str {
+        match *self.state.lock() {
+            State::Closed(_) => "closed",
+            State::Open(_) => "open",
+            State::HalfOpen(_) => "half-open",
+        }
+    }
+}
+
+/// The breakers of one path, one for each replica that it was used with.
+#[derive(Debug)]
+pub(crate) struct Breakers {
+    pattern: String,
+    settings: CircuitBreaker,
+    metrics: Arc<Metrics>,
+    each: RwLock<HashMap<SocketAddr, Arc<Breaker>>>,
+}
+
+impl Breakers {
+    pub(crate) fn new(pattern: &str, settings: CircuitBreaker, metrics: &Arc<Metrics>) -> Self {
+        Self {
+            pattern: pattern.to_owned(),
+            settings,
+            metrics: Arc::clone(metrics),
+            each: RwLock::default(),
+        }
+    }
+
+    /// Whether these are the breakers of an unchanged rule.
+    pub(crate) fn are_of(&self, pattern: &str, settings: CircuitBreaker) -> bool {
+        self.pattern == pattern && self.settings == settings
+    }
+
+    pub(crate) fn of(&self, replica: SocketAddr) -> Arc<Breaker> {
+        if let Some(breaker) = self.each.read().get(&replica) {
+            return Arc::clone(breaker);
+        }
+        let new = || {
+            let gauge = self.metrics.breaker(&self.pattern, &replica.to_string());
+            Arc::new(Breaker::new(self.settings, gauge))
+        };
+        Arc::clone(self.each.write().entry(replica).or_insert_with(new))
+    }
+
+    /// Forgets replicas that are gone.
+    pub(crate) fn keep(&self, stays: impl Fn(SocketAddr) -> bool) {
+        self.each.write().retain(|replica, _| {
+            let stay = stays(*replica);
+            if !stay {
+                self.metrics
+                    .forget_breaker(&self.pattern, &replica.to_string());
+            }
+            stay
+        });
+    }
+
+    /// Every replica's state, for a person who looks.
+    pub(crate) fn states(&self) -> Vec<(SocketAddr, &'static str)> {
+        let each = self.each.read();
+        each.iter()
+            .map(|(replica, breaker)| (*replica, breaker.state()))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn breaker() -> Breaker {
+        let settings = CircuitBreaker {
+            failure_threshold: NonZeroU32::new(3).unwrap(),
+            recovery_timeout: Duration::from_secs(30),
+        };
+        Breaker::new(settings, IntGauge::new("state", "state").unwrap())
+    }
+
+    #[test]
+    fn failures_in_a_row_open_it_and_one_good_probe_closes_it() {
+        let breaker = breaker();
+        let at = |seconds: u64| Moment(seconds * SECOND);
+        for _ in 0..2 {
+            breaker.failed(at(1));
+        }
+        breaker.succeeded();
+        for _ in 0..3 {
+            assert_eq!(breaker.enter(at(2)), Permission::Go);
+            breaker.failed(at(2));
+        }
+        assert_eq!(
+            breaker.enter(at(12)),
+            Permission::Wait(Duration::from_secs(20))
+        );
+        assert_eq!(breaker.peek(at(32)), Permission::Go);
+        assert_eq!(breaker.enter(at(32)), Permission::Go);
+        assert!(
+            matches!(breaker.enter(at(33)), Permission::Wait(_)),
+            "one probe"
+        );
+        breaker.failed(at(33));
+        assert!(matches!(breaker.enter(at(34)), Permission::Wait(_)));
+        assert_eq!(breaker.enter(at(63)), Permission::Go);
+        breaker.succeeded();
+        assert_eq!(breaker.enter(at(63)), Permission::Go);
+        assert_eq!(breaker.enter(at(63)), Permission::Go);
+    }
+}

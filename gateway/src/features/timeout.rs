@@ -1,0 +1,50 @@
+//! The time that a whole exchange with the replicas may take, waits and retries included.
+
+use std::time::Duration;
+
+use crate::config::{Refusal, Timeout};
+use crate::moment::{Moment, nanoseconds};
+
+/// How long a replica may be silent where no `timeout` says otherwise.
+const LONGEST_SILENCE: Duration = Duration::from_mins(1);
+/// A replica is near: what takes longer to connect is not there.
+const LONGEST_CONNECT: Duration = Duration::from_secs(2);
+
+/// When an exchange has to be over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deadline(Option<Moment>);
+
+impl Deadline {
+    pub(crate) const NONE: Self = Self(None);
+
+    /// The deadline of an exchange that begins now.
+    pub(crate) fn of(timeout: Option<&Timeout>, now: Moment) -> Self {
+        Self(timeout.map(|timeout| Moment(now.0.saturating_add(nanoseconds(timeout.limit)))))
+    }
+
+    pub(crate) fn is_over(self, now: Moment) -> bool {
+        self.0.is_some_and(|end| end <= now)
+    }
+
+    /// What is left, `None` where there is no deadline.
+    pub(crate) fn left(self, now: Moment) -> Option<Duration> {
+        self.0.map(|end| end.since(now))
+    }
+
+    /// How long a replica may take to be connected, and to say something.
+    pub(crate) fn patience(self, now: Moment) -> (Duration, Duration) {
+        match self.left(now) {
+            None => (LONGEST_CONNECT, LONGEST_SILENCE),
+            // A time-out of nothing would mean none at all.
+            Some(left) => {
+                let left = left.max(Duration::from_millis(1));
+                (left.min(LONGEST_CONNECT), left)
+            }
+        }
+    }
+}
+
+/// How a request is answered whose time is over; `None` for the usual way.
+pub(crate) fn refusal(timeout: Option<&Timeout>) -> Option<&Refusal> {
+    timeout.map(|timeout| &timeout.refusal)
+}

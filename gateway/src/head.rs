@@ -1,0 +1,459 @@
+//! Reading the head of an HTTP/1.1 request, and refusing every one that has two readings.
+//!
+//! Pingora's parser is lenient: it takes bare line feeds, escapes what a target must not have and
+//! drops a `Content-Length` beside a `Transfer-Encoding`. So the head is read and judged here, and
+//! Pingora gets it only when any other parser would read the same (RFC 9112, sections 2.2, 3, 5
+//! and 6; RFC 9110, section 7.2).
+
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use http::StatusCode;
+use pingora::time::timeout;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Header fields.
+pub(crate) const MAX_FIELDS: usize = 100;
+/// Bytes of a request target.
+pub(crate) const MAX_TARGET: usize = 8 * 1024;
+/// Room for the head of most requests.
+const USUAL_HEAD: usize = 2048;
+
+/// How long and how large a head may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Until its first byte.
+    pub(crate) idle: Duration,
+    /// From there to its end.
+    pub(crate) whole: Duration,
+    /// Bytes.
+    pub(crate) size: usize,
+}
+
+/// A head that is not passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub(crate) enum Refused {
+    #[error("Line endings must be CRLF")]
+    LineEnding,
+    #[error("The request line is malformed")]
+    RequestLine,
+    #[error("The HTTP version is not supported")]
+    Version,
+    #[error("The request target is malformed")]
+    Target,
+    #[error("The request target is too long")]
+    TargetTooLong,
+    #[error("A header field is malformed")]
+    Field,
+    #[error("The header is too large")]
+    TooLarge,
+    #[error("The message framing is ambiguous")]
+    Framing,
+    #[error("The Host header is missing, repeated or malformed")]
+    Host,
+    #[error("The method is not allowed")]
+    Method,
+    #[error("The request took too long to arrive")]
+    TooSlow,
+}
+
+impl Refused {
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Why no head came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoHead {
+    /// The peer has gone, or was idle for too long: nothing to say.
+    Closed,
+    Refused(Refused),
+}
+
+/// Reads until the end of a head, which may be followed by some of the body.
+pub(crate) async fn read<S>(stream: &mut S, bounds: Bounds) -> Result<BytesMut, NoHead>
+where
+    S: AsyncRead + Unpin + ?Sized,
+{
+    let mut buffer = BytesMut::with_capacity(USUAL_HEAD);
+    match timeout(bounds.idle, stream.read_buf(&mut buffer)).await {
+        Ok(Ok(1..)) => {}
+        _ => return Err(NoHead::Closed),
+    }
+    // Nearly every head comes at once, and needs no deadline.
+    let mut scan = Scan::default();
+    if let Some(end) = scan.end(&mut buffer, bounds)? {
+        return check(&buffer[..end])
+            .map(|()| buffer)
+            .map_err(NoHead::Refused);
+    }
+    let rest = async {
+        loop {
+            match stream.read_buf(&mut buffer).await {
+                Ok(1..) => {}
+                _ => return Err(NoHead::Closed),
+            }
+            if let Some(end) = scan.end(&mut buffer, bounds)? {
+                return check(&buffer[..end]).map_err(NoHead::Refused);
+            }
+        }
+    };
+    match timeout(bounds.whole, rest).await {
+        Ok(done) => done.map(|()| buffer),
+        Err(_) => Err(NoHead::Refused(Refused::TooSlow)),
+    }
+}
+
+/// Looks for the end of a head, line by line, wherever the reads cut it.
+#[derive(Debug, Default)]
+struct Scan {
+    /// Where the current line begins.
+    line: usize,
+    /// What has been looked at.
+    seen: usize,
+}
+
+impl Scan {
+    fn end(&mut self, buffer: &mut BytesMut, bounds: Bounds) -> Result<Option<usize>, NoHead> {
+        while let Some(found) = memchr::memchr(b'\n', &buffer[self.seen..]) {
+            let feed = self.seen + found;
+            if feed == self.line || buffer[feed - 1] != b'\r' {
+                return Err(NoHead::Refused(Refused::LineEnding));
+            }
+            let is_empty = feed == self.line + 1;
+            (self.line, self.seen) = (feed + 1, feed + 1);
+            if !is_empty {
+                continue;
+            }
+            if feed > 1 {
+                let end = feed + 1;
+                return if end > bounds.size {
+                    Err(NoHead::Refused(Refused::TooLarge))
+                } else {
+                    Ok(Some(end))
+                };
+            }
+            // An empty line before a request is a leftover of the one before (RFC 9112, 2.2).
+            buffer.advance(feed + 1);
+            *self = Self::default();
+        }
+        self.seen = buffer.len();
+        if self.line == 0 && self.seen > MAX_TARGET + USUAL_HEAD {
+            return Err(NoHead::Refused(Refused::TargetTooLong));
+        }
+        if self.seen > bounds.size {
+            return Err(NoHead::Refused(Refused::TooLarge));
+        }
+        Ok(None)
+    }
+}
+
+/// What of a head decides how the rest of the message is read.
+#[derive(Debug, Default)]
+struct Framing<'h> {
+    host: Option<&'h [u8]>,
+    has_length: bool,
+    has_coding: bool,
+}
+
+/// Judges a head that ends with an empty line, every line with CRLF.
+fn check(head: &[u8]) -> Result<(), Refused> {
+    let mut lines = lines(head);
+    let request_line = lines.next().ok_or(Refused::RequestLine)?;
+    let (target, is_http_1_0) = check_request_line(request_line)?;
+    let mut framing = Framing::default();
+    for (number, line) in lines.enumerate() {
+        if number >= MAX_FIELDS {
+            return Err(Refused::TooLarge);
+        }
+        check_field(line, &mut framing)?;
+    }
+    if framing.has_coding && (framing.has_length || is_http_1_0) {
+        return Err(Refused::Framing);
+    }
+    check_host(framing.host.ok_or(Refused::Host)?, target)
+}
+
+/// The lines without their ends, up to the empty one.
+fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = head;
+    std::iter::from_fn(move || {
+        let feed = memchr::memchr(b'\n', rest)?;
+        let line = &rest[..feed.checked_sub(1)?];
+        rest = &rest[feed + 1..];
+        (!line.is_empty()).then_some(line)
+    })
+}
+
+fn check_request_line(line: &[u8]) -> Result<(&[u8], bool), Refused> {
+    let mut parts = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(Refused::RequestLine);
+    };
+    if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
+        return Err(Refused::RequestLine);
+    }
+    if matches!(method, b"TRACE" | b"CONNECT") {
+        return Err(Refused::Method);
+    }
+    if target.len() > MAX_TARGET {
+        return Err(Refused::TargetTooLong);
+    }
+    if target.is_empty() || !target.iter().all(u8::is_ascii_graphic) || target.contains(&b'#') {
+        return Err(Refused::Target);
+    }
+    match version {
+        b"HTTP/1.1" => Ok((target, false)),
+        b"HTTP/1.0" => Ok((target, true)),
+        _ if version.starts_with(b"HTTP/") => Err(Refused::Version),
+        _ => Err(Refused::RequestLine),
+    }
+}
+
+fn check_field<'h>(line: &'h [u8], framing: &mut Framing<'h>) -> Result<(), Refused> {
+    // A folded line begins with a blank, which is no part of a name either.
+    let colon = memchr::memchr(b':', line).ok_or(Refused::Field)?;
+    let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+    let is_good = |byte: &u8| *byte == b'\t' || *byte >= b' ' && *byte != 0x7f;
+    if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) || !value.iter().all(is_good) {
+        return Err(Refused::Field);
+    }
+    // Three names out of many: their length sorts nearly all others out.
+    match name.len() {
+        4 if name.eq_ignore_ascii_case(b"host") && framing.host.replace(value).is_some() => {
+            return Err(Refused::Host);
+        }
+        14 if name.eq_ignore_ascii_case(b"content-length") => {
+            let is_number = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+            if framing.has_length || !is_number {
+                return Err(Refused::Framing);
+            }
+            framing.has_length = true;
+        }
+        17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+            if framing.has_coding || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Refused::Framing);
+            }
+            framing.has_coding = true;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn check_host(host: &[u8], target: &[u8]) -> Result<(), Refused> {
+    if !is_authority(host) {
+        return Err(Refused::Host);
+    }
+    if target.starts_with(b"/") {
+        return Ok(());
+    }
+    let (scheme, rest) = target
+        .iter()
+        .position(|byte| *byte == b':')
+        .and_then(|colon| Some((&target[..colon], target[colon..].strip_prefix(b"://")?)))
+        .ok_or(Refused::Target)?;
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
+    let authority = &rest[..end.unwrap_or(rest.len())];
+    let is_http = scheme.eq_ignore_ascii_case(b"https") || scheme.eq_ignore_ascii_case(b"http");
+    if is_http && authority.eq_ignore_ascii_case(host) {
+        Ok(())
+    } else {
+        Err(Refused::Target)
+    }
+}
+
+/// A host with or without a port, and nothing else: no user, no blanks, no list.
+pub(crate) fn is_authority(text: &[u8]) -> bool {
+    let is_v6 = text.first() == Some(&b'[');
+    let (host, port) = if is_v6 {
+        match text.iter().position(|byte| *byte == b']') {
+            Some(end) => (&text[1..end], &text[end + 1..]),
+            None => return false,
+        }
+    } else {
+        let end = text.iter().position(|byte| *byte == b':');
+        text.split_at(end.unwrap_or(text.len()))
+    };
+    let is_good = |byte: &u8| match byte {
+        b':' => is_v6,
+        b'-' | b'.' | b'_' | b'~' => true,
+        _ => byte.is_ascii_alphanumeric(),
+    };
+    let port_is_good = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    !host.is_empty() && host.len() <= 255 && host.iter().all(is_good) && port_is_good
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read_all(bytes: &[u8]) -> Result<Vec<u8>, NoHead> {
+        let bounds = Bounds {
+            idle: Duration::from_secs(1),
+            whole: Duration::from_secs(1),
+            size: 32 * 1024,
+        };
+        let mut stream = bytes;
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(read(&mut stream, bounds))
+            .map(|buffer| buffer.to_vec())
+    }
+
+    fn refused(head: &str) -> Option<Refused> {
+        match read_all(head.as_bytes()) {
+            Err(NoHead::Refused(refused)) => Some(refused),
+            Err(NoHead::Closed) => panic!("{head:?} has no end"),
+            Ok(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_plain_request_passes() {
+        for head in [
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r\nGET /a?b HTTP/1.1\r\nhost:a.example:443\r\nX: \ty\t\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: [::1]:8443\r\nContent-Length: 3\r\n\r\nabc",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n",
+            "GET https://a/b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.0\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: \u{e4}\r\n\r\n",
+        ] {
+            assert_eq!(refused(head), None, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_two_readings_is_refused() {
+        for (request, why) in [
+            ("GET / HTTP/1.1\nHost: a\n\n", Refused::LineEnding),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nX: y\n\r\n",
+                Refused::LineEnding,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nX: y\rz\r\n\r\n",
+                Refused::Field,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nX: y\0z\r\n\r\n",
+                Refused::Field,
+            ),
+            ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", Refused::Field),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+                Refused::Field,
+            ),
+            ("GET / HTTP/1.1\r\n Host: a\r\n\r\n", Refused::Field),
+            ("GET / HTTP/1.1\r\nHost: a\r\n: x\r\n\r\n", Refused::Field),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nnothing\r\n\r\n",
+                Refused::Field,
+            ),
+            ("GET / HTTP/1.1\r\n\r\n", Refused::Host),
+            ("GET / HTTP/1.0\r\n\r\n", Refused::Host),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+                Refused::Host,
+            ),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Refused::Host),
+            ("GET / HTTP/1.1\r\nHost: a,b\r\n\r\n", Refused::Host),
+            ("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", Refused::Host),
+            ("GET / HTTP/1.1\r\nHost:\r\n\r\n", Refused::Host),
+            ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", Refused::Target),
+            ("GET a HTTP/1.1\r\nHost: a\r\n\r\n", Refused::Target),
+            ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Refused::Target),
+            ("GET /\u{e4} HTTP/1.1\r\nHost: a\r\n\r\n", Refused::Target),
+            ("GET /#a HTTP/1.1\r\nHost: a\r\n\r\n", Refused::Target),
+            ("GET /a\tb HTTP/1.1\r\nHost: a\r\n\r\n", Refused::Target),
+            ("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", Refused::RequestLine),
+            ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", Refused::RequestLine),
+            ("G@T / HTTP/1.1\r\nHost: a\r\n\r\n", Refused::RequestLine),
+            ("GET /\r\nHost: a\r\n\r\n", Refused::RequestLine),
+            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Refused::Version),
+            ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", Refused::Method),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", Refused::Method),
+        ] {
+            assert_eq!(refused(request), Some(why), "{request:?}");
+        }
+        for fields in [
+            "Content-Length: 1\r\nTransfer-Encoding: chunked",
+            "Content-Length: 1\r\nContent-Length: 1",
+            "Content-Length: 1, 1",
+            "Content-Length: +1",
+            "Content-Length: -1",
+            "Content-Length: 0x1",
+            "Content-Length:",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: gzip, chunked",
+            "Transfer-Encoding: chunked, identity",
+            "Transfer-Encoding: xchunked",
+            "Transfer-Encoding: \u{b}chunked",
+        ] {
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+            assert!(refused(&head).is_some(), "{fields:?}");
+        }
+        let old = "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(refused(old), Some(Refused::Framing));
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let long = "a".repeat(MAX_TARGET);
+        let target = format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(refused(&target), Some(Refused::TargetTooLong));
+        let endless = format!("GET /{long}{long}");
+        assert_eq!(refused(&endless), Some(Refused::TargetTooLong));
+        let value = "v".repeat(33 * 1024);
+        let large = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {value}\r\n\r\n");
+        assert_eq!(refused(&large), Some(Refused::TooLarge));
+        let many = "X: y\r\n".repeat(MAX_FIELDS);
+        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n");
+        assert_eq!(refused(&many), Some(Refused::TooLarge));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_it(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read_all(&bytes);
+        }
+
+        #[test]
+        fn what_passes_has_one_host_and_one_framing(
+            bytes in "(GET|POST) [/a-z:]{1,6} HTTP/1.[01]\r\n((Host|Content-Length|Transfer-Encoding|X)[: ]{1,2}[a0-9, ]{0,3}(chunked)?\r?\n){0,4}\r\n"
+        ) {
+            if let Ok(head) = read_all(bytes.as_bytes()) {
+                let text = String::from_utf8(head).unwrap().to_lowercase();
+                let count = |name: &str| text.matches(name).count();
+                prop_assert_eq!(count("\r\nhost:"), 1);
+                prop_assert!(count("content-length:") + count("transfer-encoding:") <= 1);
+                prop_assert_eq!(count("\n"), count("\r\n"));
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! One reading of a path: normalise it or refuse it.
+//!
+//! Patterns, quotas and the back end all see the same spelling, so that none of them can be told
+//! another path than the rest (RFC 3986, section 6.2.2). What has two readings is refused.
+
+use std::borrow::Cow;
+
+use thiserror::Error;
+
+/// Why a request target has no single reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub(crate) enum Ambiguous {
+    #[error("The path must start with a slash")]
+    NoSlash,
+    #[error("The path has a character that must be percent-encoded")]
+    Character,
+    #[error("The path has an invalid percent-encoding")]
+    Encoding,
+    #[error("The path has an encoded slash, backslash or null")]
+    EncodedDelimiter,
+}
+
+/// The normalised path: unreserved characters decoded, other encodings in upper case, no empty
+/// and no dot segments. A trailing slash stays. Plain paths come back without a copy.
+///
+/// # Errors
+/// When the path has more than one reading.
+pub(crate) fn normalise(path: &[u8]) -> Result<Cow<'_, str>, Ambiguous> {
+    if path.first() != Some(&b'/') {
+        return Err(Ambiguous::NoSlash);
+    }
+    let text = std::str::from_utf8(path).map_err(|_| Ambiguous::Character)?;
+    if is_plain(path) {
+        return Ok(Cow::Borrowed(text));
+    }
+    let decoded = decode(path)?;
+    Ok(Cow::Owned(without_dots(&decoded)))
+}
+
+/// Whether a path is its own normal form, in one pass: no encoding, no `//`, no segment that
+/// begins with a dot, nothing that needs encoding.
+fn is_plain(path: &[u8]) -> bool {
+    let mut previous = 0;
+    for &byte in path {
+        let begins_segment = previous == b'/';
+        if !PLAIN[usize::from(byte)] || (begins_segment && (byte == b'/' || byte == b'.')) {
+            return false;
+        }
+        previous = byte;
+    }
+    true
+}
+
+/// The characters of a path that stand for themselves (RFC 3986, `pchar` and `/`), and those that
+/// clients send unencoded although they should not, and which no server reads in another way.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        plain[byte as usize] = !matches!(byte, b'%' | b'\\' | b'#' | b'?');
+        byte += 1;
+    }
+    plain
+};
+
+fn decode(path: &[u8]) -> Result<String, Ambiguous> {
+    let mut decoded = String::with_capacity(path.len());
+    let mut rest = path;
+    while let [byte, after @ ..] = rest {
+        rest = after;
+        if *byte != b'%' {
+            if !PLAIN[usize::from(*byte)] {
+                return Err(Ambiguous::Character);
+            }
+            decoded.push(char::from(*byte));
+            continue;
+        }
+        let [high, low, after @ ..] = rest else {
+            return Err(Ambiguous::Encoding);
+        };
+        rest = after;
+        let byte = hex(*high)? << 4 | hex(*low)?;
+        match byte {
+            0 | b'/' | b'\\' => return Err(Ambiguous::EncodedDelimiter),
+            _ if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
+                decoded.push(char::from(byte));
+            }
+            _ => {
+                decoded.push('%');
+                decoded.push(char::from(high.to_ascii_uppercase()));
+                decoded.push(char::from(low.to_ascii_uppercase()));
+            }
+        }
+    }
+    Ok(decoded)
+}
+
+fn hex(digit: u8) -> Result<u8, Ambiguous> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        b'A'..=b'F' => Ok(digit - b'A' + 10),
+        _ => Err(Ambiguous::Encoding),
+    }
+}
+
+/// Dot segments resolved (RFC 3986, section 5.2.4) and empty ones left out.
+fn without_dots(path: &str) -> String {
+    let mut segments: Vec<&str> = Vec::new();
+    let mut ends_in_slash = true;
+    for segment in path.split('/') {
+        ends_in_slash = matches!(segment, "" | "." | "..");
+        match segment {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            _ => segments.push(segment),
+        }
+    }
+    let mut normal = String::with_capacity(path.len());
+    for segment in &segments {
+        normal.push('/');
+        normal.push_str(segment);
+    }
+    if ends_in_slash {
+        normal.push('/');
+    }
+    normal
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn normal(path: &str) -> Result<String, Ambiguous> {
+        normalise(path.as_bytes()).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn every_spelling_of_a_path_is_one() {
+        for spelling in [
+            "/api/login",
+            "/api//login",
+            "//api/login",
+            "/api/./login",
+            "/api/%6cogin",
+            "/api/%6Cogin",
+            "/x/../api/login",
+            "/../api/login",
+            "/%2e%2e/api/login",
+            "/api/x/%2E./login",
+            "/./api/login",
+        ] {
+            assert_eq!(normal(spelling).as_deref(), Ok("/api/login"), "{spelling}");
+        }
+        for (spelling, one) in [
+            ("/", "/"),
+            ("//", "/"),
+            ("/..", "/"),
+            ("/api/", "/api/"),
+            ("/api/.", "/api/"),
+            ("/api/x/..", "/api/"),
+            ("/f%c3%bcr", "/f%C3%BCr"),
+            ("/a%20b", "/a%20b"),
+            ("/a.b/.c/..d", "/a.b/.c/..d"),
+        ] {
+            assert_eq!(normal(spelling).as_deref(), Ok(one), "{spelling}");
+        }
+    }
+
+    #[test]
+    fn what_has_two_readings_is_refused() {
+        for path in [
+            "/a%2fb", "/a%5Cb", "/a%00", "/a\\b", "/a%", "/a%2", "/a%zz", "/a b", "/a\tb", "/a#b",
+            "", "api", "*", "/für",
+        ] {
+            assert!(normal(path).is_err(), "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn normalising_twice_changes_nothing(path in "/[a-z./%0-9A-F]{0,30}") {
+            if let Ok(once) = normal(&path) {
+                prop_assert_eq!(normal(&once), Ok(once.clone()));
+                prop_assert!(!once.contains("//"));
+                prop_assert!(!once.split('/').any(|segment| segment == "." || segment == ".."));
+            }
+        }
+
+        #[test]
+        fn no_bytes_break_it(path in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let _ = normalise(&path);
+        }
+    }
+}

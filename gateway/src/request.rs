@@ -1,0 +1,175 @@
+//! What the journey knows about one request.
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use http::StatusCode;
+use prometheus::IntGauge;
+
+use crate::answer::Answer;
+use crate::client::Client;
+use crate::features::circuit_breaker::Breaker;
+use crate::features::rate_limit::Standing;
+use crate::features::timeout::Deadline;
+use crate::gateway::{Gateway, Live};
+use crate::moment::Moment;
+use crate::route::Route;
+use crate::upstream::InFlight;
+
+/// A request from its head to the end of its answer.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// The configuration of the moment it came in: a reload changes nothing under way.
+    pub(crate) live: Arc<Live>,
+    pub(crate) started: Moment,
+    pub(crate) id: RequestId,
+    pub(crate) client: Option<Client>,
+    route: usize,
+    pub(crate) standing: Option<Standing>,
+    pub(crate) deadline: Deadline,
+    /// Bytes of its body so far.
+    pub(crate) body: u64,
+    pub(crate) attempts: u32,
+    pub(crate) upstream: Upstream,
+    /// What the gateway itself has to say, in place of a replica.
+    pub(crate) answer: Option<Answer>,
+    _in_flight: Counted,
+}
+
+/// What replicas had to do with it.
+#[derive(Debug, Default)]
+pub(crate) struct Upstream {
+    /// The current try.
+    pub(crate) attempt: Option<Attempt>,
+    /// The replica whose answer is on its way.
+    answering: Option<InFlight>,
+    /// The last replica that was tried.
+    pub(crate) replica: Option<SocketAddr>,
+    /// From the choice of a replica to the head of its answer, all tries together.
+    pub(crate) took: Duration,
+}
+
+/// A try to have a replica answer.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) started: Moment,
+    pub(crate) in_flight: InFlight,
+    pub(crate) breaker: Option<Arc<Breaker>>,
+}
+
+impl Request {
+    pub(crate) fn new(gateway: &Gateway) -> Self {
+        let live = gateway.live();
+        Self {
+            route: live.routes.default_number(),
+            live,
+            started: Moment::now(),
+            id: RequestId::new(),
+            client: None,
+            standing: None,
+            deadline: Deadline::NONE,
+            body: 0,
+            attempts: 0,
+            upstream: Upstream::default(),
+            answer: None,
+            _in_flight: Counted::one_more(&gateway.metrics.in_flight),
+        }
+    }
+
+    /// The route that it falls under.
+    pub(crate) fn route(&self) -> &Route {
+        self.live.routes.get(self.route)
+    }
+
+    pub(crate) fn matched(&mut self, route: usize) {
+        self.route = route;
+    }
+
+    /// The current try is over: its replica has answered or failed.
+    pub(crate) fn end_attempt(&mut self, now: Moment) -> Option<Attempt> {
+        let attempt = self.upstream.attempt.take()?;
+        self.upstream.took += now.since(attempt.started);
+        Some(attempt)
+    }
+
+    /// A try has brought the answer: its replica is busy until that is sent.
+    pub(crate) fn answered_by(&mut self, attempt: Attempt) {
+        self.upstream.answering = Some(attempt.in_flight);
+    }
+}
+
+impl Attempt {
+    /// The replica answered.
+    pub(crate) fn answered(&self, status: StatusCode, now: Moment) {
+        let metrics = &self.in_flight.replica().metrics;
+        metrics.answered(status);
+        metrics
+            .duration
+            .observe(now.since(self.started).as_secs_f64());
+        if let Some(breaker) = &self.breaker {
+            if status.is_server_error() {
+                breaker.failed(now);
+            } else {
+                breaker.succeeded();
+            }
+        }
+    }
+
+    /// The replica did not.
+    pub(crate) fn failed(&self, now: Moment) {
+        if let Some(breaker) = &self.breaker {
+            breaker.failed(now);
+        }
+    }
+}
+
+/// What a request is called in all logs, here and behind: 32 hexadecimal digits, also the trace
+/// that it begins (W3C Trace Context, section 3.2.2.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RequestId(u128);
+
+impl RequestId {
+    /// Unlike any other: a count, scrambled with keys of this process, costs no system call.
+    pub(crate) fn new() -> Self {
+        static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let [high, low] = [&KEYS[0], &KEYS[1]].map(|keys| u128::from(keys.hash_one(count)));
+        // A trace of zeros would be none.
+        Self((high << 64 | low).max(1))
+    }
+
+    /// The span of the gateway in the request's trace.
+    pub(crate) fn span(self) -> u64 {
+        #[expect(clippy::cast_possible_truncation, reason = "half of it is meant")]
+        let half = (self.0 >> 32) as u64;
+        half.max(1)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:032x}", self.0)
+    }
+}
+
+/// Counted in a gauge until dropped, whatever becomes of it.
+#[derive(Debug)]
+pub(crate) struct Counted(IntGauge);
+
+impl Counted {
+    pub(crate) fn one_more(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

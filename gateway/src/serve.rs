@@ -1,0 +1,176 @@
+//! From a configuration to a running gateway, and to its end.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use pingora::server::configuration::{Opt, ServerConf};
+use pingora::server::{ExecutionPhase, RunArgs, Server};
+use pingora::services::background::background_service;
+use pingora::services::listening::Service;
+
+use crate::access_log::AccessLog;
+use crate::admin::{Admin, ToHttps};
+use crate::config::{Config, Environment};
+use crate::edge::Edge;
+use crate::gateway::Gateway;
+use crate::reload::{self, Reload};
+use crate::telemetry::Logs;
+use crate::upstream::discovery::Discovery;
+
+/// What requests in flight may still take at the end.
+const DRAIN: Duration = Duration::from_secs(30);
+/// For a client to hear that its connection is about to end, before it is closed.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Tries of one request in Pingora's own loop; ours end before.
+const MOST_TRIES: usize = 16;
+/// Idle connections to replicas, of each thread.
+const IDLE_UPSTREAM: usize = 512;
+
+/// Where the listening sockets come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    Fresh,
+    /// From the gateway that runs, by way of `GATEWAY_UPGRADE_SOCKET`.
+    Upgrade,
+}
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// What keeps it from starting.
+pub(crate) fn serve(file: PathBuf, environment: Environment, start: Start) -> Result<()> {
+    let config = Config::load(&file, &environment)?;
+    reload::warn_of(&config);
+    let listen = config.listen;
+    if start == Start::Fresh {
+        let http = listen.http.map(|address| ("http", address));
+        for (key, address) in [("https", listen.https), ("admin", listen.admin)]
+            .into_iter()
+            .chain(http)
+        {
+            must_be_free(key, address)?;
+        }
+    }
+    let logs = Logs::of(&environment)?;
+    let access_log = if logs.level >= tracing::Level::INFO {
+        AccessLog::start(logs.format)
+    } else {
+        AccessLog::off()
+    };
+    let gateway = Arc::new(Gateway::new(config, access_log)?);
+
+    let options = Opt {
+        upgrade: start == Start::Upgrade,
+        ..Opt::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(options, conf(&environment));
+    server.bootstrap();
+    let mut edge = Service::new(
+        "https".to_owned(),
+        Edge::new(&gateway, &server.configuration)?,
+    );
+    edge.add_tcp(&listen.https.to_string());
+    server.add_service(edge);
+    let mut admin = Service::new("admin".to_owned(), Admin(Arc::clone(&gateway)));
+    admin.threads = Some(1);
+    admin.add_tcp(&listen.admin.to_string());
+    server.add_service(admin);
+    if let Some(address) = listen.http {
+        let port = listen.https.port();
+        let mut http = Service::new("http".to_owned(), ToHttps { port });
+        http.threads = Some(1);
+        http.add_tcp(&address.to_string());
+        server.add_service(http);
+    }
+    let mut discovery = background_service("discovery", Discovery(Arc::clone(&gateway)));
+    discovery.threads = Some(1);
+    server.add_service(discovery);
+    let reload = Reload {
+        gateway: Arc::clone(&gateway),
+        file,
+        environment,
+    };
+    let mut reload = background_service("reload", reload);
+    reload.threads = Some(1);
+    server.add_service(reload);
+
+    let https = listen.https.to_string();
+    let admin = listen.admin.to_string();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        https,
+        admin,
+        "listening"
+    );
+    run(server, &gateway);
+    tracing::info!("ended");
+    gateway.access_log.flush();
+    Ok(())
+}
+
+fn conf(environment: &Environment) -> ServerConf {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let upgrade_sock = environment
+        .get("GATEWAY_UPGRADE_SOCKET")
+        .unwrap_or("/run/gateway-upgrade.sock");
+    ServerConf {
+        threads: cores,
+        upstream_keepalive_pool_size: IDLE_UPSTREAM,
+        max_retries: MOST_TRIES,
+        grace_period_seconds: Some(DRAIN.as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upgrade_sock: upgrade_sock.to_owned(),
+        ..ServerConf::default()
+    }
+}
+
+/// Says at once what Pingora would only find out later, and not end for.
+fn must_be_free(key: &str, address: SocketAddr) -> Result<()> {
+    TcpListener::bind(address)
+        .map(drop)
+        .with_context(|| format!("premier.listen.{key}: listening on {address}"))
+}
+
+/// Runs Pingora's server until the last request is answered. Pingora itself would always wait for
+/// the whole of [`DRAIN`], so it runs beside us, and we do not wait for it.
+fn run(server: Server, gateway: &Gateway) {
+    let mut phases = server.watch_execution_phase();
+    thread::spawn(move || server.run(RunArgs::default()));
+    loop {
+        match phases.blocking_recv() {
+            Ok(
+                ExecutionPhase::GracefulTerminate | ExecutionPhase::GracefulUpgradeTransferringFds,
+            ) => {
+                tracing::info!("ending: requests in flight are finished first");
+                gateway.end();
+            }
+            Ok(ExecutionPhase::ShutdownGracePeriod) => break,
+            Ok(ExecutionPhase::ShutdownRuntimes | ExecutionPhase::Terminated) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+    drain(gateway);
+}
+
+/// Waits until every connection is closed, or no request has come for [`FAREWELL`] on those that a
+/// silent client keeps open.
+fn drain(gateway: &Gateway) {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let start = Instant::now();
+    let mut busy = start;
+    while gateway.metrics.connections.get() > 0 && busy.elapsed() < FAREWELL {
+        let in_flight = gateway.metrics.in_flight.get();
+        if in_flight > 0 {
+            busy = Instant::now();
+        }
+        if start.elapsed() > DRAIN {
+            tracing::warn!(in_flight, "requests still in flight were cut off");
+            return;
+        }
+        thread::sleep(PAUSE);
+    }
+}

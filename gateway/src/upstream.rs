@@ -1,0 +1,264 @@
+//! The replicas: which there are, which are well, and which one gets a request.
+
+pub(crate) mod discovery;
+mod health;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use pingora::protocols::l4::ext::TcpKeepalive;
+use pingora::upstreams::peer::HttpPeer;
+
+use crate::config::{Scheme, Server, Strategy};
+use crate::features::circuit_breaker::Permission;
+use crate::metrics::{Metrics, ReplicaMetrics};
+use health::Probes;
+
+/// How long an idle connection to a replica is kept: less than a replica keeps it, so that none is
+/// used that the other end is just closing.
+const IDLE: Duration = Duration::from_secs(55);
+
+/// One address that answers requests.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) address: SocketAddr,
+    pub(crate) server: Server,
+    peer: HttpPeer,
+    in_flight: AtomicUsize,
+    condition: AtomicU8,
+    probes: Mutex<Probes>,
+    pub(crate) metrics: ReplicaMetrics,
+}
+
+/// How a replica is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// Never probed yet: used where nothing better is there.
+    Unknown,
+    Up,
+    Down,
+}
+
+impl Replica {
+    fn new(address: SocketAddr, server: &Server, metrics: ReplicaMetrics) -> Self {
+        let tls = server.scheme == Scheme::Https;
+        let mut peer = HttpPeer::new(address, tls, server.host.clone());
+        peer.options.idle_timeout = Some(IDLE);
+        peer.options.tcp_keepalive = Some(TcpKeepalive {
+            idle: Duration::from_secs(30),
+            interval: Duration::from_secs(10),
+            count: 3,
+            user_timeout: Duration::ZERO,
+        });
+        Self {
+            address,
+            server: server.clone(),
+            peer,
+            in_flight: AtomicUsize::new(0),
+            condition: AtomicU8::new(Condition::Unknown as u8),
+            probes: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// Where and how Pingora connects, with the patience that a request has.
+    pub(crate) fn peer(&self, connect: Duration, silence: Duration) -> Box<HttpPeer> {
+        let mut peer = Box::new(self.peer.clone());
+        peer.options.connection_timeout = Some(connect);
+        peer.options.total_connection_timeout = Some(connect);
+        peer.options.read_timeout = Some(silence);
+        peer.options.write_timeout = Some(silence);
+        peer
+    }
+
+    pub(crate) fn condition(&self) -> Condition {
+        match self.condition.load(Ordering::Relaxed) {
+            up if up == Condition::Up as u8 => Condition::Up,
+            down if down == Condition::Down as u8 => Condition::Down,
+            _ => Condition::Unknown,
+        }
+    }
+
+    fn set(&self, condition: Condition, reason: &str) {
+        let before = self.condition.swap(condition as u8, Ordering::Relaxed);
+        self.metrics.up.set(i64::from(condition == Condition::Up));
+        if before == condition as u8 {
+            return;
+        }
+        let replica = self.address;
+        if condition == Condition::Down {
+            tracing::warn!(%replica, reason, "replica is out");
+        } else {
+            tracing::info!(%replica, reason, "replica is in");
+        }
+    }
+
+    /// A request could not be connected: no further one goes there until a probe does.
+    pub(crate) fn failed_to_connect(&self) {
+        self.metrics.connect_failures.inc();
+        self.set(Condition::Down, "a connection to it failed");
+        self.probes.lock().start_over();
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+/// A request that a replica has, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<Replica>);
+
+impl InFlight {
+    fn new(replica: &Arc<Replica>) -> Self {
+        replica.in_flight.fetch_add(1, Ordering::Relaxed);
+        replica.metrics.in_flight.inc();
+        Self(Arc::clone(replica))
+    }
+
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.in_flight.dec();
+    }
+}
+
+/// No replica can take a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NoReplica {
+    /// When it is worth trying again.
+    pub(crate) retry_after: Duration,
+}
+
+/// All replicas.
+#[derive(Debug)]
+pub(crate) struct Upstreams {
+    replicas: ArcSwap<Vec<Arc<Replica>>>,
+    next: AtomicUsize,
+    metrics: Arc<Metrics>,
+}
+
+impl Upstreams {
+    pub(crate) fn new(metrics: &Arc<Metrics>) -> Self {
+        Self {
+            replicas: ArcSwap::default(),
+            next: AtomicUsize::new(0),
+            metrics: Arc::clone(metrics),
+        }
+    }
+
+    pub(crate) fn all(&self) -> Arc<Vec<Arc<Replica>>> {
+        self.replicas.load_full()
+    }
+
+    /// Picks a replica that is well, that was not `tried` before if there is another one, and that
+    /// `permits` lets this request go to.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn choose(
+        &self,
+        strategy: Strategy,
+        tried: Option<SocketAddr>,
+        permits: impl Fn(&Replica) -> Permission,
+    ) -> Result<InFlight, NoReplica> {
+        let replicas = self.replicas.load();
+        let usable = Usable::of(&replicas, tried, &permits)?;
+        let count = usable.count;
+        let replica = match strategy {
+            Strategy::RoundRobin => usable.nth(self.next.fetch_add(1, Ordering::Relaxed) % count),
+            Strategy::Random => usable.nth(fastrand::usize(..count)),
+            Strategy::LeastRequests => {
+                let one = usable.nth(fastrand::usize(..count));
+                let other = usable.nth(fastrand::usize(..count));
+                if other.in_flight() < one.in_flight() {
+                    other
+                } else {
+                    one
+                }
+            }
+        };
+        Ok(InFlight::new(replica))
+    }
+}
+
+/// The replicas that a request may go to: counted, not copied.
+struct Usable<'r, P> {
+    replicas: &'r [Arc<Replica>],
+    condition: Condition,
+    tried: Option<SocketAddr>,
+    permits: P,
+    count: usize,
+}
+
+impl<'r, P: Fn(&Replica) -> Permission> Usable<'r, P> {
+    /// The first that is not empty: those that are up and not tried, those up, those not probed.
+    fn of(
+        replicas: &'r [Arc<Replica>],
+        tried: Option<SocketAddr>,
+        permits: P,
+    ) -> Result<Self, NoReplica> {
+        let mut usable = Self {
+            replicas,
+            condition: Condition::Up,
+            tried,
+            permits,
+            count: 0,
+        };
+        for (condition, tried) in [
+            (Condition::Up, tried),
+            (Condition::Unknown, tried),
+            (Condition::Up, None),
+            (Condition::Unknown, None),
+        ] {
+            usable.condition = condition;
+            usable.tried = tried;
+            usable.count = usable.iter().count();
+            if usable.count > 0 {
+                return Ok(usable);
+            }
+        }
+        Err(NoReplica {
+            retry_after: usable.shortest_wait(),
+        })
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &'r Arc<Replica>> {
+        self.replicas.iter().filter(|replica| {
+            replica.condition() == self.condition
+                && Some(replica.address) != self.tried
+                && (self.permits)(replica) == Permission::Go
+        })
+    }
+
+    fn nth(&self, number: usize) -> &'r Arc<Replica> {
+        // A replica may have gone down since they were counted.
+        self.iter()
+            .nth(number)
+            .or_else(|| self.iter().next())
+            .unwrap_or(&self.replicas[0])
+    }
+
+    /// Until a breaker lets a probe through, or a replica that is down may be back.
+    fn shortest_wait(&self) -> Duration {
+        const USUAL: Duration = Duration::from_secs(1);
+        self.replicas
+            .iter()
+            .filter(|replica| replica.condition() != Condition::Down)
+            .filter_map(|replica| match (self.permits)(replica) {
+                Permission::Wait(left) => Some(left),
+                Permission::Go => None,
+            })
+            .min()
+            .unwrap_or(USUAL)
+    }
+}
