@@ -279,10 +279,11 @@ impl Proxy {
         session.set_min_send_rate(usize::try_from(LEAST_RATE).ok());
         check_http2(session, limits.max_header).map_err(Answer::malformed)?;
         request.client = Some(client(session, request).ok_or(Answer::INTERNAL)?);
+        let is_at_home = is_at_home(session);
         normalise_path(session)?;
         let path = session.req_header().uri.path();
         request.matched(request.live.routes.find(path));
-        if !is_at_home(session) {
+        if !is_at_home {
             return Err(Answer::MISDIRECTED);
         }
         let delay = self.take_quota(session, request)?;
@@ -457,7 +458,12 @@ fn normalise_path(session: &mut Session) -> Result<(), Answer> {
         return Ok(());
     }
     let forwarded = [normal.as_bytes(), query].concat();
+    let authority = header.uri.authority().map(ToString::to_string);
     let header = session.req_header_mut();
+    // In HTTP/2 the host is a part of the target that is about to be replaced.
+    if let Some(authority) = authority {
+        let _ = header.insert_header(http::header::HOST, authority);
+    }
     header
         .set_raw_path(&forwarded)
         .map_err(|_| Answer::malformed(head::Refused::Target))

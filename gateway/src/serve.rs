@@ -74,7 +74,7 @@ pub(crate) fn serve(file: PathBuf, environment: Environment, start: Start) -> Re
         Edge::new(&gateway, &server.configuration)?,
     );
     edge.add_tcp(&listen.https.to_string());
-    server.add_service(edge);
+    let edge = server.add_service(edge);
     let mut admin = Service::new("admin".to_owned(), Admin(Arc::clone(&gateway)));
     admin.threads = Some(1);
     admin.add_tcp(&listen.admin.to_string());
@@ -88,7 +88,7 @@ pub(crate) fn serve(file: PathBuf, environment: Environment, start: Start) -> Re
     }
     let mut discovery = background_service("discovery", Discovery(Arc::clone(&gateway)));
     discovery.threads = Some(1);
-    server.add_service(discovery);
+    edge.add_dependency(server.add_service(discovery));
     let reload = Reload {
         gateway: Arc::clone(&gateway),
         file,

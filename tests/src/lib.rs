@@ -5,17 +5,22 @@
 //! its value is dropped, or when the process that started it dies.
 
 pub mod address;
+pub mod back_end;
 pub mod certificate;
 pub mod client;
 pub mod edge;
+pub mod gateway;
 pub mod postgres;
 pub mod process;
+pub mod raw;
 pub mod redis;
 pub mod replica;
 pub mod wait;
 
+pub use back_end::{BackEnd, Reply};
 pub use client::Client;
 pub use edge::Edge;
+pub use gateway::Gateway;
 pub use replica::Store;
 
 /// Makes two tests of each story, an `async fn(Store) -> anyhow::Result<()>`: one for each store.

@@ -83,7 +83,8 @@ async fn no_log_has_a_password_or_a_token(store: Store) -> Result<()> {
 
 async fn sigterm_ends_every_program_well(store: Store) -> Result<()> {
     let mut edge = Edge::on(store).start().await?;
-    assert!(edge.gateway.stop()?.success(), "{}", edge.gateway.log());
+    let gateway = &mut edge.gateway.process;
+    assert!(gateway.stop()?.success(), "{}", gateway.log());
     for replica in &mut edge.replicas.all {
         assert!(
             replica.process.stop()?.success(),

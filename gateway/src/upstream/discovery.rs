@@ -3,12 +3,14 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
+use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
 
 use super::{Condition, Replica, Upstreams};
@@ -17,6 +19,8 @@ use crate::gateway::Gateway;
 
 /// A replica that is not well is probed so much more often, to have it back soon.
 const EAGERNESS: u32 = 4;
+/// How long the first look may delay the start.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Keeps the list of replicas true, as long as the gateway runs.
 #[derive(Debug)]
@@ -24,36 +28,66 @@ pub(crate) struct Discovery(pub(crate) Arc<Gateway>);
 
 #[async_trait]
 impl BackgroundService for Discovery {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        let gateway = &self.0;
+    async fn start_with_ready_notifier(
+        &self,
+        mut shutdown: ShutdownWatch,
+        ready: ServiceReadyNotifier,
+    ) {
         let connector = Connector::new(None);
-        let mut known = HashSet::new();
-        for round in 0_u32.. {
-            let live = gateway.live();
-            let (servers, settings) = (&live.config.servers, &live.config.health_check);
-            let everybody = round.is_multiple_of(EAGERNESS);
-            if everybody || gateway.upstreams.all().is_empty() {
-                gateway.upstreams.resolve(servers, &mut known).await;
-                live.routes.keep_breakers(|address| {
-                    let all = gateway.upstreams.all();
-                    all.iter().any(|replica| replica.address == address)
-                });
+        let mut unresolved = HashSet::new();
+        // The first request should find the replicas known, if they can be known soon.
+        {
+            let mut first = pin!(self.round(Whom::Everybody, &connector, &mut unresolved));
+            if tokio::time::timeout(PATIENCE, &mut first).await.is_ok() {
+                ready.notify_ready();
+            } else {
+                ready.notify_ready();
+                first.await;
             }
-            gateway
-                .upstreams
-                .probe(&connector, settings, everybody)
-                .await;
+        }
+        for round in 1_u32.. {
             tokio::select! {
-                () = tokio::time::sleep(pause(settings)) => {}
+                () = tokio::time::sleep(self.pause()) => {}
                 // The list must stay true while the last requests are answered.
-                _ = shutdown.changed() => {}
+                Ok(()) = shutdown.changed() => {}
             }
+            let whom = if round.is_multiple_of(EAGERNESS) || self.0.upstreams.all().is_empty() {
+                Whom::Everybody
+            } else {
+                Whom::TheUnwell
+            };
+            self.round(whom, &connector, &mut unresolved).await;
         }
     }
 }
 
-fn pause(settings: &HealthCheck) -> Duration {
-    settings.interval / EAGERNESS
+/// Who is looked after in a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    /// The names are resolved, and every replica is probed.
+    Everybody,
+    /// Only replicas that are not well are probed.
+    TheUnwell,
+}
+
+impl Discovery {
+    async fn round(&self, whom: Whom, connector: &Connector, unresolved: &mut HashSet<Server>) {
+        let live = self.0.live();
+        let upstreams = &self.0.upstreams;
+        if whom == Whom::Everybody {
+            upstreams.resolve(&live.config.servers, unresolved).await;
+            let all = upstreams.all();
+            live.routes
+                .keep_breakers(|address| all.iter().any(|replica| replica.address == address));
+        }
+        upstreams
+            .probe(whom, connector, &live.config.health_check)
+            .await;
+    }
+
+    fn pause(&self) -> Duration {
+        self.0.glance().config.health_check.interval / EAGERNESS
+    }
 }
 
 impl Upstreams {
@@ -116,11 +150,11 @@ impl Upstreams {
     }
 
     /// Probes all replicas at once, or only those that are not well.
-    async fn probe(&self, connector: &Connector, settings: &HealthCheck, everybody: bool) {
+    async fn probe(&self, whom: Whom, connector: &Connector, settings: &HealthCheck) {
         let replicas = self.all();
         let probes = replicas
             .iter()
-            .filter(|replica| everybody || replica.condition() != Condition::Up)
+            .filter(|replica| whom == Whom::Everybody || replica.condition() != Condition::Up)
             .map(|replica| replica.probe(connector, settings));
         futures::future::join_all(probes).await;
     }

@@ -1,0 +1,231 @@
+//! What operators do with a gateway: check, reload, watch, upgrade, end.
+
+use std::io::Read;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use anyhow::Result;
+use rustix::process::Signal;
+use serde_json::json;
+use tests::process::{bound, program};
+use tests::{BackEnd, Gateway, Reply, wait};
+use tokio::sync::Notify;
+
+fn quota(quota: u32) -> String {
+    format!(
+        r#"
+premier:
+  paths:
+    - pattern: "/a"
+      features: {{rate_limit: {{quota: {quota}, duration: 864000}}}}
+    - pattern: "/same"
+      features: {{rate_limit: {{quota: 2, duration: 864000}}}}
+"#
+    )
+}
+
+#[tokio::test]
+async fn a_changed_file_takes_effect_and_unchanged_quotas_go_on() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address])
+        .config(&quota(1))
+        .start()
+        .await?;
+    let client = gateway.client()?;
+    assert_eq!(client.get("/same").await?.status, 200);
+    assert_eq!(client.get("/a").await?.status, 200);
+    assert_eq!(client.get("/a").await?.status, 429);
+
+    std::fs::write(gateway.config_file(), quota(2))?;
+    wait::until("the new quota", async || {
+        client
+            .get("/a")
+            .await
+            .is_ok_and(|answer| answer.status == 200)
+    })
+    .await?;
+    assert_eq!(client.get("/same").await?.status, 200);
+    assert_eq!(
+        client.get("/same").await?.status,
+        429,
+        "the first one still counts"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bad_file_changes_nothing_and_shows() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address])
+        .config(&quota(1))
+        .start()
+        .await?;
+    assert_eq!(
+        gateway.metric("gateway_last_reload_success", &[]).await?,
+        Some(1.0)
+    );
+    std::fs::write(gateway.config_file(), "premier: {pahts: []}")?;
+    gateway.process.signal(Signal::HUP)?;
+    wait::until("the failure to show", async || {
+        let metric = gateway.metric("gateway_last_reload_success", &[]).await;
+        metric.is_ok_and(|value| value == Some(0.0))
+    })
+    .await?;
+    let client = gateway.client()?;
+    assert_eq!(client.get("/a").await?.status, 200);
+    assert_eq!(client.get("/a").await?.status, 429);
+    assert!(gateway.process.log().contains("did you mean `paths`?"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_served_without_a_restart() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let mut gateway = Gateway::before(&[back_end.address]).start().await?;
+    let open = gateway.client()?;
+    assert_eq!(open.get("/").await?.status, 200);
+    let folder = gateway.config_file();
+    let folder = folder.parent().expect("a file is in a folder");
+    gateway.certificate =
+        tests::certificate::Certificate::make(folder, "cert", &["localhost", "127.0.0.1"])?;
+    wait::until("the new certificate", async || {
+        let Ok(client) = gateway.client() else {
+            return false;
+        };
+        client
+            .get("/")
+            .await
+            .is_ok_and(|answer| answer.status == 200)
+    })
+    .await?;
+    assert_eq!(open.get("/").await?.status, 200, "open connections stay");
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_tells_every_mistake_at_once() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("bad.yml");
+    std::fs::write(&file, "premier:\n  pahts: []\n  keyspace: [1]\n")?;
+    let output = bound(program("gateway")).arg("check").arg(&file).output()?;
+    let told = String::from_utf8(output.stderr)?;
+    assert!(!output.status.success());
+    assert!(
+        told.contains("bad.yml:2:3: premier.pahts: unknown key"),
+        "{told}"
+    );
+    assert!(
+        told.contains("bad.yml:3:13: premier.keyspace: is a list, must be text"),
+        "{told}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_stops_the_start_with_a_line() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let mut gateway = Gateway::before(&[back_end.address]).start().await?;
+    let mut second = gateway.again(&[])?;
+    assert!(!second.ended()?.success());
+    assert!(
+        second.log().contains("premier.listen.https: listening on"),
+        "{}",
+        second.log()
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_admin_listener_tells_how_things_are() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address]).start().await?;
+    let operator = gateway.operator()?;
+    wait::until("readiness", async || {
+        operator
+            .get("/ready")
+            .await
+            .is_ok_and(|answer| answer.status == 200)
+    })
+    .await?;
+    gateway.client()?.get("/x").await?;
+    let status = operator.get("/status").await?.json();
+    assert_eq!(status["replicas"][0]["condition"], "up");
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    let metrics = operator.get("/metrics").await?;
+    assert!(metrics.header("content-type").starts_with("text/plain"));
+    let counted = gateway
+        .metric("gateway_requests_total", &["2xx", "GET"])
+        .await?;
+    assert_eq!(counted, Some(1.0));
+    assert_eq!(operator.get("/none").await?.status, 404);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_finished_at_the_end() -> Result<()> {
+    let go_on = Arc::new(Notify::new());
+    let told = Arc::clone(&go_on);
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nfinished";
+    let back_end = BackEnd::start(move |_| Reply::When(Arc::clone(&told), answer.to_vec())).await?;
+    let mut gateway = Gateway::before(&[back_end.address]).start().await?;
+    let client = gateway.client()?;
+    let request = tokio::spawn(async move { client.get("/").await });
+    wait::until("the request to arrive", async || {
+        !back_end.received().is_empty()
+    })
+    .await?;
+    gateway.process.signal(Signal::TERM)?;
+    wait::until("the end to begin", async || {
+        gateway.process.log().contains("ending")
+    })
+    .await?;
+    go_on.notify_one();
+    let answer = request.await??;
+    assert_eq!((answer.status, answer.text.as_str()), (200, "finished"));
+    assert!(gateway.process.ended()?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_http_listener_leads_to_https() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let http = tests::address::free();
+    let gateway = Gateway::before(&[back_end.address])
+        .set("GATEWAY_HTTP", &http.to_string())
+        .start()
+        .await?;
+    let client = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()?;
+    let answer = client
+        .get(format!("http://{http}/a?b=c"))
+        .header("host", "example.org")
+        .send()
+        .await?;
+    assert_eq!(answer.status(), 308);
+    let location = answer.headers()["location"].to_str()?;
+    assert_eq!(
+        location,
+        format!("https://example.org:{}/a?b=c", gateway.address.port())
+    );
+    Ok(())
+}
+
+#[test]
+fn the_schema_is_json() -> Result<()> {
+    let mut schema = String::new();
+    let mut child = bound(program("gateway"))
+        .arg("schema")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    child
+        .stdout
+        .take()
+        .expect("it is piped")
+        .read_to_string(&mut schema)?;
+    assert!(child.wait()?.success());
+    let schema: serde_json::Value = serde_json::from_str(&schema)?;
+    assert_eq!(schema["required"], json!(["premier"]));
+    Ok(())
+}
