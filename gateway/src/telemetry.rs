@@ -61,8 +61,11 @@ impl Logs {
                 .boxed(),
             Format::Text => fmt::layer().boxed(),
         };
+        // The filter stands before all layers and not at the one: a filter of a layer loses the
+        // next event of a thread whenever a library only asks whether it would be heard.
         tracing_subscriber::registry()
-            .with(layer.with_filter(filter))
+            .with(filter)
+            .with(layer)
             .init();
     }
 }
