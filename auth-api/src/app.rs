@@ -7,12 +7,17 @@ use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
+use crate::domain::refresh_token::RefreshTokens;
 use crate::domain::token::AccessTokens;
 use crate::error::Error;
 use crate::hashing::Hasher;
 use crate::metrics::Metrics;
-use crate::routes::{delete, health, login, logout, metrics, profile, ready, register};
+use crate::routes::{
+    delete, health, login, logout, logout_all, metrics, password, profile, ready, refresh,
+    register, sessions,
+};
 use crate::sessions::Sessions;
+use crate::throttle::Throttle;
 use crate::users::Users;
 use crate::visit;
 
@@ -21,8 +26,10 @@ use crate::visit;
 pub(crate) struct App {
     pub(crate) users: Users,
     pub(crate) sessions: Sessions,
+    pub(crate) throttle: Throttle,
     pub(crate) hasher: Hasher,
     pub(crate) tokens: Arc<AccessTokens>,
+    pub(crate) refresh_tokens: Arc<RefreshTokens>,
     pub(crate) session_lifetime: Duration,
     pub(crate) metrics: Metrics,
 }
@@ -33,7 +40,18 @@ impl App {
         Router::new()
             .route("/api/register", post(register::handle).fallback(allow_post))
             .route("/api/login", post(login::handle).fallback(allow_post))
+            .route("/api/refresh", post(refresh::handle).fallback(allow_post))
             .route("/api/logout", post(logout::handle).fallback(allow_post))
+            .route(
+                "/api/logout-all",
+                post(logout_all::handle).fallback(allow_post),
+            )
+            .route("/api/sessions", get(sessions::list).fallback(allow_get))
+            .route(
+                "/api/sessions/{id}",
+                axum::routing::delete(sessions::end).fallback(allow_delete),
+            )
+            .route("/api/password", post(password::handle).fallback(allow_post))
             .route("/api/profile", get(profile::handle).fallback(allow_get))
             .route("/api/delete", post(delete::handle).fallback(allow_post))
             .route("/health", get(health::handle).fallback(allow_get))
@@ -60,4 +78,8 @@ async fn allow_get() -> Error {
 
 async fn allow_post() -> Error {
     Error::MethodNotAllowed("POST")
+}
+
+async fn allow_delete() -> Error {
+    Error::MethodNotAllowed("DELETE")
 }

@@ -9,13 +9,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
+use crate::accounts::{Accounts, Task};
 use crate::app::App;
 use crate::config::{self, Config, Environment, Store};
+use crate::domain::refresh_token::RefreshTokens;
 use crate::domain::token::AccessTokens;
 use crate::hashing::Hasher;
 use crate::metrics::Metrics;
+use crate::redis::Redis;
 use crate::sessions::{RedisSessions, Sessions, SqliteSessions};
 use crate::sqlite::Sqlite;
+use crate::telemetry::{Format, Logs};
+use crate::throttle::{RedisThrottle, SqliteThrottle, Throttle};
 use crate::users::{PostgresUsers, SqliteUsers, Users};
 use crate::{server, telemetry};
 
@@ -29,12 +34,15 @@ struct Arguments {
     command: Option<Command>,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Subcommand)]
 enum Command {
     /// Answer requests (the default)
     Serve,
     /// Bring the database's tables up to date and end
     Migrate,
+    /// Look at and change accounts
+    #[command(subcommand)]
+    User(Task),
     /// Ask the running program whether it is alive; for containers without a shell
     Healthcheck,
 }
@@ -56,6 +64,7 @@ fn act(command: Command) -> Result<()> {
     match command {
         Command::Healthcheck => healthcheck(config::listen(&environment)?),
         Command::Migrate => runtime()?.block_on(migrate(&environment)),
+        Command::User(task) => runtime()?.block_on(user(&environment, task)),
         Command::Serve => runtime()?.block_on(serve(&environment)),
     }
 }
@@ -70,12 +79,35 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 async fn migrate(environment: &Environment) -> Result<()> {
     telemetry::start(&config::logs(environment)?);
     match config::store(environment)? {
-        Store::Servers { postgres, .. } => PostgresUsers::new(*postgres)
-            .migrate()
-            .await
-            .context("bringing the tables up to date"),
+        Store::Servers { postgres, .. } => {
+            PostgresUsers::new(*postgres, Metrics::new().store("postgres"))
+                .migrate()
+                .await
+                .context("bringing the tables up to date")
+        }
         Store::File(file) => open(&file).await.map(drop),
     }
+}
+
+async fn user(environment: &Environment, task: Task) -> Result<()> {
+    telemetry::start(&Logs {
+        level: tracing::Level::WARN,
+        format: Format::Text,
+    });
+    let metrics = Metrics::new();
+    let (users, sessions, _) = stores(
+        &config::store(environment)?,
+        config::Migrate::ByCommand,
+        &metrics,
+    )
+    .await?;
+    let accounts = Accounts {
+        users,
+        sessions,
+        hasher: Hasher::start(config::hashing(environment)?, metrics.hashing.clone())
+            .context("starting the hashing threads")?,
+    };
+    accounts.run(task).await
 }
 
 async fn serve(environment: &Environment) -> Result<()> {
@@ -88,10 +120,11 @@ async fn serve(environment: &Environment) -> Result<()> {
         );
     }
     let metrics = Metrics::new();
-    let (users, sessions) = stores(&config).await?;
+    let (users, sessions, throttle) = stores(&config.store, config.migrate, &metrics).await?;
     let app = App {
         users,
         sessions,
+        throttle,
         hasher: Hasher::start(config.hashing, metrics.hashing.clone())
             .context("starting the hashing threads")?,
         tokens: Arc::new(AccessTokens::new(
@@ -99,32 +132,45 @@ async fn serve(environment: &Environment) -> Result<()> {
             config.previous_secret_key.as_ref(),
             config.access_token_lifetime,
         )),
+        refresh_tokens: Arc::new(RefreshTokens::new(
+            &config.secret_key,
+            config.previous_secret_key.as_ref(),
+        )),
         session_lifetime: config.session_lifetime,
         metrics,
     };
     server::run(config.listen, config.internal_listen, app).await
 }
 
-async fn stores(config: &Config) -> Result<(Users, Sessions)> {
-    match &config.store {
+async fn stores(
+    store: &Store,
+    migrate: config::Migrate,
+    metrics: &Metrics,
+) -> Result<(Users, Sessions, Throttle)> {
+    match store {
         Store::File(file) => {
             let sqlite = open(file).await?;
             tracing::info!(file = %file.display(), "users and sessions are in one SQLite file");
             Ok((
                 Users::Sqlite(SqliteUsers(sqlite.clone())),
-                Sessions::Sqlite(SqliteSessions(sqlite)),
+                Sessions::Sqlite(SqliteSessions(sqlite.clone())),
+                Throttle::Sqlite(SqliteThrottle(sqlite)),
             ))
         }
         Store::Servers { postgres, redis } => {
-            let users = PostgresUsers::new((**postgres).clone());
-            if config.migrate == config::Migrate::AtStart {
+            let users = PostgresUsers::new((**postgres).clone(), metrics.store("postgres"));
+            if migrate == config::Migrate::AtStart {
                 users
                     .migrate()
                     .await
                     .context("bringing the tables up to date")?;
             }
-            let (sessions, _connection) = RedisSessions::start((**redis).clone())?;
-            Ok((Users::Postgres(users), Sessions::Redis(sessions)))
+            let redis = Redis::start((**redis).clone(), metrics.store("redis"))?;
+            Ok((
+                Users::Postgres(users),
+                Sessions::Redis(RedisSessions::start(redis.clone())?),
+                Throttle::Redis(RedisThrottle(redis)),
+            ))
         }
     }
 }

@@ -19,6 +19,14 @@ use crate::telemetry::{Format, Logs};
 pub(crate) const LEAST_SAFE_COST: u32 = 12;
 /// HS256 wants a key as long as its hash (RFC 7518, section 3.2).
 const KEY_BYTES: usize = 32;
+/// What keys in examples say.
+const EXAMPLES: [&str; 5] = [
+    "change-me",
+    "change_me",
+    "changeme",
+    "your-secret",
+    "your_secret",
+];
 const COSTS: std::ops::RangeInclusive<u32> = 4..=20;
 
 /// All settings, checked.
@@ -128,7 +136,7 @@ impl Config {
             previous_secret_key: secret_key(environment, "SECRET_KEY_PREVIOUS")?,
             access_token_lifetime: environment.seconds("ACCESS_TOKEN_TTL", "86400")?,
             session_lifetime: environment.seconds("REFRESH_TOKEN_TTL", "2592000")?,
-            hashing: hashing_settings(environment)?,
+            hashing: hashing(environment)?,
             logs: logs(environment)?,
         })
     }
@@ -252,10 +260,15 @@ fn secret_key(environment: &Environment, name: &str) -> Result<Option<SecretSlic
             key.len()
         );
     }
+    let lower = key.to_lowercase();
+    if EXAMPLES.iter().any(|example| lower.contains(example)) {
+        bail!("{name} is one from an example: make one of your own (openssl rand -base64 48)");
+    }
     Ok(Some(key.into_bytes().into()))
 }
 
-fn hashing_settings(environment: &Environment) -> Result<hashing::Settings> {
+/// How passwords are hashed.
+pub(crate) fn hashing(environment: &Environment) -> Result<hashing::Settings> {
     let cost = environment.parsed("BCRYPT_COST", "12", "a whole number")?;
     if !COSTS.contains(&cost) {
         bail!(
@@ -292,6 +305,7 @@ mod tests {
         for (variable, value) in [
             ("SECRET_KEY", ""),
             ("SECRET_KEY", "short"),
+            ("SECRET_KEY", "change-me-please-change-me-please-change-me"),
             ("DB_HOST", "localhost"),
             ("REDIS_HOST", "localhost"),
             ("BCRYPT_COST", "3"),

@@ -3,11 +3,13 @@
 use axum::extract::{FromRequest, Request};
 
 use crate::app::App;
+use crate::audit::{Event, Subject, Visitor};
 use crate::body::{Object, Problem};
 use crate::domain::login::Login;
 use crate::domain::password::Password;
-use crate::domain::user::Account;
+use crate::domain::user::{Account, Standing};
 use crate::error::Error;
+use crate::throttle::Outcome;
 
 /// What login and delete take. Rules for new passwords do not apply: what breaks them is simply wrong.
 #[derive(Debug)]
@@ -31,20 +33,51 @@ impl<S: Sync> FromRequest<S> for Credentials {
 }
 
 impl Credentials {
-    /// The account that these are right for. A wrong password and an unknown login take the same time.
-    pub(crate) async fn account(&self, app: &App) -> Result<Account, Error> {
-        let account = match &self.login {
-            Some(login) => app.users.account(login).await?,
-            None => None,
-        };
-        let Some(account) = account else {
-            app.hasher.verify_nobody(&self.password).await?;
-            return Err(Error::InvalidCredentials);
-        };
-        if !app.hasher.verify(&self.password, &account.hash).await? {
-            return Err(Error::InvalidCredentials);
+    pub(crate) fn new(login: Login, password: Password) -> Self {
+        Self {
+            login: Some(login),
+            password,
         }
-        Ok(account)
+    }
+
+    /// The account that these are right for. A wrong password, an unknown login and a disabled
+    /// account take the same time and are told the same.
+    pub(crate) async fn account(&self, app: &App, visitor: &Visitor) -> Result<Account, Error> {
+        let Some(login) = &self.login else {
+            app.hasher.verify_nobody(&self.password).await?;
+            visitor.record(Event::LoginFailed, Subject::default());
+            return Err(Error::InvalidCredentials);
+        };
+        let subject = Subject {
+            user: None,
+            login: Some(login.as_str()),
+        };
+        if let Err(locked) = app.throttle.may_try(login).await? {
+            visitor.record(Event::LockedOut, subject);
+            return Err(Error::LockedOut(locked));
+        }
+        let account = self.check(app, login).await?;
+        let outcome = match account {
+            Some(_) => Outcome::Right,
+            None => Outcome::Wrong,
+        };
+        if let Err(locked) = app.throttle.settle(login, outcome).await? {
+            visitor.record(Event::LockedOut, subject);
+            return Err(Error::LockedOut(locked));
+        }
+        account.ok_or_else(|| {
+            visitor.record(Event::LoginFailed, subject);
+            Error::InvalidCredentials
+        })
+    }
+
+    async fn check(&self, app: &App, login: &Login) -> Result<Option<Account>, Error> {
+        let Some(account) = app.users.account(login).await? else {
+            app.hasher.verify_nobody(&self.password).await?;
+            return Ok(None);
+        };
+        let is_right = app.hasher.verify(&self.password, &account.hash).await?;
+        Ok((is_right && account.standing == Standing::Active).then_some(account))
     }
 
     pub(crate) fn password(&self) -> &Password {

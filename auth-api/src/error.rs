@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::body::Problem;
 use crate::domain::token::InvalidToken;
 use crate::hashing::QueueFull;
+use crate::throttle::LockedOut;
 use crate::unavailable::Unavailable;
 
 /// A request that did not end well.
@@ -33,6 +34,10 @@ pub(crate) enum Error {
     /// A logout for a session that has ended already.
     NotLoggedOut,
     UserNotFound,
+    InvalidRefreshToken,
+    SessionNotFound,
+    /// Too many failures for this login.
+    LockedOut(LockedOut),
     QueueFull(QueueFull),
     Unavailable,
     NotFound,
@@ -71,8 +76,25 @@ impl IntoResponse for Error {
             Self::Token(why) => unauthorized(&why.to_string(), "Bearer error=\"invalid_token\""),
             Self::NotLoggedOut => answer(StatusCode::BAD_REQUEST, detail("Failed to logout token")),
             Self::UserNotFound => answer(StatusCode::NOT_FOUND, detail("User not found")),
-            Self::QueueFull(full) => unavailable(full.retry_after, "Too many logins at once"),
-            Self::Unavailable => unavailable(STORE_RETRY, "Service unavailable"),
+            Self::InvalidRefreshToken => {
+                unauthorized("Invalid refresh token", "Bearer error=\"invalid_token\"")
+            }
+            Self::SessionNotFound => answer(StatusCode::NOT_FOUND, detail("Session not found")),
+            Self::LockedOut(locked) => later(
+                StatusCode::TOO_MANY_REQUESTS,
+                locked.retry_after,
+                "Too many failed logins",
+            ),
+            Self::QueueFull(full) => later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                full.retry_after,
+                "Too many logins at once",
+            ),
+            Self::Unavailable => later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                STORE_RETRY,
+                "Service unavailable",
+            ),
             Self::NotFound => answer(StatusCode::NOT_FOUND, detail("Not Found")),
             Self::MethodNotAllowed(allowed) => with_header(
                 answer(StatusCode::METHOD_NOT_ALLOWED, detail("Method Not Allowed")),
@@ -98,16 +120,12 @@ fn unauthorized(detail: &str, challenge: &'static str) -> Response {
     )
 }
 
-fn unavailable(retry_after: Duration, detail: &str) -> Response {
+fn later(status: StatusCode, retry_after: Duration, detail: &str) -> Response {
     let seconds = retry_after.as_secs_f64().ceil().max(1.0);
     let seconds =
         HeaderValue::from_str(&format!("{seconds:.0}")).expect("digits are a header value");
     let body = json!({"detail": detail});
-    with_header(
-        answer(StatusCode::SERVICE_UNAVAILABLE, body),
-        RETRY_AFTER,
-        seconds,
-    )
+    with_header(answer(status, body), RETRY_AFTER, seconds)
 }
 
 fn with_header(mut response: Response, name: HeaderName, value: HeaderValue) -> Response {

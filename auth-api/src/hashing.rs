@@ -24,6 +24,8 @@ use lanes::{LANES, Lane};
 use crate::domain::password::{NewPassword, Password, PasswordHash};
 use crate::metrics::HashingMetrics;
 
+/// The kernel gives a request thread ten times the time of a hashing thread where both want it.
+const NICENESS: i32 = 10;
 /// What a hash costs before any was measured, as time for one of cost 0: a guess at a core of today.
 const FIRST_GUESS: Duration = Duration::from_micros(60);
 
@@ -164,6 +166,9 @@ impl Queue {
     }
 
     fn work(&self) {
+        // On Linux this is the priority of the thread, not of the process. Without the right to
+        // lower it we hash at the usual one.
+        let _ = rustix::process::setpriority_process(None, NICENESS);
         loop {
             self.hash(self.take());
         }

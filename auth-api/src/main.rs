@@ -1,6 +1,8 @@
 //! auth-api: register, login, logout, profile and account deletion behind the gateway.
 
+mod accounts;
 mod app;
+mod audit;
 mod authenticate;
 mod body;
 mod cli;
@@ -10,11 +12,14 @@ mod domain;
 mod error;
 mod hashing;
 mod metrics;
+mod redis;
 mod routes;
 mod server;
 mod sessions;
 mod sqlite;
 mod telemetry;
+mod throttle;
+mod tokens;
 mod unavailable;
 mod users;
 mod visit;

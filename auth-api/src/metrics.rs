@@ -1,6 +1,6 @@
 //! What Prometheus scrapes. Labels are bounded: routes, methods, status classes, outcomes; never a login or an address.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
@@ -16,6 +16,9 @@ pub(crate) struct Metrics {
     pub(crate) logins: IntCounterVec,
     pub(crate) sessions_created: IntCounter,
     pub(crate) sessions_ended: IntCounter,
+    pub(crate) refreshes: IntCounter,
+    store_durations: HistogramVec,
+    store_failures: IntCounterVec,
     pub(crate) hashing: HashingMetrics,
 }
 
@@ -25,6 +28,41 @@ pub(crate) struct HashingMetrics {
     pub(crate) depth: IntGauge,
     pub(crate) wait: Histogram,
     pub(crate) refused: IntCounter,
+}
+
+/// What is counted of one store.
+#[derive(Debug, Clone)]
+pub(crate) struct StoreMetrics {
+    duration: Histogram,
+    failures: IntCounter,
+}
+
+/// A request to a store that is under way.
+#[derive(Debug)]
+pub(crate) struct StoreTimer<'m> {
+    metrics: &'m StoreMetrics,
+    start: Instant,
+}
+
+impl StoreMetrics {
+    pub(crate) fn start(&self) -> StoreTimer<'_> {
+        StoreTimer {
+            metrics: self,
+            start: Instant::now(),
+        }
+    }
+}
+
+impl StoreTimer<'_> {
+    /// It is over.
+    pub(crate) fn end<T, E>(self, outcome: &Result<T, E>) {
+        self.metrics
+            .duration
+            .observe(self.start.elapsed().as_secs_f64());
+        if outcome.is_err() {
+            self.metrics.failures.inc();
+        }
+    }
 }
 
 const NAMES_ARE_FIXED: &str = "names and labels are fixed and each is registered once";
@@ -58,6 +96,23 @@ impl Metrics {
                 "auth_api_sessions_ended_total",
                 "Sessions ended before they expired.",
             ),
+            refreshes: counter(
+                "auth_api_refreshes_total",
+                "Refresh tokens exchanged for new ones.",
+            ),
+            store_durations: HistogramVec::new(
+                histogram(
+                    "auth_api_store_duration_seconds",
+                    "Time that a store took for a request of ours.",
+                ),
+                &["store"],
+            )
+            .expect(NAMES_ARE_FIXED),
+            store_failures: counters(
+                "auth_api_store_failures_total",
+                "Requests of ours that a store failed.",
+                &["store"],
+            ),
             hashing: HashingMetrics {
                 depth: IntGauge::new(
                     "auth_api_hashing_queue_depth",
@@ -81,18 +136,29 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let all: [Box<dyn prometheus::core::Collector>; 8] = [
+        let all: [Box<dyn prometheus::core::Collector>; 11] = [
             Box::new(self.requests.clone()),
             Box::new(self.durations.clone()),
             Box::new(self.logins.clone()),
             Box::new(self.sessions_created.clone()),
             Box::new(self.sessions_ended.clone()),
+            Box::new(self.refreshes.clone()),
+            Box::new(self.store_durations.clone()),
+            Box::new(self.store_failures.clone()),
             Box::new(self.hashing.depth.clone()),
             Box::new(self.hashing.wait.clone()),
             Box::new(self.hashing.refused.clone()),
         ];
         for collector in all {
             self.registry.register(collector).expect(NAMES_ARE_FIXED);
+        }
+    }
+
+    /// What is counted of one store.
+    pub(crate) fn store(&self, store: &str) -> StoreMetrics {
+        StoreMetrics {
+            duration: self.store_durations.with_label_values(&[store]),
+            failures: self.store_failures.with_label_values(&[store]),
         }
     }
 

@@ -10,7 +10,7 @@ pub(crate) use sqlite::SqliteUsers;
 
 use crate::domain::login::Login;
 use crate::domain::password::PasswordHash;
-use crate::domain::user::{Account, Profile, UserId};
+use crate::domain::user::{Account, Listed, Profile, Standing, UserId};
 use crate::unavailable::Unavailable;
 
 /// The users, wherever they are.
@@ -61,23 +61,45 @@ impl Users {
         either!(self.profile(user))
     }
 
-    /// Notes that `user` logged in.
-    pub(crate) async fn logged_in(
+    /// The login and standing of `user`.
+    pub(crate) async fn holder(
         &self,
         user: UserId,
+    ) -> Result<Option<(Login, Standing)>, Unavailable> {
+        either!(self.holder(user))
+    }
+
+    /// Notes that somebody logged in, if the account is still as it was when that was decided.
+    pub(crate) async fn log_in(
+        &self,
+        account: &Account,
         now: DateTime<Utc>,
-    ) -> Result<(), Unavailable> {
-        either!(self.logged_in(user, now))
+    ) -> Result<bool, Unavailable> {
+        either!(self.log_in(account, now))
     }
 
     /// Replaces `old` by `new`, unless the password has changed meanwhile.
-    pub(crate) async fn renew_hash(
+    pub(crate) async fn set_hash(
         &self,
         user: UserId,
         old: &PasswordHash,
         new: &PasswordHash,
+    ) -> Result<bool, Unavailable> {
+        either!(self.set_hash(user, old, new))
+    }
+
+    /// Lets an account be used or not.
+    pub(crate) async fn set_standing(
+        &self,
+        user: UserId,
+        standing: Standing,
     ) -> Result<(), Unavailable> {
-        either!(self.renew_hash(user, old, new))
+        either!(self.set_standing(user, standing))
+    }
+
+    /// Up to `count` accounts whose numbers come after `after`, in their order.
+    pub(crate) async fn page(&self, after: UserId, count: u32) -> Result<Vec<Listed>, Unavailable> {
+        either!(self.page(after, count))
     }
 
     /// Deletes an account; of several at once, one does.
@@ -97,6 +119,7 @@ fn account(
     id: i64,
     login: &Login,
     hash: &str,
+    is_disabled: bool,
 ) -> Result<Account, Unavailable> {
     let hash = hash
         .parse()
@@ -105,5 +128,14 @@ fn account(
         id: UserId(id),
         login: login.clone(),
         hash,
+        standing: standing(is_disabled),
     })
+}
+
+fn standing(is_disabled: bool) -> Standing {
+    if is_disabled {
+        Standing::Disabled
+    } else {
+        Standing::Active
+    }
 }

@@ -12,6 +12,8 @@ use axum::response::Response;
 use crate::domain::session::Origin;
 use crate::metrics::Metrics;
 
+/// Asked for every other second by whoever watches us.
+const PROBES: [&str; 2] = ["/ready", "/health"];
 const UNMATCHED: &str = "unmatched";
 /// What is kept of a user agent: enough to recognise a device.
 const USER_AGENT_BYTES: usize = 256;
@@ -25,7 +27,7 @@ pub(crate) async fn record(
     let start = Instant::now();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let request_id = header(request.headers(), "x-request-id").to_owned();
+    let request_id = request_id(request.headers()).to_owned();
     let client = client(request.headers()).to_owned();
     let route = request.extensions().get::<MatchedPath>().cloned();
 
@@ -40,7 +42,11 @@ pub(crate) async fn record(
     };
     metrics.answered(route, known_method, status, took);
     let seconds = took.as_secs_f64();
-    tracing::info!(request_id, client, %method, path, status, seconds, "request");
+    if PROBES.contains(&path.as_str()) {
+        tracing::debug!(request_id, client, %method, path, status, seconds, "request");
+    } else {
+        tracing::info!(request_id, client, %method, path, status, seconds, "request");
+    }
 
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -49,6 +55,11 @@ pub(crate) async fn record(
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     response
+}
+
+/// What the gateway called a request.
+pub(crate) fn request_id(headers: &HeaderMap) -> &str {
+    header(headers, "x-request-id")
 }
 
 /// Where a request came from.

@@ -107,6 +107,11 @@ impl Replicas {
         self.all.last_mut().context("it was just added")
     }
 
+    /// A setting of the replicas that are added from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Waits until a replica is ready.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
+use super::common_passwords;
 use super::login::Login;
 use crate::hashing::Digest;
 
@@ -27,7 +28,8 @@ impl Password {
     }
 }
 
-/// A password that an account may be given: 8 characters to 72 bytes, without NUL, not the login.
+/// A password that an account may be given: 8 characters to 72 bytes, without NUL, not the
+/// login and none of the commonest (NIST SP 800-63B-4, section 3.1.1).
 #[derive(Debug, Clone)]
 pub(crate) struct NewPassword(Password);
 
@@ -40,6 +42,8 @@ pub(crate) enum InvalidPassword {
     TooLong,
     #[error("Password must not contain NUL")]
     Nul,
+    #[error("Password is too common")]
+    TooCommon,
     #[error("Password must not be the login")]
     IsLogin,
 }
@@ -55,6 +59,9 @@ impl NewPassword {
         }
         if text.contains('\0') {
             return Err(InvalidPassword::Nul);
+        }
+        if common_passwords::contain(text) {
+            return Err(InvalidPassword::TooCommon);
         }
         Ok(Self(Password::presented(text)))
     }
@@ -159,6 +166,8 @@ mod tests {
             ("1234567", InvalidPassword::TooShort),
             ("пароль1", InvalidPassword::TooShort),
             ("1234567\0", InvalidPassword::Nul),
+            ("Password1", InvalidPassword::TooCommon),
+            ("1234567890", InvalidPassword::TooCommon),
             (&"x".repeat(73), InvalidPassword::TooLong),
             (&"ж".repeat(37), InvalidPassword::TooLong),
         ] {

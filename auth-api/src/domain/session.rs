@@ -2,14 +2,11 @@
 
 use std::fmt;
 
-use aws_lc_rs::digest;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
-use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
-use super::user::UserId;
+use super::refresh_token::{RefreshHash, SealedSecret};
+use super::token::Principal;
 
 /// What a session is known by: 122 random bits, which nobody can guess.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,8 +17,18 @@ impl SessionId {
         Self(Uuid::new_v4())
     }
 
+    /// One spelling only: 32 lower-case digits.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        Uuid::try_parse(text).ok().map(Self)
+        let id = Uuid::try_parse(text).ok().map(Self)?;
+        (id.to_string() == text).then_some(id)
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
     }
 }
 
@@ -31,42 +38,8 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// What a client presents to go on with its session: the session's id and 256 random bits.
-#[derive(Debug)]
-pub(crate) struct RefreshToken(SecretString);
-
-impl RefreshToken {
-    /// A new one for `session`.
-    pub(crate) fn random(session: SessionId) -> Self {
-        let mut bytes = [0; 32];
-        aws_lc_rs::rand::fill(&mut bytes).expect("the operating system has random bytes");
-        Self(format!("{session}.{}", URL_SAFE_NO_PAD.encode(bytes)).into())
-    }
-
-    /// SHA-256 of it, which is all that is stored: it has bits enough to need no slow hash.
-    pub(crate) fn hash(&self) -> RefreshHash {
-        let hash = digest::digest(&digest::SHA256, self.0.expose_secret().as_bytes());
-        RefreshHash(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
-    }
-
-    /// The text, for the one answer that carries it.
-    pub(crate) fn expose(&self) -> &str {
-        self.0.expose_secret()
-    }
-}
-
-/// A refresh token's SHA-256.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RefreshHash(pub(crate) [u8; 32]);
-
-impl fmt::Debug for RefreshHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RefreshHash(…)")
-    }
-}
-
 /// Where a session came from, for its owner to recognise it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Origin {
     pub(crate) address: String,
     pub(crate) user_agent: String,
@@ -75,8 +48,7 @@ pub(crate) struct Origin {
 /// A session to be stored.
 #[derive(Debug, Clone)]
 pub(crate) struct NewSession {
-    pub(crate) id: SessionId,
-    pub(crate) user: UserId,
+    pub(crate) principal: Principal,
     pub(crate) refresh: RefreshHash,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) expires_at: DateTime<Utc>,
@@ -88,4 +60,39 @@ pub(crate) struct NewSession {
 pub(crate) enum Ended {
     Now,
     Before,
+}
+
+/// A live session as its owner sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LiveSession {
+    pub(crate) id: SessionId,
+    pub(crate) created_at: DateTime<Utc>,
+    /// To the minute.
+    pub(crate) last_used: DateTime<Utc>,
+    pub(crate) origin: Origin,
+}
+
+/// An exchange of a refresh token for the next.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Exchange {
+    pub(crate) principal: Principal,
+    pub(crate) presented: RefreshHash,
+    pub(crate) next: RefreshHash,
+    /// The next token, for a client that asks again with the same one.
+    pub(crate) sealed: SealedSecret,
+    pub(crate) now: DateTime<Utc>,
+    pub(crate) expires_at: DateTime<Utc>,
+}
+
+/// What came of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exchanged {
+    /// The next token is the current one now.
+    Rotated,
+    /// The token was used a moment ago: this is the successor that was made then.
+    Repeated(SealedSecret),
+    /// The session lives, and its token is another: this one was used before.
+    Used,
+    /// No such session lives.
+    Gone,
 }

@@ -11,11 +11,14 @@ use uuid::Uuid;
 
 use super::login::Login;
 use super::session::SessionId;
+use super::strict_json::StrictObject;
 use super::user::UserId;
 
 const ISSUER: &str = "auth-api";
 /// A token of ours has some 400 bytes; what is far longer is not worth the work of reading it.
 const MAX_BYTES: usize = 8 * 1024;
+/// Seconds by which the clocks of replicas may differ.
+const LEEWAY: i64 = 30;
 
 /// Who a token says is asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,10 +116,11 @@ impl AccessTokens {
         if token.len() > MAX_BYTES {
             return Err(InvalidToken::Malformed);
         }
+        check_form(token)?;
         let mut outcome = Err(InvalidToken::Malformed);
         for key in &self.verifying {
             match jsonwebtoken::decode::<Claims>(token, key, &self.validation) {
-                Ok(data) => return principal(&data.claims),
+                Ok(data) => return principal(&data.claims, Utc::now()),
                 Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => {
                     outcome = Err(InvalidToken::Expired);
                 }
@@ -127,10 +131,27 @@ impl AccessTokens {
     }
 }
 
-fn principal(claims: &Claims) -> Result<Principal, InvalidToken> {
+/// Refuses a token with a name that comes twice, and one that says that more must be understood of
+/// it than we do (RFC 7515, section 4.1.11).
+fn check_form(token: &str) -> Result<(), InvalidToken> {
+    let mut parts = token.split('.');
+    let mut object = || parts.next().and_then(StrictObject::from_base64);
+    match (object(), object()) {
+        (Some(header), Some(_)) if !header.has("crit") => Ok(()),
+        _ => Err(InvalidToken::Malformed),
+    }
+}
+
+fn principal(claims: &Claims, now: DateTime<Utc>) -> Result<Principal, InvalidToken> {
     let (Some(user), Some(_)) = (claims.user_id, &claims.sub) else {
         return Err(InvalidToken::Payload);
     };
+    if claims
+        .iat
+        .is_some_and(|issued| issued > now.timestamp() + LEEWAY)
+    {
+        return Err(InvalidToken::Malformed);
+    }
     let session = claims.sid.as_deref().and_then(SessionId::parse);
     match (session, &claims.iss) {
         (Some(session), Some(_)) => Ok(Principal {
@@ -192,6 +213,52 @@ mod tests {
             tokens("a key").verify(&"x".repeat(9000)),
             Err(InvalidToken::Malformed)
         );
+    }
+
+    #[test]
+    fn a_token_with_two_readings_is_none() {
+        use base64::Engine as _;
+        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let key = EncodingKey::from_secret(b"a key");
+        let sign = |header: &str, claims: &str| {
+            let text = [header, claims]
+                .map(|part| URL_SAFE_NO_PAD.encode(part))
+                .join(".");
+            let seal = jsonwebtoken::crypto::sign(text.as_bytes(), &key, Algorithm::HS256).unwrap();
+            format!("{text}.{seal}")
+        };
+        let sid = SessionId::random();
+        let exp = Utc::now().timestamp() + 60;
+        let claims =
+            format!(r#""sub":"alice","user_id":7,"exp":{exp},"sid":"{sid}","iss":"auth-api""#);
+        let header = r#"{"alg":"HS256"}"#;
+        let good = sign(header, &format!("{{{claims}}}"));
+        assert!(tokens("a key").verify(&good).is_ok());
+        let future = exp + 3600;
+        for (header, claims) in [
+            (header, format!(r#"{{"user_id":8,{claims}}}"#)),
+            (header, format!(r#"{{"iat":{future},{claims}}}"#)),
+            (
+                header,
+                format!("{{{}}}", claims.replace(&format!("\"exp\":{exp},"), "")),
+            ),
+            (
+                header,
+                format!(
+                    "{{{}}}",
+                    claims.replace("\"user_id\":7", "\"user_id\":\"7\"")
+                ),
+            ),
+            (r#"{"alg":"HS256","alg":"HS256"}"#, format!("{{{claims}}}")),
+            (
+                r#"{"alg":"HS256","crit":["b64"],"b64":false}"#,
+                format!("{{{claims}}}"),
+            ),
+            (r#"{"alg":"HS384"}"#, format!("{{{claims}}}")),
+        ] {
+            let verdict = tokens("a key").verify(&sign(header, &claims));
+            assert_eq!(verdict, Err(InvalidToken::Malformed), "{header} {claims}");
+        }
     }
 
     #[test]

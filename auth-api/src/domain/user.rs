@@ -22,12 +22,27 @@ pub(crate) struct Profile {
     pub(crate) last_login: Option<DateTime<Utc>>,
 }
 
+/// What an operator sees of an account.
+#[derive(Debug, Clone)]
+pub(crate) struct Listed {
+    pub(crate) profile: Profile,
+    pub(crate) standing: Standing,
+}
+
 /// What checking a password needs of an account.
 #[derive(Debug, Clone)]
 pub(crate) struct Account {
     pub(crate) id: UserId,
     pub(crate) login: Login,
     pub(crate) hash: PasswordHash,
+    pub(crate) standing: Standing,
+}
+
+/// Whether an account may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Active,
+    Disabled,
 }
 
 /// Python's `datetime.isoformat()`: six digits of fraction, or none where it is zero.

@@ -5,6 +5,7 @@ use axum::extract::State;
 use serde::Serialize;
 
 use crate::app::App;
+use crate::audit::{Event, Subject, Visitor};
 use crate::credentials::Credentials;
 use crate::error::Error;
 use crate::users::Deleted;
@@ -16,9 +17,10 @@ pub(crate) struct Response {
 
 pub(crate) async fn handle(
     State(app): State<App>,
+    visitor: Visitor,
     credentials: Credentials,
 ) -> Result<Json<Response>, Error> {
-    let account = credentials.account(&app).await?;
+    let account = credentials.account(&app, &visitor).await?;
     // First the sessions: if their store fails here, nothing has happened yet. Then once more for a
     // login that came between.
     let mut ended = app.sessions.end_all(account.id).await?;
@@ -27,7 +29,11 @@ pub(crate) async fn handle(
     }
     ended += app.sessions.end_all(account.id).await?;
     app.metrics.sessions_ended.inc_by(ended);
-    tracing::info!(target: "audit", event = "delete", user = account.id.0);
+    let subject = Subject {
+        user: Some(account.id),
+        login: Some(account.login.as_str()),
+    };
+    visitor.record(Event::Deleted, subject);
     let message = "User deleted successfully";
     Ok(Json(Response { message }))
 }

@@ -2,105 +2,99 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use chrono::Utc;
-use serde::Serialize;
 
 use crate::app::App;
+use crate::audit::{Event, Subject, Visitor};
 use crate::credentials::Credentials;
 use crate::domain::password::NewPassword;
-use crate::domain::session::{NewSession, RefreshToken, SessionId};
+use crate::domain::refresh_token::RefreshToken;
+use crate::domain::session::{NewSession, SessionId};
 use crate::domain::token::Principal;
 use crate::domain::user::Account;
 use crate::error::Error;
-use crate::visit;
-
-#[derive(Debug, Serialize)]
-pub(crate) struct Response {
-    access_token: String,
-    token_type: &'static str,
-    /// Seconds.
-    expires_in: u64,
-    refresh_token: String,
-}
+use crate::tokens::{self, Response};
 
 pub(crate) async fn handle(
     State(app): State<App>,
-    headers: HeaderMap,
+    visitor: Visitor,
     credentials: Credentials,
 ) -> Result<Json<Response>, Error> {
-    let account = match credentials.account(&app).await {
-        Ok(account) => account,
-        Err(error) => {
-            record_failure(&app, &error);
-            return Err(error);
-        }
+    let outcome = log_in(&app, &visitor, &credentials).await;
+    let name = match &outcome {
+        Ok(_) => "ok",
+        Err(Error::InvalidCredentials) => "invalid",
+        Err(Error::LockedOut(_)) => "locked_out",
+        Err(Error::QueueFull(_)) => "queue_full",
+        Err(_) => "unavailable",
     };
-    renew_hash(&app, &account, &credentials).await?;
-    let response = begin_session(&app, &account, &headers).await?;
-    app.metrics.logins.with_label_values(&["ok"]).inc();
-    tracing::info!(target: "audit", event = "login", user = account.id.0);
-    Ok(Json(response))
+    app.metrics.logins.with_label_values(&[name]).inc();
+    outcome
+}
+
+async fn log_in(
+    app: &App,
+    visitor: &Visitor,
+    credentials: &Credentials,
+) -> Result<Json<Response>, Error> {
+    let account = credentials.account(app, visitor).await?;
+    let account = renew_hash(app, account, credentials).await?;
+    let response = begin_session(app, &account, visitor).await?;
+    let subject = Subject {
+        user: Some(account.id),
+        login: Some(account.login.as_str()),
+    };
+    visitor.record(Event::LoggedIn, subject);
+    Ok(response)
 }
 
 async fn begin_session(
     app: &App,
     account: &Account,
-    headers: &HeaderMap,
-) -> Result<Response, Error> {
+    visitor: &Visitor,
+) -> Result<Json<Response>, Error> {
     let now = Utc::now();
-    app.users.logged_in(account.id, now).await?;
-    let session = SessionId::random();
-    let refresh = RefreshToken::random(session);
+    let principal = Principal {
+        user: account.id,
+        session: SessionId::random(),
+    };
+    let refresh = RefreshToken::random(principal);
     app.sessions
         .create(&NewSession {
-            id: session,
-            user: account.id,
+            principal,
             refresh: refresh.hash(),
             created_at: now,
             expires_at: now + app.session_lifetime,
-            origin: visit::origin(headers),
+            origin: visitor.origin.clone(),
         })
         .await?;
+    // A change of password, a deletion or a disabling since we looked has ended all sessions that
+    // it knew of, and ours was not among them.
+    if !app.users.log_in(account, now).await? {
+        app.sessions.end(principal).await?;
+        return Err(Error::InvalidCredentials);
+    }
     app.metrics.sessions_created.inc();
-    let principal = Principal {
-        user: account.id,
-        session,
-    };
-    Ok(Response {
-        access_token: app.tokens.sign(&account.login, principal, now),
-        token_type: "bearer",
-        expires_in: app.tokens.lifetime().as_secs(),
-        refresh_token: refresh.expose().to_owned(),
-    })
+    Ok(tokens::issue(app, &account.login, &refresh, now))
 }
 
 /// A hash of another cost is made again while the password is at hand. One that may not be made
 /// anew, since it breaks the rules of today, stays as it is.
-async fn renew_hash(app: &App, account: &Account, credentials: &Credentials) -> Result<(), Error> {
+async fn renew_hash(
+    app: &App,
+    account: Account,
+    credentials: &Credentials,
+) -> Result<Account, Error> {
     if !app.hasher.is_outdated(&account.hash) {
-        return Ok(());
+        return Ok(account);
     }
-    let Ok(text) = std::str::from_utf8(credentials.password().bytes()) else {
-        return Ok(());
+    let text = std::str::from_utf8(credentials.password().bytes());
+    let Some(password) = text.ok().and_then(|text| NewPassword::new(text).ok()) else {
+        return Ok(account);
     };
-    if let Ok(password) = NewPassword::new(text) {
-        let new = app.hasher.hash(&password).await?;
-        app.users
-            .renew_hash(account.id, &account.hash, &new)
-            .await?;
+    let hash = app.hasher.hash(&password).await?;
+    if app.users.set_hash(account.id, &account.hash, &hash).await? {
+        return Ok(Account { hash, ..account });
     }
-    Ok(())
-}
-
-fn record_failure(app: &App, error: &Error) {
-    let outcome = match error {
-        Error::InvalidCredentials => {
-            tracing::info!(target: "audit", event = "login failed");
-            "invalid"
-        }
-        Error::QueueFull(_) => "queue_full",
-        _ => "unavailable",
-    };
-    app.metrics.logins.with_label_values(&[outcome]).inc();
+    Ok(account)
 }

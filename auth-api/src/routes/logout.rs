@@ -5,6 +5,7 @@ use axum::extract::State;
 use serde::Serialize;
 
 use crate::app::App;
+use crate::audit::{Event, Visitor};
 use crate::authenticate::Bearer;
 use crate::domain::session::Ended;
 use crate::error::Error;
@@ -16,13 +17,14 @@ pub(crate) struct Response {
 
 pub(crate) async fn handle(
     State(app): State<App>,
+    visitor: Visitor,
     Bearer(principal): Bearer,
 ) -> Result<Json<Response>, Error> {
     match app.sessions.end(principal).await? {
         Ended::Before => Err(Error::NotLoggedOut),
         Ended::Now => {
             app.metrics.sessions_ended.inc();
-            tracing::info!(target: "audit", event = "logout", user = principal.user.0);
+            visitor.record(Event::LoggedOut, principal.user);
             let message = "Successfully logged out";
             Ok(Json(Response { message }))
         }

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 
 use crate::app::App;
+use crate::audit::{Event, Subject, Visitor};
 use crate::body::{Object, Problem};
 use crate::credentials::both;
 use crate::domain::login::Login;
@@ -28,6 +29,7 @@ pub(crate) struct Response {
 
 pub(crate) async fn handle(
     State(app): State<App>,
+    visitor: Visitor,
     registration: Registration,
 ) -> Result<(StatusCode, Json<Response>), Error> {
     let hash = app.hasher.hash(&registration.password).await?;
@@ -36,7 +38,11 @@ pub(crate) async fn handle(
         Err(NotAdded::Taken) => return Err(Error::LoginTaken),
         Err(NotAdded::Unavailable(store)) => return Err(store.into()),
     };
-    tracing::info!(target: "audit", event = "register", user = id.0);
+    let subject = Subject {
+        user: Some(id),
+        login: Some(registration.login.as_str()),
+    };
+    visitor.record(Event::Registered, subject);
     Ok((StatusCode::CREATED, Json(Response { id })))
 }
 

@@ -1,168 +1,220 @@
 //! Sessions in Redis.
 //!
 //! `session:{id}` is a hash with what is known of a session, gone when it expires; `sessions:{user}`
-//! is a sorted set of a user's session ids by expiry. Lua scripts change both as one.
+//! is a sorted set of a user's session ids by expiry. Lua scripts change both as one, and tell every
+//! replica of endings on a channel.
 
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
-use fred::clients::Client;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use fred::error::Error as RedisError;
-use fred::interfaces::{ClientLike, HashesInterface};
-use fred::types::config::{Config, ReconnectPolicy};
+use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use fred::types::Message;
 use fred::types::scripts::Script;
-use fred::types::{Builder, ConnectHandle};
+use tokio::sync::broadcast::error::RecvError;
 
-use crate::domain::session::{Ended, NewSession};
+use super::cache::Cache;
+use super::{GRACE, MOST_OF_A_USER, TOUCH};
+use crate::domain::refresh_token::SealedSecret;
+use crate::domain::session::{
+    Ended, Exchange, Exchanged, LiveSession, NewSession, Origin, SessionId,
+};
 use crate::domain::token::Principal;
 use crate::domain::user::UserId;
+use crate::redis::{Redis, nonsense, text};
 use crate::unavailable::Unavailable;
 
-const STORE: &str = "Redis";
-/// A command is over, or given up, well within a request's three seconds.
-const DEADLINE: Duration = Duration::from_millis(1500);
-/// Between two tries to connect, so that Redis is used again within a second of its return.
-const RECONNECT: Duration = Duration::from_millis(200);
+/// Where endings are told.
+const CHANNEL: &str = "sessions:ended";
 
-/// KEYS: session, index. ARGV: id, expiry (ms), now (ms), then the record's fields and values.
-const CREATE: &str = r"
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
-redis.call('PEXPIREAT', KEYS[1], ARGV[2])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[3])
-redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-local last = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')
-redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', last[2]))
-return 1
-";
+static CREATE: LazyLock<Script> =
+    LazyLock::new(|| Script::from_lua(include_str!("redis/create.lua")));
+static TOUCHED: LazyLock<Script> =
+    LazyLock::new(|| Script::from_lua(include_str!("redis/touch.lua")));
+static ROTATE: LazyLock<Script> =
+    LazyLock::new(|| Script::from_lua(include_str!("redis/rotate.lua")));
+static END: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/end.lua")));
+static END_ALL: LazyLock<Script> =
+    LazyLock::new(|| Script::from_lua(include_str!("redis/end_all.lua")));
+static LIST: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/list.lua")));
 
-/// KEYS: session, index. ARGV: id, user.
-const END: &str = r"
-if redis.call('HGET', KEYS[1], 'user') ~= ARGV[2] then return 0 end
-redis.call('ZREM', KEYS[2], ARGV[1])
-return redis.call('DEL', KEYS[1])
-";
+/// What the script tells of a session: id, created, used (ms), address, user agent.
+type Listed = (String, i64, i64, String, String);
 
-/// KEYS: index.
-const END_ALL: &str = r"
-local ended = 0
-for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  ended = ended + redis.call('DEL', 'session:' .. id)
-end
-redis.call('DEL', KEYS[1])
-return ended
-";
-
-/// A connection that is made again whenever it breaks.
+/// Sessions in Redis, and what this replica remembers of them.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisSessions {
-    client: Client,
-    create: Script,
-    end: Script,
-    end_all: Script,
+    redis: Redis,
+    cache: Arc<Cache>,
 }
 
 impl RedisSessions {
-    /// Begins to connect; the server may come later than we.
-    pub(crate) fn start(config: Config) -> Result<(Self, ConnectHandle), RedisError> {
-        let mut builder = Builder::from_config(config);
-        builder
-            .with_connection_config(|connection| {
-                connection.connection_timeout = DEADLINE;
-                connection.internal_command_timeout = DEADLINE;
-                connection.max_command_attempts = 1;
-                connection.reconnect_on_auth_error = true;
-                connection.unresponsive.max_timeout = Some(DEADLINE);
-                connection.unresponsive.interval = Duration::from_millis(500);
-            })
-            .with_performance_config(|performance| {
-                performance.default_command_timeout = DEADLINE;
-            })
-            .set_policy(ReconnectPolicy::new_constant(
-                0,
-                u32::try_from(RECONNECT.as_millis()).expect("it is short"),
-            ));
-        let client = builder.build()?;
-        let connection = client.connect();
-        let sessions = Self {
-            client,
-            create: Script::from_lua(CREATE),
-            end: Script::from_lua(END),
-            end_all: Script::from_lua(END_ALL),
-        };
-        Ok((sessions, connection))
+    /// Begins to listen for endings.
+    pub(crate) fn start(redis: Redis) -> Result<Self, RedisError> {
+        let cache = Arc::new(Cache::default());
+        let subscriber = redis.subscriber()?;
+        let (mut messages, mut connected, mut broken) = (
+            subscriber.message_rx(),
+            subscriber.reconnect_rx(),
+            subscriber.error_rx(),
+        );
+        let heard = Arc::clone(&cache);
+        tokio::spawn(async move {
+            subscriber.connect();
+            loop {
+                tokio::select! {
+                    biased;
+                    message = messages.recv() => match message {
+                        Ok(message) => hear(&heard, &message),
+                        // What was missed may have been an ending.
+                        Err(RecvError::Lagged(_)) => heard.line_is_down(),
+                        Err(RecvError::Closed) => break,
+                    },
+                    _ = broken.recv() => heard.line_is_down(),
+                    _ = connected.recv() => {
+                        heard.line_is_down();
+                        if subscriber.subscribe(CHANNEL).await.is_ok() {
+                            heard.line_is_up();
+                        }
+                    }
+                }
+            }
+            heard.line_is_down();
+        });
+        Ok(Self { redis, cache })
     }
 
     pub(super) async fn create(&self, session: &NewSession) -> Result<(), Unavailable> {
-        let id = session.id.to_string();
-        let expires = session.expires_at.timestamp_millis().to_string();
-        let created = session.created_at.timestamp_millis().to_string();
-        let user = session.user.0.to_string();
-        let keys = vec![record(&id), index(session.user)];
-        let arguments: Vec<fred::types::Value> = vec![
-            id.into(),
-            expires.into(),
-            created.clone().into(),
-            "user".into(),
-            user.into(),
-            "refresh".into(),
-            session.refresh.0.as_slice().into(),
-            "created_at".into(),
-            created.clone().into(),
-            "last_used".into(),
-            created.into(),
-            "address".into(),
-            session.origin.address.clone().into(),
-            "user_agent".into(),
-            session.origin.user_agent.clone().into(),
+        let arguments = vec![
+            text(session.principal.session),
+            text(session.principal.user.0),
+            text(session.created_at.timestamp_millis()),
+            text(session.expires_at.timestamp_millis()),
+            text(MOST_OF_A_USER),
+            CHANNEL.into(),
+            Bytes::copy_from_slice(&session.refresh.0),
+            text(&session.origin.address),
+            text(&session.origin.user_agent),
         ];
-        self.run(&self.create, keys, arguments).await.map(drop)
+        let keys = keys(session.principal);
+        self.redis
+            .run::<i64>(&CREATE, keys, arguments)
+            .await
+            .map(drop)
     }
 
     pub(super) async fn is_live(&self, principal: Principal) -> Result<bool, Unavailable> {
-        let key = record(&principal.session.to_string());
-        let user: Option<i64> = self.client.hget(key, "user").await.map_err(failed)?;
-        Ok(user == Some(principal.user.0))
+        let heard = match self.cache.knows(principal, Instant::now()) {
+            Ok(()) => return Ok(true),
+            Err(heard) => heard,
+        };
+        let arguments = vec![
+            text(principal.user.0),
+            text(Utc::now().timestamp_millis()),
+            text(TOUCH.as_millis()),
+        ];
+        let keys = vec![record(principal.session)];
+        let is_live: bool = self.redis.run(&TOUCHED, keys, arguments).await?;
+        if is_live {
+            self.cache.keep(principal, heard, Instant::now());
+        }
+        Ok(is_live)
+    }
+
+    pub(super) async fn exchange(&self, exchange: &Exchange) -> Result<Exchanged, Unavailable> {
+        let arguments = vec![
+            text(exchange.principal.session),
+            text(exchange.principal.user.0),
+            text(exchange.now.timestamp_millis()),
+            text(exchange.expires_at.timestamp_millis()),
+            text(GRACE.as_millis()),
+            Bytes::copy_from_slice(&exchange.presented.0),
+            Bytes::copy_from_slice(&exchange.next.0),
+            Bytes::copy_from_slice(&exchange.sealed.0),
+        ];
+        let keys = keys(exchange.principal);
+        let answer: Vec<Bytes> = self.redis.run(&ROTATE, keys, arguments).await?;
+        match answer.as_slice() {
+            [word] if word == "rotated" => Ok(Exchanged::Rotated),
+            [word] if word == "stale" => Ok(Exchanged::Used),
+            [word] if word == "gone" => Ok(Exchanged::Gone),
+            [word, sealed] if word == "repeated" => sealed[..]
+                .try_into()
+                .map(|sealed| Exchanged::Repeated(SealedSecret(sealed)))
+                .map_err(|_| nonsense("a sealed token of another length")),
+            _ => Err(nonsense("an exchange without a known outcome")),
+        }
     }
 
     pub(super) async fn end(&self, principal: Principal) -> Result<Ended, Unavailable> {
-        let id = principal.session.to_string();
-        let keys = vec![record(&id), index(principal.user)];
-        let arguments = vec![id.into(), principal.user.0.to_string().into()];
-        Ok(match self.run(&self.end, keys, arguments).await? {
-            0 => Ended::Before,
-            _ => Ended::Now,
-        })
+        let arguments = vec![
+            text(principal.session),
+            text(principal.user.0),
+            CHANNEL.into(),
+        ];
+        let ended: bool = self.redis.run(&END, keys(principal), arguments).await?;
+        self.cache.forget(principal.session);
+        Ok(if ended { Ended::Now } else { Ended::Before })
     }
 
-    pub(super) async fn end_all(&self, user: UserId) -> Result<u64, Unavailable> {
-        self.run(&self.end_all, vec![index(user)], Vec::new()).await
+    pub(super) async fn end_all(
+        &self,
+        user: UserId,
+        kept: Option<SessionId>,
+    ) -> Result<u64, Unavailable> {
+        let kept = kept.map_or_else(Bytes::new, text);
+        let arguments = vec![kept, CHANNEL.into()];
+        let ended = self
+            .redis
+            .run(&END_ALL, vec![index(user)], arguments)
+            .await?;
+        self.cache.forget_user(user);
+        Ok(ended)
+    }
+
+    pub(super) async fn list(&self, user: UserId) -> Result<Vec<LiveSession>, Unavailable> {
+        let listed: Vec<Listed> = self.redis.run(&LIST, vec![index(user)], Vec::new()).await?;
+        listed.into_iter().map(live).collect()
     }
 
     pub(super) async fn ping(&self) -> Result<(), Unavailable> {
-        self.client.ping::<()>(None).await.map_err(failed)
-    }
-
-    async fn run(
-        &self,
-        script: &Script,
-        keys: Vec<String>,
-        arguments: Vec<fred::types::Value>,
-    ) -> Result<u64, Unavailable> {
-        script
-            .evalsha_with_reload(&self.client, keys, arguments)
-            .await
-            .map_err(failed)
+        self.redis.ping().await
     }
 }
 
-fn record(id: &str) -> String {
-    format!("session:{id}")
+fn hear(cache: &Cache, message: &Message) {
+    match message.value.as_str().as_deref().and_then(SessionId::parse) {
+        Some(session) => cache.forget(session),
+        // Not ours: whoever says it may mean anything.
+        None => cache.line_is_down(),
+    }
+}
+
+fn live((id, created, used, address, user_agent): Listed) -> Result<LiveSession, Unavailable> {
+    let time = |millis| {
+        DateTime::from_timestamp_millis(millis).ok_or_else(|| nonsense("a time out of range"))
+    };
+    Ok(LiveSession {
+        id: SessionId::parse(&id).ok_or_else(|| nonsense("a session without an id"))?,
+        created_at: time(created)?,
+        last_used: time(used)?,
+        origin: Origin {
+            address,
+            user_agent,
+        },
+    })
+}
+
+fn keys(principal: Principal) -> Vec<String> {
+    vec![record(principal.session), index(principal.user)]
+}
+
+fn record(session: SessionId) -> String {
+    format!("session:{session}")
 }
 
 fn index(user: UserId) -> String {
     format!("sessions:{}", user.0)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
-fn failed(error: RedisError) -> Unavailable {
-    Unavailable::because(STORE, &error)
 }

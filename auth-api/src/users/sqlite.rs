@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use super::{Deleted, NotAdded};
 use crate::domain::login::Login;
 use crate::domain::password::PasswordHash;
-use crate::domain::user::{Account, Profile, UserId};
+use crate::domain::user::{Account, Listed, Profile, Standing, UserId};
 use crate::sqlite::{STORE, Sqlite, failed, time};
 use crate::unavailable::Unavailable;
 
@@ -14,6 +14,7 @@ use crate::unavailable::Unavailable;
 pub(crate) struct SqliteUsers(pub(crate) Sqlite);
 
 type Row = (i64, String, i64, Option<i64>);
+type ListedRow = (i64, String, i64, Option<i64>, bool);
 
 impl SqliteUsers {
     pub(super) async fn add(&self, login: &Login, hash: &PasswordHash) -> Result<UserId, NotAdded> {
@@ -31,14 +32,30 @@ impl SqliteUsers {
     }
 
     pub(super) async fn account(&self, login: &Login) -> Result<Option<Account>, Unavailable> {
-        let row: Option<(i64, String)> =
-            sqlx::query_as("SELECT id, password_hash FROM users WHERE login = ?")
-                .bind(login.as_str())
+        let row: Option<(i64, String, bool)> = sqlx::query_as(
+            "SELECT id, password_hash, disabled_at IS NOT NULL FROM users WHERE login = ?",
+        )
+        .bind(login.as_str())
+        .fetch_optional(&self.0.readers)
+        .await
+        .map_err(failed)?;
+        row.map(|(id, hash, is_disabled)| super::account(STORE, id, login, &hash, is_disabled))
+            .transpose()
+    }
+
+    pub(super) async fn holder(
+        &self,
+        user: UserId,
+    ) -> Result<Option<(Login, Standing)>, Unavailable> {
+        let row: Option<(String, bool)> =
+            sqlx::query_as("SELECT login, disabled_at IS NOT NULL FROM users WHERE id = ?")
+                .bind(user.0)
                 .fetch_optional(&self.0.readers)
                 .await
                 .map_err(failed)?;
-        row.map(|(id, hash)| super::account(STORE, id, login, &hash))
-            .transpose()
+        Ok(row.and_then(|(login, is_disabled)| {
+            Some((Login::existing(&login)?, super::standing(is_disabled)))
+        }))
     }
 
     pub(super) async fn profile(&self, user: UserId) -> Result<Option<Profile>, Unavailable> {
@@ -56,13 +73,52 @@ impl SqliteUsers {
         }))
     }
 
-    pub(super) async fn logged_in(
+    pub(super) async fn log_in(
+        &self,
+        account: &Account,
+        now: DateTime<Utc>,
+    ) -> Result<bool, Unavailable> {
+        let done = sqlx::query(
+            "UPDATE users SET last_login = ?
+             WHERE id = ? AND password_hash = ? AND disabled_at IS NULL",
+        )
+        .bind(now.timestamp_micros())
+        .bind(account.id.0)
+        .bind(account.hash.as_str())
+        .execute(&self.0.writer)
+        .await
+        .map_err(failed)?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    pub(super) async fn set_hash(
         &self,
         user: UserId,
-        now: DateTime<Utc>,
+        old: &PasswordHash,
+        new: &PasswordHash,
+    ) -> Result<bool, Unavailable> {
+        let done =
+            sqlx::query("UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?")
+                .bind(new.as_str())
+                .bind(user.0)
+                .bind(old.as_str())
+                .execute(&self.0.writer)
+                .await
+                .map_err(failed)?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    pub(super) async fn set_standing(
+        &self,
+        user: UserId,
+        standing: Standing,
     ) -> Result<(), Unavailable> {
-        sqlx::query("UPDATE users SET last_login = ? WHERE id = ?")
-            .bind(now.timestamp_micros())
+        let since = match standing {
+            Standing::Active => None,
+            Standing::Disabled => Some(Utc::now().timestamp_micros()),
+        };
+        sqlx::query("UPDATE users SET disabled_at = ? WHERE id = ?")
+            .bind(since)
             .bind(user.0)
             .execute(&self.0.writer)
             .await
@@ -70,20 +126,26 @@ impl SqliteUsers {
             .map(drop)
     }
 
-    pub(super) async fn renew_hash(
-        &self,
-        user: UserId,
-        old: &PasswordHash,
-        new: &PasswordHash,
-    ) -> Result<(), Unavailable> {
-        sqlx::query("UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?")
-            .bind(new.as_str())
-            .bind(user.0)
-            .bind(old.as_str())
-            .execute(&self.0.writer)
-            .await
-            .map_err(failed)
-            .map(drop)
+    pub(super) async fn page(&self, after: UserId, count: u32) -> Result<Vec<Listed>, Unavailable> {
+        let rows: Vec<ListedRow> = sqlx::query_as(
+            "SELECT id, login, created_at, last_login, disabled_at IS NOT NULL FROM users
+             WHERE id > ? ORDER BY id LIMIT ?",
+        )
+        .bind(after.0)
+        .bind(count)
+        .fetch_all(&self.0.readers)
+        .await
+        .map_err(failed)?;
+        let listed = |(id, login, created_at, last_login, is_disabled): ListedRow| Listed {
+            profile: Profile {
+                id: UserId(id),
+                login,
+                created_at: time(created_at),
+                last_login: last_login.and_then(time),
+            },
+            standing: super::standing(is_disabled),
+        };
+        Ok(rows.into_iter().map(listed).collect())
     }
 
     pub(super) async fn delete(&self, user: UserId) -> Result<Deleted, Unavailable> {

@@ -1,0 +1,103 @@
+//! The connection to Redis: made again whenever it breaks, and never waited for long.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fred::clients::{Client, SubscriberClient};
+use fred::error::Error as RedisError;
+use fred::interfaces::ClientLike;
+use fred::types::config::{Config, ReconnectPolicy};
+use fred::types::scripts::Script;
+use fred::types::{Builder, FromValue};
+
+use crate::metrics::StoreMetrics;
+use crate::unavailable::Unavailable;
+
+const STORE: &str = "Redis";
+/// A command is over, or given up, well within a request's three seconds.
+const DEADLINE: Duration = Duration::from_millis(1500);
+/// Between two tries to connect, so that Redis is used again within a second of its return.
+const RECONNECT: Duration = Duration::from_millis(200);
+
+/// A connection. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Redis {
+    client: Client,
+    config: Config,
+    metrics: StoreMetrics,
+}
+
+impl Redis {
+    /// Begins to connect; the server may come later than we.
+    pub(crate) fn start(config: Config, metrics: StoreMetrics) -> Result<Self, RedisError> {
+        let client = builder(config.clone()).build()?;
+        client.connect();
+        Ok(Self {
+            client,
+            config,
+            metrics,
+        })
+    }
+
+    /// A connection of its own that listens. It begins to connect when asked to.
+    pub(crate) fn subscriber(&self) -> Result<SubscriberClient, RedisError> {
+        builder(self.config.clone()).build_subscriber_client()
+    }
+
+    /// Runs a script.
+    pub(crate) async fn run<T: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        arguments: Vec<Bytes>,
+    ) -> Result<T, Unavailable> {
+        let timer = self.metrics.start();
+        let outcome = script
+            .evalsha_with_reload(&self.client, keys, arguments)
+            .await;
+        timer.end(&outcome);
+        outcome.map_err(failed)
+    }
+
+    /// Asks for the least that shows that it answers.
+    pub(crate) async fn ping(&self) -> Result<(), Unavailable> {
+        self.client.ping::<()>(None).await.map_err(failed)
+    }
+}
+
+fn builder(config: Config) -> Builder {
+    let mut builder = Builder::from_config(config);
+    builder
+        .with_connection_config(|connection| {
+            connection.connection_timeout = DEADLINE;
+            connection.internal_command_timeout = DEADLINE;
+            connection.max_command_attempts = 1;
+            connection.reconnect_on_auth_error = true;
+            connection.unresponsive.max_timeout = Some(DEADLINE);
+            connection.unresponsive.interval = Duration::from_millis(500);
+        })
+        .with_performance_config(|performance| {
+            performance.default_command_timeout = DEADLINE;
+        })
+        .set_policy(ReconnectPolicy::new_constant(
+            0,
+            u32::try_from(RECONNECT.as_millis()).expect("it is short"),
+        ));
+    builder
+}
+
+/// A script's argument.
+pub(crate) fn text(value: impl Display) -> Bytes {
+    value.to_string().into()
+}
+
+/// An answer of Redis that no script of ours gives.
+pub(crate) fn nonsense(what: &'static str) -> Unavailable {
+    Unavailable::because(STORE, &what)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err")]
+fn failed(error: RedisError) -> Unavailable {
+    Unavailable::because(STORE, &error)
+}

@@ -1,0 +1,71 @@
+//! `POST /api/refresh`: exchanges a refresh token for new tokens. Each is good once; whoever uses
+//! one again after the grace ends the whole session, since two hold it (RFC 9700, section 4.14.2).
+
+use axum::Json;
+use axum::extract::{FromRequest, Request, State};
+use chrono::Utc;
+
+use crate::app::App;
+use crate::audit::{Event, Visitor};
+use crate::body::Object;
+use crate::domain::refresh_token::RefreshToken;
+use crate::domain::session::{Ended, Exchange, Exchanged};
+use crate::domain::user::Standing;
+use crate::error::Error;
+use crate::tokens::{self, Response};
+
+/// What a client presents.
+pub(crate) struct Refresh(String);
+
+impl<S: Sync> FromRequest<S> for Refresh {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let body = Object::from_request(request, state).await?;
+        body.text("refresh_token")
+            .map(|text| Self(text.to_owned()))
+            .map_err(|problem| Error::Invalid(vec![problem]))
+    }
+}
+
+pub(crate) async fn handle(
+    State(app): State<App>,
+    visitor: Visitor,
+    Refresh(text): Refresh,
+) -> Result<Json<Response>, Error> {
+    let presented = app
+        .refresh_tokens
+        .decode(&text)
+        .ok_or(Error::InvalidRefreshToken)?;
+    let principal = presented.principal;
+    let now = Utc::now();
+    // Asked first, so that what cannot be answered is not exchanged either.
+    let account = app.users.holder(principal.user).await?;
+    let login = account
+        .filter(|(_, standing)| *standing == Standing::Active)
+        .map(|(login, _)| login)
+        .ok_or(Error::InvalidRefreshToken)?;
+    let next = RefreshToken::random(principal);
+    let exchange = Exchange {
+        principal,
+        presented: presented.hash(),
+        next: next.hash(),
+        sealed: presented.seal_successor(&next),
+        now,
+        expires_at: now + app.session_lifetime,
+    };
+    let next = match app.sessions.exchange(&exchange).await? {
+        Exchanged::Rotated => next,
+        Exchanged::Repeated(sealed) => presented.open_successor(sealed),
+        Exchanged::Used => {
+            if app.sessions.end(principal).await? == Ended::Now {
+                app.metrics.sessions_ended.inc();
+            }
+            visitor.record(Event::RefreshTokenReused, principal.user);
+            return Err(Error::InvalidRefreshToken);
+        }
+        Exchanged::Gone => return Err(Error::InvalidRefreshToken),
+    };
+    app.metrics.refreshes.inc();
+    Ok(tokens::issue(&app, &login, &next, now))
+}

@@ -1,0 +1,9 @@
+-- Every live session of a user. KEYS: the user's sessions.
+local sessions = {}
+for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    local session = redis.call('HMGET', 'session:' .. id, 'created', 'used', 'address', 'agent')
+    if session[1] then
+        sessions[#sessions + 1] = { id, session[1], session[2], session[3], session[4] }
+    end
+end
+return sessions

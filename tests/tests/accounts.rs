@@ -1,0 +1,227 @@
+//! Passwords, guesses, races for one account, and what operators do with accounts.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use anyhow::Result;
+use serde_json::json;
+use tests::client::{PASSWORD, credentials};
+use tests::replica::Replicas;
+use tests::{Store, on_both_stores, wait};
+
+on_both_stores!(
+    a_changed_password_ends_every_other_session,
+    common_passwords_and_the_login_itself_are_refused,
+    guessing_is_stopped_after_ten_failures_on_all_replicas,
+    of_a_hundred_registrations_of_one_login_one_succeeds,
+    of_a_hundred_deletions_of_one_account_one_succeeds,
+    an_operator_looks_after_accounts,
+    a_hash_of_another_cost_is_renewed_at_login,
+);
+
+async fn a_changed_password_ends_every_other_session(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 2).await?;
+    let (first, second) = (replicas.client(0)?, replicas.client(1)?);
+    let other = second.token("alice").await?;
+    let token = first.token("alice").await?;
+    assert_eq!(second.get_as(&other, "/api/profile").await?.status, 200);
+    let change = async |current: &str, new: &str| {
+        let body = json!({"current_password": current, "new_password": new});
+        first.post_as(&token, "/api/password", Some(&body)).await
+    };
+    assert_eq!(change("wrong password", "another one 1").await?.status, 401);
+    let refused = change(PASSWORD, "short").await?;
+    assert_eq!(refused.status, 422);
+    assert_eq!(
+        refused.json()["detail"][0]["loc"],
+        json!(["body", "new_password"])
+    );
+
+    assert_eq!(change(PASSWORD, "another one 1").await?.status, 200);
+    assert_eq!(first.get_as(&token, "/api/profile").await?.status, 200);
+    wait::until("the other session to be over", async || {
+        second
+            .get_as(&other, "/api/profile")
+            .await
+            .is_ok_and(|answer| answer.status == 401)
+    })
+    .await?;
+    assert_eq!(first.login("alice").await?.status, 401);
+    let again = first
+        .post("/api/login", &credentials("alice", "another one 1"))
+        .await?;
+    assert_eq!(again.status, 200);
+    Ok(())
+}
+
+async fn common_passwords_and_the_login_itself_are_refused(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    let client = replicas.client(0)?;
+    for (password, told) in [
+        ("password1", "Value error, Password is too common"),
+        ("Iloveyou1", "Value error, Password is too common"),
+        (
+            "alice@example.org",
+            "Value error, Password must not be the login",
+        ),
+    ] {
+        let refused = client
+            .post("/api/register", &credentials("alice@example.org", password))
+            .await?;
+        assert_eq!(refused.status, 422, "{password}");
+        assert_eq!(refused.json()["detail"][0]["msg"], told);
+        assert!(!refused.text.contains(password), "it is not sent back");
+    }
+    Ok(())
+}
+
+async fn guessing_is_stopped_after_ten_failures_on_all_replicas(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 2).await?;
+    let (first, second) = (replicas.client(0)?, replicas.client(1)?);
+    let token = first.token("alice").await?;
+    for login in ["alice", "nobody"] {
+        let guess = credentials(login, "wrong password");
+        for number in 0..10 {
+            let client = if number % 2 == 0 { &first } else { &second };
+            assert_eq!(
+                client.post("/api/login", &guess).await?.status,
+                401,
+                "{login} {number}"
+            );
+        }
+        for client in [&first, &second] {
+            let refused = client.post("/api/login", &guess).await?;
+            assert_eq!(refused.status, 429, "{login}");
+            assert_eq!(refused.json(), json!({"detail": "Too many failed logins"}));
+            let wait: u64 = refused.header("retry-after").parse()?;
+            assert!((1..=900).contains(&wait), "{wait}");
+        }
+    }
+    assert_eq!(
+        first.login("alice").await?.status,
+        429,
+        "even the right one"
+    );
+    assert_eq!(
+        first.get_as(&token, "/api/profile").await?.status,
+        200,
+        "sessions go on"
+    );
+    Ok(())
+}
+
+async fn of_a_hundred_registrations_of_one_login_one_succeeds(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 2).await?;
+    let mut all = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let client = replicas.client(number % 2)?;
+        all.spawn(async move { client.register("alice").await.map(|answer| answer.status) });
+    }
+    let statuses: Vec<u16> = all.join_all().await.into_iter().collect::<Result<_>>()?;
+    let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();
+    assert_eq!((count(201), count(409)), (1, 99), "{statuses:?}");
+    Ok(())
+}
+
+async fn of_a_hundred_deletions_of_one_account_one_succeeds(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 2).await?;
+    let token = replicas.client(0)?.token("alice").await?;
+    let mut all = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let client = replicas.client(number % 2)?;
+        let body = credentials("alice", PASSWORD);
+        all.spawn(async move {
+            client
+                .post("/api/delete", &body)
+                .await
+                .map(|one| one.status)
+        });
+    }
+    let statuses: Vec<u16> = all.join_all().await.into_iter().collect::<Result<_>>()?;
+    let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();
+    assert_eq!(count(200), 1, "{statuses:?}");
+    assert_eq!(count(200) + count(401) + count(429), 100, "{statuses:?}");
+    let client = replicas.client(1)?;
+    wait::until("the token to be dead", async || {
+        client
+            .get_as(&token, "/api/profile")
+            .await
+            .is_ok_and(|answer| answer.status == 401)
+    })
+    .await
+}
+
+/// Runs `auth-api user …` with a line on its standard input; its output, or what went wrong.
+fn operator(replicas: &Replicas, arguments: &[&str], input: &str) -> Result<String, String> {
+    let mut child = replicas
+        .command("auth-api")
+        .arg("user")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let _ = writeln!(stdin, "{input}");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes| String::from_utf8(bytes).expect("it prints text");
+    if output.status.success() {
+        Ok(text(output.stdout))
+    } else {
+        Err(text(output.stderr))
+    }
+}
+
+async fn an_operator_looks_after_accounts(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 2).await?;
+    let client = replicas.client(0)?;
+    let token = client.token("alice").await?;
+    assert_eq!(client.get_as(&token, "/api/profile").await?.status, 200);
+    let run = |arguments: &[&str], input: &str| operator(&replicas, arguments, input);
+
+    assert!(run(&["create", "bob"], PASSWORD).is_ok_and(|told| told.contains("made account")));
+    assert!(run(&["create", "bob"], PASSWORD).is_err_and(|told| told.contains("taken")));
+    assert!(run(&["create", "carol"], "short").is_err_and(|told| told.contains("at least 8")));
+    let list = run(&["list"], "").expect("a list");
+    assert_eq!(list.lines().count(), 2, "{list}");
+    assert!(run(&["show", "alice"], "").is_ok_and(|told| told.contains("session ")));
+    assert!(run(&["show", "nobody"], "").is_err());
+    assert_eq!(client.login("bob").await?.status, 200);
+
+    run(&["disable", "alice"], "").expect("it is disabled");
+    wait::until("the session to be over", async || {
+        client
+            .get_as(&token, "/api/profile")
+            .await
+            .is_ok_and(|answer| answer.status == 401)
+    })
+    .await?;
+    assert_eq!(client.login("alice").await?.status, 401);
+    run(&["enable", "alice"], "").expect("it is enabled");
+    assert_eq!(client.login("alice").await?.status, 200);
+
+    run(&["set-password", "alice"], "another one 1").expect("it is set");
+    assert_eq!(client.login("alice").await?.status, 401);
+    let again = client
+        .post("/api/login", &credentials("alice", "another one 1"))
+        .await?;
+    assert_eq!(again.status, 200);
+    run(&["delete", "alice"], "").expect("it is deleted");
+    assert!(run(&["end-sessions", "bob"], "").is_ok_and(|told| told.contains("sessions ended: 1")));
+    Ok(())
+}
+
+async fn a_hash_of_another_cost_is_renewed_at_login(store: Store) -> Result<()> {
+    let mut replicas = Replicas::start(store, 1).await?;
+    replicas.client(0)?.register("alice").await?;
+    replicas.all[0].process.stop()?;
+    replicas.set("BCRYPT_COST", "5");
+    replicas.add()?;
+    replicas.ready(1).await?;
+    let client = replicas.client(1)?;
+    assert_eq!(client.login("alice").await?.status, 200);
+    assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}

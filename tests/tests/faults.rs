@@ -1,0 +1,135 @@
+//! A store that is away, silent or back: 503 in time, never a wrong 200 or 401, nothing lost.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rustix::process::Signal;
+use tests::client::Client;
+use tests::postgres;
+use tests::replica::Replicas;
+use tests::{Store, wait};
+
+/// What a request may take at the most while a store is away.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// Until a store that is back is used again; a busy machine gets some more.
+const RETURN: Duration = Duration::from_secs(2);
+
+async fn is_503_in_time(client: &Client, token: &str, path: &str) -> Result<()> {
+    let start = Instant::now();
+    let answer = client.get_as(token, path).await?;
+    assert_eq!(answer.status, 503, "{}", answer.text);
+    assert!(!answer.header("retry-after").is_empty());
+    assert!(start.elapsed() < DEADLINE, "{:?}", start.elapsed());
+    Ok(())
+}
+
+async fn is_back_soon(client: &Client, token: &str) -> Result<()> {
+    let start = Instant::now();
+    wait::until("the store to be used again", async || {
+        client
+            .get_as(token, "/api/profile")
+            .await
+            .is_ok_and(|answer| answer.status == 200)
+    })
+    .await?;
+    assert!(start.elapsed() < RETURN, "{:?}", start.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn redis_stops_and_comes_back() -> Result<()> {
+    let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.token("alice").await?;
+    replicas.redis.as_mut().expect("it has one").stop();
+    wait::until("the outage to show", async || {
+        client
+            .get("/ready")
+            .await
+            .is_ok_and(|answer| answer.status == 503)
+    })
+    .await?;
+    for path in ["/api/profile", "/api/sessions"] {
+        is_503_in_time(&client, &token, path).await?;
+    }
+    assert_eq!(client.login("alice").await?.status, 503);
+    assert_eq!(client.get("/health").await?.status, 200);
+    replicas.redis.as_mut().expect("it has one").resume()?;
+    is_back_soon(&client, &token).await
+}
+
+#[tokio::test]
+async fn redis_is_silent_for_a_while() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.token("alice").await?;
+    let redis = replicas
+        .redis
+        .as_ref()
+        .and_then(|redis| redis.process())
+        .expect("it runs");
+    redis.signal(Signal::STOP)?;
+    is_503_in_time(&client, &token, "/api/sessions").await?;
+    let start = Instant::now();
+    assert_eq!(client.login("alice").await?.status, 503);
+    assert!(start.elapsed() < DEADLINE);
+    redis.signal(Signal::CONT)?;
+    is_back_soon(&client, &token).await
+}
+
+#[tokio::test]
+async fn postgres_stops_is_silent_and_comes_back() -> Result<()> {
+    let mut server = postgres::Server::start()?;
+    let database = server.database().await?;
+    let settings = [
+        ("DB_HOST", server.address.ip().to_string()),
+        ("DB_PORT", server.address.port().to_string()),
+        ("DB_TABLE", database.name.clone()),
+    ];
+    let settings = settings
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, settings).await?;
+    let client = replicas.client(0)?;
+    let token = client.token("alice").await?;
+    assert_eq!(client.get_as(&token, "/api/profile").await?.status, 200);
+
+    let process = server.process().expect("it runs");
+    pause_group(process.id(), Signal::STOP)?;
+    is_503_in_time(&client, &token, "/api/profile").await?;
+    pause_group(process.id(), Signal::CONT)?;
+    is_back_soon(&client, &token).await?;
+
+    server.stop()?;
+    is_503_in_time(&client, &token, "/api/profile").await?;
+    assert_eq!(client.register("bob").await?.status, 503);
+    assert_eq!(client.get("/health").await?.status, 200);
+    server.resume()?;
+    is_back_soon(&client, &token).await?;
+    assert_eq!(client.register("carol").await?.status, 201);
+    assert_eq!(
+        client.login("alice").await?.status,
+        200,
+        "what was acknowledged is there"
+    );
+    Ok(())
+}
+
+/// PostgreSQL serves each connection by a process of its own.
+fn pause_group(leader: u32, signal: Signal) -> Result<()> {
+    use rustix::process::{Pid, kill_process};
+    for entry in std::fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        let status = std::fs::read_to_string(folder.join("status")).unwrap_or_default();
+        let is_child = status
+            .lines()
+            .any(|line| line == format!("PPid:\t{leader}") || line == format!("Pid:\t{leader}"));
+        let pid = folder
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok());
+        if let Some(pid) = pid.filter(|_| is_child).and_then(Pid::from_raw) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+    Ok(())
+}
