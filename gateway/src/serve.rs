@@ -27,6 +27,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Tries of one request in Pingora's own loop; ours end before.
 const MOST_TRIES: usize = 16;
+/// Seconds that a new gateway waits for the sockets of the old one.
+const UPGRADE_PATIENCE: usize = 60;
 /// Idle connections to replicas, of each thread.
 const IDLE_UPSTREAM: usize = 512;
 
@@ -68,6 +70,13 @@ pub(crate) fn serve(file: PathBuf, environment: Environment, start: Start) -> Re
         ..Opt::default()
     };
     let mut server = Server::new_with_opt_and_conf(options, conf(&environment));
+    if start == Start::Upgrade {
+        let socket = &server.configuration.upgrade_sock;
+        tracing::info!(
+            socket,
+            "waiting for the sockets of the gateway that runs: send it SIGQUIT"
+        );
+    }
     server.bootstrap();
     let mut edge = Service::new(
         "https".to_owned(),
@@ -124,6 +133,7 @@ fn conf(environment: &Environment) -> ServerConf {
         grace_period_seconds: Some(DRAIN.as_secs()),
         graceful_shutdown_timeout_seconds: Some(1),
         upgrade_sock: upgrade_sock.to_owned(),
+        upgrade_sock_connect_accept_max_retries: Some(UPGRADE_PATIENCE),
         ..ServerConf::default()
     }
 }

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::certificate::Certificate;
 use crate::client::HOST;
 use crate::gateway::Gateway;
 use crate::wait::PATIENCE;
@@ -21,22 +22,32 @@ use crate::wait::PATIENCE;
 pub struct Raw(TlsStream<TcpStream>);
 
 impl Raw {
-    /// Connects to a gateway.
+    /// Connects to a gateway as a client of [`HOST`].
     ///
     /// # Errors
     /// When it does not answer, or not with its certificate.
     pub async fn connect(gateway: &Gateway) -> Result<Self> {
+        Self::connect_to(gateway, HOST, &gateway.certificate).await
+    }
+
+    /// Connects to a gateway as a client that asks for `name` and trusts `certificate` alone.
+    ///
+    /// # Errors
+    /// When it does not answer, or not with that certificate.
+    pub async fn connect_to(
+        gateway: &Gateway,
+        name: &str,
+        certificate: &Certificate,
+    ) -> Result<Self> {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(
-            gateway.certificate.pem.as_bytes(),
-        )?)?;
+        roots.add(CertificateDer::from_pem_slice(certificate.pem.as_bytes())?)?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
         let stream = TcpStream::connect(gateway.address).await?;
-        let name = ServerName::try_from(HOST)?;
+        let name = ServerName::try_from(name.to_owned())?;
         let connector = TlsConnector::from(Arc::new(config));
         Ok(Self(connector.connect(name, stream).await?))
     }

@@ -1,0 +1,66 @@
+//! A new gateway takes over from a running one, and no client notices.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::Result;
+use rustix::process::Signal;
+use tests::client::Protocol;
+use tests::{BackEnd, Gateway, wait};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_fails_while_a_new_process_takes_over() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let mut gateway = Gateway::before(&[back_end.address]).start().await?;
+    let (done, answered) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..4 {
+        let (done, answered) = (Arc::clone(&done), Arc::clone(&answered));
+        let protocol = if number % 2 == 0 {
+            Protocol::Http1
+        } else {
+            Protocol::Http2
+        };
+        let client = gateway.client_speaking(protocol)?;
+        let fresh: Vec<_> = (0..200)
+            .map(|_| gateway.client_speaking(protocol))
+            .collect::<Result<_>>()?;
+        clients.spawn(async move {
+            let mut fresh = fresh.into_iter().cycle();
+            while !done.load(Ordering::Relaxed) {
+                // One connection that is kept, and new ones all the time.
+                let newcomer = fresh.next().expect("it is endless");
+                for client in [&client, &newcomer] {
+                    let answer = client.get("/").await?;
+                    anyhow::ensure!(answer.status == 200, "{}", answer.status);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Ok(())
+        });
+    }
+    let before = || answered.load(Ordering::Relaxed);
+    wait::until("the load", async || before() > 50).await?;
+    let mut second = gateway.again(&["run", "--upgrade"])?;
+    wait::until("the new one to start", async || {
+        second.log().contains("waiting for the sockets")
+    })
+    .await?;
+    gateway.process.signal(Signal::QUIT)?;
+    assert!(
+        gateway.process.ended()?.success(),
+        "{}",
+        gateway.process.log()
+    );
+    let at_the_end = before();
+    wait::until("the new one to answer", async || before() > at_the_end + 50).await?;
+    done.store(true, Ordering::Relaxed);
+    while let Some(outcome) = clients.join_next().await {
+        outcome??;
+    }
+    assert!(second.stop()?.success());
+    Ok(())
+}
