@@ -39,13 +39,32 @@ impl Raw {
         name: &str,
         certificate: &Certificate,
     ) -> Result<Self> {
+        Self::handshake(gateway, name, certificate, Vec::new()).await
+    }
+
+    /// Connects to a gateway to speak HTTP/2, frame by frame.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn connect_http2(gateway: &Gateway) -> Result<Self> {
+        let protocols = vec![b"h2".to_vec()];
+        Self::handshake(gateway, HOST, &gateway.certificate, protocols).await
+    }
+
+    async fn handshake(
+        gateway: &Gateway,
+        name: &str,
+        certificate: &Certificate,
+        protocols: Vec<Vec<u8>>,
+    ) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(certificate.pem.as_bytes())?)?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
+        config.alpn_protocols = protocols;
         let stream = TcpStream::connect(gateway.address).await?;
         let name = ServerName::try_from(name.to_owned())?;
         let connector = TlsConnector::from(Arc::new(config));
@@ -74,6 +93,19 @@ impl Raw {
     /// # Errors
     /// When the other side does not close in that time.
     pub async fn rest_within(&mut self, patience: Duration) -> Result<String> {
+        let bytes = self.bytes_within(patience).await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// [`Raw::rest`] of what is no text.
+    ///
+    /// # Errors
+    /// When the other side does not close.
+    pub async fn rest_of_bytes(&mut self) -> Result<Vec<u8>> {
+        self.bytes_within(PATIENCE).await
+    }
+
+    async fn bytes_within(&mut self, patience: Duration) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let read = async {
             let mut chunk = [0; 4096];
@@ -85,7 +117,7 @@ impl Raw {
         tokio::time::timeout(patience, read)
             .await
             .context("the connection is not closed")?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        Ok(bytes)
     }
 
     /// Until `end` has been read.

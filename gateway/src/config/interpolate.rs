@@ -68,9 +68,9 @@ impl Environment {
     }
 }
 
-#[cfg(test)]
 impl Environment {
-    /// One that names a certificate, without which there is no configuration.
+    /// One that names a certificate, without which there is no configuration: for tests and
+    /// benchmarks, where the sources are at hand.
     pub(crate) fn for_tests() -> Self {
         let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/fixtures");
         Self::from([
@@ -80,7 +80,6 @@ impl Environment {
     }
 }
 
-#[cfg(test)]
 impl<const N: usize> From<[(&str, &str); N]> for Environment {
     fn from(variables: [(&str, &str); N]) -> Self {
         Self(

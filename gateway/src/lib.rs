@@ -1,0 +1,41 @@
+//! The edge: terminates TLS, holds each path to its quota, timeout, retries and circuit breaker,
+//! as gateway.yml says, and forwards to replicas of the back end.
+
+mod access_log;
+mod admin;
+mod answer;
+mod cli;
+mod client;
+mod config;
+mod edge;
+mod features;
+mod forward;
+mod gateway;
+mod handshake;
+mod head;
+pub mod measure;
+mod metrics;
+mod moment;
+mod path;
+mod proxy;
+mod reload;
+mod request;
+mod route;
+mod serve;
+mod telemetry;
+mod tls;
+mod upstream;
+
+use std::process::ExitCode;
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    match cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cli::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
