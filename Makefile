@@ -1,6 +1,6 @@
 # Everything a developer does, one word each. `make` alone lists them.
 
-.PHONY: help run test lint
+.PHONY: help run test lint bench
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -13,3 +13,6 @@ test: ## run every test against the real programs, on private servers
 
 lint: ## formatting, clippy, shellcheck
 	@exec scripts/lint
+
+bench: ## measure side by side with peers into bench/RESULTS.md; WHAT=gateway or WHAT=decisions for a part
+	@exec scripts/bench $(WHAT)

@@ -46,7 +46,9 @@ pub(crate) fn start(logs: &Logs) {
             .flatten_event(true)
             .with_current_span(false)
             .boxed(),
-        Format::Text => fmt::layer().boxed(),
+        Format::Text => fmt::layer()
+            .with_ansi(std::io::stdout().is_terminal())
+            .boxed(),
     };
     // The filter stands before all layers and not at the one: a filter of a layer loses the next
     // event of a thread whenever a library only asks whether it would be heard.
