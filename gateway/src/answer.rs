@@ -151,7 +151,11 @@ impl Answer {
         match self.then {
             Then::Close => session.set_keepalive(None),
             // Pingora closes a connection whose request is not read to its end.
-            Then::GoOn if has_small_body(session) => session.drain_request_body().await?,
+            Then::GoOn if has_small_body(session) => {
+                if session.drain_request_body().await.is_err() {
+                    session.set_keepalive(None);
+                }
+            }
             Then::GoOn => {}
         }
         let is_head = session.req_header().method == Method::HEAD;
@@ -176,7 +180,7 @@ fn has_small_body(session: &ServerSession) -> bool {
 /// # Errors
 /// Never in practice: the names and values are well-formed.
 pub(crate) fn mark(header: &mut ResponseHeader, request: &Request) -> Result<()> {
-    header.insert_header(REQUEST_ID, request.id.to_string())?;
+    header.insert_header(REQUEST_ID, request.id.header())?;
     header.insert_header(STRICT_TRANSPORT_SECURITY, HSTS)?;
     if let (Some(quota), Some(standing)) = (&request.route().quota, request.standing) {
         header.insert_header(RATE_LIMIT_POLICY, quota.policy().clone())?;

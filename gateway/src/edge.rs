@@ -228,7 +228,7 @@ fn h2_options(limits: Limits) -> H2Options {
 /// An answer to a client for whom no session exists.
 fn on_the_wire(answer: &Answer, id: RequestId) -> pingora::Result<BytesMut> {
     let mut header = answer.header()?;
-    header.insert_header(REQUEST_ID, id.to_string())?;
+    header.insert_header(REQUEST_ID, id.header())?;
     header.insert_header(STRICT_TRANSPORT_SECURITY, HSTS)?;
     header.insert_header(CONNECTION, "close")?;
     let mut bytes = BytesMut::new();

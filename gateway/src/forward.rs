@@ -12,7 +12,7 @@ use pingora::http::RequestHeader;
 
 use crate::answer::REQUEST_ID;
 use crate::client::{Client, FORWARDED_FOR, Trust};
-use crate::request::{Request, RequestId};
+use crate::request::Request;
 
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
@@ -47,10 +47,10 @@ pub(crate) fn introduce(
     {
         upstream.insert_header(FORWARDED_HOST, host)?;
     }
-    upstream.insert_header(REQUEST_ID, request.id.to_string())?;
+    upstream.insert_header(REQUEST_ID, request.id.header())?;
     if !has_trace {
         upstream.remove_header(&TRACE_STATE);
-        upstream.insert_header(TRACE_PARENT, new_trace(request.id))?;
+        upstream.insert_header(TRACE_PARENT, request.id.trace())?;
     }
     join_cookies(upstream)
 }
@@ -93,10 +93,6 @@ fn known_trace(upstream: &RequestHeader) -> Option<&HeaderValue> {
         })
     };
     (is_hex(2) && is_hex(32) && is_hex(16) && is_hex(2)).then_some(value)
-}
-
-fn new_trace(id: RequestId) -> String {
-    format!("00-{id}-{:016x}-00", id.span())
 }
 
 /// HTTP/2 may cut a cookie into crumbs; HTTP/1.1 has one line of them (RFC 9113, section 8.2.3).

@@ -59,12 +59,13 @@ impl ProxyHttp for Proxy {
     async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
         match self.admit(session, request) {
             Ok(Duration::ZERO) => Ok(PROCEED),
+            // What is rare waits in a box of its own: Pingora copies this future for each request.
             Ok(delay) => {
-                tokio::time::sleep(delay).await;
+                Box::pin(tokio::time::sleep(delay)).await;
                 Ok(PROCEED)
             }
             Err(answer) => {
-                answer.send(session.as_downstream_mut(), request).await?;
+                Box::pin(answer.send(session.as_downstream_mut(), request)).await?;
                 Ok(ANSWERED)
             }
         }
@@ -78,7 +79,7 @@ impl ProxyHttp for Proxy {
         request.attempts += 1;
         if request.attempts > 1 {
             request.route().metrics.retries.inc();
-            tokio::time::sleep(request.wait()).await;
+            Box::pin(tokio::time::sleep(request.wait())).await;
         } else {
             request.deadline = Deadline::of(request.route().timeout.as_ref(), Moment::now());
         }
@@ -276,6 +277,7 @@ impl Proxy {
         let limits = request.live.config.limits;
         session.set_read_timeout(Some(limits.header_timeout));
         session.set_total_drain_timeout(Some(limits.header_timeout));
+        session.set_write_timeout(Some(limits.idle_timeout));
         session.set_min_send_rate(usize::try_from(LEAST_RATE).ok());
         check_http2(session, limits.max_header).map_err(Answer::malformed)?;
         request.client = Some(client(session, request).ok_or(Answer::INTERNAL)?);

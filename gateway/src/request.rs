@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use prometheus::IntGauge;
 
 use crate::answer::Answer;
@@ -128,9 +128,9 @@ impl Attempt {
 }
 
 /// What a request is called in all logs, here and behind: 32 hexadecimal digits, also the trace
-/// that it begins (W3C Trace Context, section 3.2.2.3).
+/// that it begins (W3C Trace Context, section 3.2.2.3). Written out once, read many times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RequestId(u128);
+pub(crate) struct RequestId([u8; 32]);
 
 impl RequestId {
     /// Unlike any other: a count, scrambled with keys of this process, costs no system call.
@@ -138,22 +138,49 @@ impl RequestId {
         static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let [high, low] = [&KEYS[0], &KEYS[1]].map(|keys| u128::from(keys.hash_one(count)));
         // A trace of zeros would be none.
-        Self((high << 64 | low).max(1))
+        let (high, low) = (
+            KEYS[0].hash_one(count).max(1),
+            KEYS[1].hash_one(count).max(1),
+        );
+        let mut digits = [0; 32];
+        for (pair, byte) in digits
+            .chunks_exact_mut(2)
+            .zip(high.to_be_bytes().into_iter().chain(low.to_be_bytes()))
+        {
+            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+        }
+        Self(digits)
     }
 
-    /// The span of the gateway in the request's trace.
-    pub(crate) fn span(self) -> u64 {
-        #[expect(clippy::cast_possible_truncation, reason = "half of it is meant")]
-        let half = (self.0 >> 32) as u64;
-        half.max(1)
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("digits are text")
     }
+
+    /// The value of `X-Request-Id`.
+    pub(crate) fn header(&self) -> HeaderValue {
+        HeaderValue::from_bytes(&self.0).expect("digits are a header value")
+    }
+
+    /// The value of `traceparent` where the request begins a trace: this is also the gateway's span.
+    pub(crate) fn trace(&self) -> HeaderValue {
+        let mut trace = [0; 55];
+        trace[..3].copy_from_slice(b"00-");
+        trace[3..35].copy_from_slice(&self.0);
+        trace[35] = b'-';
+        trace[36..52].copy_from_slice(&self.0[16..]);
+        trace[52..].copy_from_slice(b"-00");
+        HeaderValue::from_bytes(&trace).expect("digits and dashes are a header value")
+    }
+}
+
+fn digit(value: u8) -> u8 {
+    b"0123456789abcdef"[usize::from(value)]
 }
 
 impl fmt::Display for RequestId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:032x}", self.0)
+        formatter.write_str(self.as_str())
     }
 }
 

@@ -217,7 +217,7 @@ async fn a_token_that_is_logged_out_is_refused_everywhere_at_once(store: Store) 
         })
         .await?;
         assert!(
-            start.elapsed().as_millis() < 1000,
+            start.elapsed().as_millis() < 2500,
             "told, not expired: {:?}",
             start.elapsed()
         );
