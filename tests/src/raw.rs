@@ -71,6 +71,14 @@ impl Raw {
         Ok(Self(connector.connect(name, stream).await?))
     }
 
+    /// What both sides agreed the key on with, as rustls calls it.
+    #[must_use]
+    pub fn key_exchange(&self) -> String {
+        let (_, connection) = self.0.get_ref();
+        let group = connection.negotiated_key_exchange_group();
+        group.map_or_else(String::new, |group| format!("{:?}", group.name()))
+    }
+
     /// Sends bytes.
     ///
     /// # Errors

@@ -340,3 +340,38 @@ async fn a_replica_that_lies_harms_only_its_own_request() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_trusted_proxy_may_speak_for_a_client() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let config = r#"
+premier:
+  trusted_proxies: [127.0.0.0/8]
+  default_features: {rate_limit: {quota: 2, duration: 864000}}
+"#;
+    let gateway = Gateway::before(&[back_end.address])
+        .config(config)
+        .start()
+        .await?;
+    let trace = "00-11111111111111111111111111111111-2222222222222222-01";
+    let mut statuses = Vec::new();
+    for client in ["192.0.2.1", "192.0.2.1", "6.6.6.6, 192.0.2.1", "192.0.2.2"] {
+        let mut raw = Raw::connect(&gateway).await?;
+        raw.send(format!(
+            "GET / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {client}\r\ntraceparent: {trace}\r\nConnection: close\r\n\r\n"
+        ))
+        .await?;
+        statuses.push(status(&raw.rest().await?));
+    }
+    assert_eq!(statuses, [200, 200, 429, 200]);
+    let received = back_end.received().concat().to_lowercase();
+    assert!(
+        received.contains("x-forwarded-for: 192.0.2.1, 127.0.0.1\r\n"),
+        "{received}"
+    );
+    assert!(
+        received.contains(&format!("traceparent: {trace}\r\n")),
+        "{received}"
+    );
+    Ok(())
+}

@@ -145,3 +145,20 @@ async fn crumbs_of_a_cookie_are_joined() -> Result<()> {
     assert_eq!(received.matches("cookie:").count(), 1, "{received}");
     Ok(())
 }
+
+#[tokio::test]
+async fn silent_peers_are_closed() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address])
+        .config("premier: {limits: {header_timeout: 0.5, idle_timeout: 0.5}}")
+        .start()
+        .await?;
+    let mut silent = open(&gateway).await?;
+    kinds(&mut silent).await?;
+    let mut unfinished = open(&gateway).await?;
+    unfinished
+        .send(frame(HEADERS, END_STREAM, 1, &request(&[])))
+        .await?;
+    kinds(&mut unfinished).await?;
+    Ok(())
+}

@@ -201,3 +201,19 @@ async fn a_websocket_passes() -> Result<()> {
     assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_connection_that_a_replica_has_closed_is_not_used_again() -> Result<()> {
+    let back_end = BackEnd::start(|_| {
+        // Nothing says that the connection ends with the answer.
+        Reply::Last(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec())
+    })
+    .await?;
+    let gateway = Gateway::before(&[back_end.address]).start().await?;
+    let client = gateway.client()?;
+    for number in 0..50 {
+        let answer = send(client.request(Method::POST, "/any").body("{}")).await?;
+        assert_eq!(answer.status, 200, "{number}: {}", answer.text);
+    }
+    Ok(())
+}

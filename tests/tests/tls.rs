@@ -55,3 +55,12 @@ async fn every_answer_asks_for_tls_from_now_on() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn keys_are_agreed_on_so_that_no_later_computer_can_tell() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address]).start().await?;
+    let raw = Raw::connect(&gateway).await?;
+    assert_eq!(raw.key_exchange(), "X25519MLKEM768");
+    Ok(())
+}
