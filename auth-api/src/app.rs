@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::routing::get;
+use serde_json::Value;
 
+use crate::docs;
 use crate::domain::refresh_token::RefreshTokens;
 use crate::domain::token::AccessTokens;
 use crate::error::Error;
 use crate::hashing::Hasher;
 use crate::metrics::Metrics;
+use crate::openapi::Api;
 use crate::routes::{
     delete, health, login, logout, logout_all, metrics, password, profile, ready, refresh,
     register, sessions,
@@ -34,27 +37,42 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
 }
 
+/// What clients reach through the gateway.
+fn api() -> Api {
+    Api::new()
+        .post("/api/register", register::handle, register::operation())
+        .post("/api/login", login::handle, login::operation())
+        .post("/api/refresh", refresh::handle, refresh::operation())
+        .post("/api/logout", logout::handle, logout::operation())
+        .post(
+            "/api/logout-all",
+            logout_all::handle,
+            logout_all::operation(),
+        )
+        .get("/api/sessions", sessions::list, sessions::list_operation())
+        .delete(
+            "/api/sessions/{id}",
+            sessions::end,
+            sessions::end_operation(),
+        )
+        .post("/api/password", password::handle, password::operation())
+        .get("/api/profile", profile::handle, profile::operation())
+        .post("/api/delete", delete::handle, delete::operation())
+        .get("/health", health::handle, health::operation())
+}
+
+/// The OpenAPI document about it.
+pub(crate) fn document() -> Value {
+    let (_, document) = api().finish();
+    document
+}
+
 impl App {
-    /// What clients reach through the gateway. `/ready` is for the gateway alone, which does not pass it on.
+    /// What clients reach, pages about it, and `/ready`, which the gateway asks and does not pass on.
     pub(crate) fn public(self) -> Router {
-        Router::new()
-            .route("/api/register", post(register::handle).fallback(allow_post))
-            .route("/api/login", post(login::handle).fallback(allow_post))
-            .route("/api/refresh", post(refresh::handle).fallback(allow_post))
-            .route("/api/logout", post(logout::handle).fallback(allow_post))
-            .route(
-                "/api/logout-all",
-                post(logout_all::handle).fallback(allow_post),
-            )
-            .route("/api/sessions", get(sessions::list).fallback(allow_get))
-            .route(
-                "/api/sessions/{id}",
-                axum::routing::delete(sessions::end).fallback(allow_delete),
-            )
-            .route("/api/password", post(password::handle).fallback(allow_post))
-            .route("/api/profile", get(profile::handle).fallback(allow_get))
-            .route("/api/delete", post(delete::handle).fallback(allow_post))
-            .route("/health", get(health::handle).fallback(allow_get))
+        let (endpoints, document) = api().finish();
+        endpoints
+            .merge(docs::router(&document))
             .route("/ready", get(ready::handle).fallback(allow_get))
             .fallback(async || Error::NotFound)
             .layer(from_fn_with_state(self.metrics.clone(), visit::record))
@@ -74,12 +92,4 @@ impl App {
 
 async fn allow_get() -> Error {
     Error::MethodNotAllowed("GET")
-}
-
-async fn allow_post() -> Error {
-    Error::MethodNotAllowed("POST")
-}
-
-async fn allow_delete() -> Error {
-    Error::MethodNotAllowed("DELETE")
 }

@@ -39,6 +39,20 @@ impl FromRequestParts<App> for Authenticated {
     }
 }
 
+/// How a request may be refused for what it presents.
+pub(crate) fn refusals() -> [Error; 8] {
+    [
+        Error::NotAuthenticated,
+        Error::OtherScheme,
+        Error::Ambiguous,
+        Error::Token(InvalidToken::Malformed),
+        Error::Token(InvalidToken::Expired),
+        Error::Token(InvalidToken::Payload),
+        Error::Token(InvalidToken::NoSession),
+        Error::Unavailable,
+    ]
+}
+
 fn token(parts: &Parts) -> Result<&str, Error> {
     let mut values = parts.headers.get_all(AUTHORIZATION).iter();
     let value = values.next().ok_or(Error::NotAuthenticated)?;

@@ -96,6 +96,16 @@ impl Object {
     }
 }
 
+/// How a body may be refused, whatever is in it.
+pub(crate) fn refusals() -> [Error; 3] {
+    let missing = Problem::new("missing", Some(Place::Name("password")), "Field required");
+    [
+        Error::Invalid(vec![missing]),
+        Error::BodyTooLarge,
+        Error::BodyIncomplete,
+    ]
+}
+
 fn not_an_object() -> Problem {
     let text = "Input should be a valid dictionary or object to extract fields from";
     Problem::new("model_attributes_type", None, text)

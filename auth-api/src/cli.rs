@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::accounts::{Accounts, Task};
-use crate::app::App;
+use crate::app::{self, App};
 use crate::config::{self, Config, Environment, Store};
 use crate::domain::refresh_token::RefreshTokens;
 use crate::domain::token::AccessTokens;
@@ -43,6 +43,8 @@ enum Command {
     /// Look at and change accounts
     #[command(subcommand)]
     User(Task),
+    /// Print the OpenAPI document of the endpoints
+    Openapi,
     /// Ask the running program whether it is alive; for containers without a shell
     Healthcheck,
 }
@@ -62,6 +64,7 @@ pub(crate) fn run() -> ExitCode {
 fn act(command: Command) -> Result<()> {
     let environment = Environment::read()?;
     match command {
+        Command::Openapi => openapi(),
         Command::Healthcheck => healthcheck(config::listen(&environment)?),
         Command::Migrate => runtime()?.block_on(migrate(&environment)),
         Command::User(task) => runtime()?.block_on(user(&environment, task)),
@@ -85,7 +88,7 @@ async fn migrate(environment: &Environment) -> Result<()> {
                 .await
                 .context("bringing the tables up to date")
         }
-        Store::File(file) => open(&file).await.map(drop),
+        Store::File(file) => open(&file, &Metrics::new()).await.map(drop),
     }
 }
 
@@ -149,7 +152,7 @@ async fn stores(
 ) -> Result<(Users, Sessions, Throttle)> {
     match store {
         Store::File(file) => {
-            let sqlite = open(file).await?;
+            let sqlite = open(file, metrics).await?;
             tracing::info!(file = %file.display(), "users and sessions are in one SQLite file");
             Ok((
                 Users::Sqlite(SqliteUsers(sqlite.clone())),
@@ -175,14 +178,19 @@ async fn stores(
     }
 }
 
-async fn open(file: &std::path::Path) -> Result<Sqlite> {
+async fn open(file: &std::path::Path, metrics: &Metrics) -> Result<Sqlite> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("DATA_DIR: making the folder {}", folder.display()))?;
     }
-    Sqlite::open(file)
+    Sqlite::open(file, metrics.store("sqlite"))
         .await
         .with_context(|| format!("opening {}", file.display()))
+}
+
+fn openapi() -> Result<()> {
+    let document = serde_json::to_string_pretty(&app::document())?;
+    writeln!(std::io::stdout(), "{document}").context("printing the document")
 }
 
 /// Asks `/health` on this machine.

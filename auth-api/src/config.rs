@@ -14,6 +14,7 @@ use tracing::Level;
 
 use crate::hashing;
 use crate::telemetry::{Format, Logs};
+use crate::users::{PoolMode, PostgresSettings};
 
 /// Below this a stolen hash is cheap to guess at (OWASP Password Storage).
 pub(crate) const LEAST_SAFE_COST: u32 = 12;
@@ -46,7 +47,7 @@ pub(crate) struct Config {
 /// Where users and sessions live.
 pub(crate) enum Store {
     Servers {
-        postgres: Box<PgConnectOptions>,
+        postgres: Box<PostgresSettings>,
         redis: Box<fred::types::config::Config>,
     },
     File(PathBuf),
@@ -203,7 +204,7 @@ fn named<'a>(environment: &Environment, names: &[&'a str]) -> Result<Option<&'a 
     Ok(None)
 }
 
-fn postgres(environment: &Environment) -> Result<PgConnectOptions> {
+fn postgres(environment: &Environment) -> Result<PostgresSettings> {
     let options = match environment.get("DATABASE_URL")? {
         // The parser's own message may repeat the URL with its password.
         Some(url) => url.parse().ok().context(
@@ -216,7 +217,21 @@ fn postgres(environment: &Environment) -> Result<PgConnectOptions> {
             .password(&environment.text("DB_PASSWORD", "password")?)
             .database(&environment.text("DB_TABLE", "auth")?),
     };
-    Ok(options.application_name("auth-api"))
+    let pool_mode = environment.text("DB_POOL_MODE", "session")?;
+    Ok(PostgresSettings {
+        // We have no floats, and PgBouncer refuses what it does not know.
+        connection: options
+            .application_name("auth-api")
+            .extra_float_digits(None),
+        pool_mode: match pool_mode.as_str() {
+            "session" => PoolMode::Session,
+            "transaction" => PoolMode::Transaction,
+            _ => bail!(
+                "DB_POOL_MODE is {pool_mode:?}: it must be session, or transaction behind a pooler \
+                 such as PgBouncer with pool_mode = transaction"
+            ),
+        },
+    })
 }
 
 const PORT: &str = "a port, 1 to 65535";

@@ -1,6 +1,9 @@
 //! A login and a password, presented to be checked.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequest, Request};
+use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::audit::{Event, Subject, Visitor};
@@ -9,7 +12,9 @@ use crate::domain::login::Login;
 use crate::domain::password::Password;
 use crate::domain::user::{Account, Standing};
 use crate::error::Error;
-use crate::throttle::Outcome;
+use crate::hashing::QueueFull;
+use crate::openapi;
+use crate::throttle::{self, LockedOut, Outcome};
 
 /// What login and delete take. Rules for new passwords do not apply: what breaks them is simply wrong.
 #[derive(Debug)]
@@ -30,6 +35,37 @@ impl<S: Sync> FromRequest<S> for Credentials {
             password: Password::presented(password),
         })
     }
+}
+
+impl openapi::Body for Credentials {
+    fn schema() -> Value {
+        json!({
+            "type": "object",
+            "required": ["login", "password"],
+            "properties": {"login": {"type": "string"}, "password": {"type": "string"}},
+        })
+    }
+
+    fn example() -> Value {
+        json!({"login": "alice", "password": "securepassword123"})
+    }
+}
+
+/// How credentials may be refused.
+pub(crate) fn refusals() -> [Error; 4] {
+    let retry_after = throttle::WINDOW;
+    [
+        Error::InvalidCredentials,
+        Error::LockedOut(LockedOut { retry_after }),
+        queue_full(),
+        Error::Unavailable,
+    ]
+}
+
+/// A refusal of the hashing queue, for the document.
+pub(crate) fn queue_full() -> Error {
+    let retry_after = Duration::from_secs(3);
+    Error::QueueFull(QueueFull { retry_after })
 }
 
 impl Credentials {

@@ -47,90 +47,103 @@ pub(crate) enum Error {
 /// When a store is away it is asked for again soon.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
-        let detail = |text: &str| json!({"detail": text});
-        match self {
-            Self::Invalid(problems) => answer(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                json!({"detail": problems}),
-            ),
-            Self::BodyTooLarge => answer(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                detail("Request body too large"),
-            ),
-            Self::BodyIncomplete => {
-                answer(StatusCode::BAD_REQUEST, detail("Request body incomplete"))
-            }
-            Self::LoginTaken => answer(StatusCode::CONFLICT, detail("Login already taken")),
-            Self::InvalidCredentials => answer(
-                StatusCode::UNAUTHORIZED,
-                json!({"message": "Invalid credentials"}),
-            ),
-            Self::NotAuthenticated => unauthorized("Not authenticated", "Bearer"),
-            Self::OtherScheme => unauthorized("Invalid authentication credentials", "Bearer"),
-            Self::Ambiguous => answer(
-                StatusCode::BAD_REQUEST,
-                detail("More than one Authorization header"),
-            ),
-            Self::Token(why) => unauthorized(&why.to_string(), "Bearer error=\"invalid_token\""),
-            Self::NotLoggedOut => answer(StatusCode::BAD_REQUEST, detail("Failed to logout token")),
-            Self::UserNotFound => answer(StatusCode::NOT_FOUND, detail("User not found")),
-            Self::InvalidRefreshToken => {
-                unauthorized("Invalid refresh token", "Bearer error=\"invalid_token\"")
-            }
-            Self::SessionNotFound => answer(StatusCode::NOT_FOUND, detail("Session not found")),
-            Self::LockedOut(locked) => later(
-                StatusCode::TOO_MANY_REQUESTS,
-                locked.retry_after,
+/// An error as the client reads it.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Value,
+    pub(crate) header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        use StatusCode as Status;
+        match error {
+            Error::Invalid(problems) => Self {
+                status: Status::UNPROCESSABLE_ENTITY,
+                body: json!({"detail": problems}),
+                header: None,
+            },
+            Error::BodyTooLarge => detail(Status::PAYLOAD_TOO_LARGE, "Request body too large"),
+            Error::BodyIncomplete => detail(Status::BAD_REQUEST, "Request body incomplete"),
+            Error::LoginTaken => detail(Status::CONFLICT, "Login already taken"),
+            Error::InvalidCredentials => Self {
+                status: Status::UNAUTHORIZED,
+                body: json!({"message": "Invalid credentials"}),
+                header: None,
+            },
+            Error::NotAuthenticated => unauthorized("Not authenticated", NO_TOKEN),
+            Error::OtherScheme => unauthorized("Invalid authentication credentials", NO_TOKEN),
+            Error::Ambiguous => detail(Status::BAD_REQUEST, "More than one Authorization header"),
+            Error::Token(why) => unauthorized(&why.to_string(), BAD_TOKEN),
+            Error::NotLoggedOut => detail(Status::BAD_REQUEST, "Failed to logout token"),
+            Error::UserNotFound => detail(Status::NOT_FOUND, "User not found"),
+            Error::InvalidRefreshToken => unauthorized("Invalid refresh token", BAD_TOKEN),
+            Error::SessionNotFound => detail(Status::NOT_FOUND, "Session not found"),
+            Error::LockedOut(LockedOut { retry_after }) => later(
+                Status::TOO_MANY_REQUESTS,
+                retry_after,
                 "Too many failed logins",
             ),
-            Self::QueueFull(full) => later(
-                StatusCode::SERVICE_UNAVAILABLE,
-                full.retry_after,
+            Error::QueueFull(QueueFull { retry_after }) => later(
+                Status::SERVICE_UNAVAILABLE,
+                retry_after,
                 "Too many logins at once",
             ),
-            Self::Unavailable => later(
-                StatusCode::SERVICE_UNAVAILABLE,
+            Error::Unavailable => later(
+                Status::SERVICE_UNAVAILABLE,
                 STORE_RETRY,
                 "Service unavailable",
             ),
-            Self::NotFound => answer(StatusCode::NOT_FOUND, detail("Not Found")),
-            Self::MethodNotAllowed(allowed) => with_header(
-                answer(StatusCode::METHOD_NOT_ALLOWED, detail("Method Not Allowed")),
-                ALLOW,
-                HeaderValue::from_static(allowed),
-            ),
+            Error::NotFound => detail(Status::NOT_FOUND, "Not Found"),
+            Error::MethodNotAllowed(allowed) => Self {
+                header: Some((ALLOW, HeaderValue::from_static(allowed))),
+                ..detail(Status::METHOD_NOT_ALLOWED, "Method Not Allowed")
+            },
         }
     }
 }
 
-fn answer(status: StatusCode, body: Value) -> Response {
-    (status, Json(body)).into_response()
+/// The challenges of RFC 6750, section 3: to a request without a token, and with one that is no good.
+const NO_TOKEN: HeaderValue = HeaderValue::from_static("Bearer");
+const BAD_TOKEN: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+
+fn detail(status: StatusCode, text: &str) -> Refusal {
+    Refusal {
+        status,
+        body: json!({"detail": text}),
+        header: None,
+    }
 }
 
-/// 401 with the challenge that RFC 6750, section 3, asks for.
-fn unauthorized(detail: &str, challenge: &'static str) -> Response {
-    let body = json!({"detail": detail});
-    let challenge = HeaderValue::from_static(challenge);
-    with_header(
-        answer(StatusCode::UNAUTHORIZED, body),
-        WWW_AUTHENTICATE,
-        challenge,
-    )
+fn unauthorized(text: &str, challenge: HeaderValue) -> Refusal {
+    Refusal {
+        header: Some((WWW_AUTHENTICATE, challenge)),
+        ..detail(StatusCode::UNAUTHORIZED, text)
+    }
 }
 
-fn later(status: StatusCode, retry_after: Duration, detail: &str) -> Response {
+fn later(status: StatusCode, retry_after: Duration, text: &str) -> Refusal {
     let seconds = retry_after.as_secs_f64().ceil().max(1.0);
     let seconds =
         HeaderValue::from_str(&format!("{seconds:.0}")).expect("digits are a header value");
-    let body = json!({"detail": detail});
-    with_header(answer(status, body), RETRY_AFTER, seconds)
+    Refusal {
+        header: Some((RETRY_AFTER, seconds)),
+        ..detail(status, text)
+    }
 }
 
-fn with_header(mut response: Response, name: HeaderName, value: HeaderValue) -> Response {
-    response.headers_mut().insert(name, value);
-    response
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let Refusal {
+            status,
+            body,
+            header,
+        } = self.into();
+        let mut response = (status, Json(body)).into_response();
+        response.headers_mut().extend(header);
+        response
+    }
 }
 
 impl From<InvalidToken> for Error {

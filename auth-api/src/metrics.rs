@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// Every metric of the program. Cheap to clone.
@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     pub(crate) refreshes: IntCounter,
     store_durations: HistogramVec,
     store_failures: IntCounterVec,
+    pool: IntGaugeVec,
     pub(crate) hashing: HashingMetrics,
 }
 
@@ -28,6 +29,34 @@ pub(crate) struct HashingMetrics {
     pub(crate) depth: IntGauge,
     pub(crate) wait: Histogram,
     pub(crate) refused: IntCounter,
+}
+
+/// Connections of a pool.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PoolUse {
+    busy: i64,
+    idle: i64,
+}
+
+impl PoolUse {
+    pub(crate) fn of<D: sqlx::Database>(pool: &sqlx::Pool<D>) -> Self {
+        let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
+        Self {
+            busy: (i64::from(pool.size()) - idle).max(0),
+            idle,
+        }
+    }
+}
+
+impl std::ops::Add for PoolUse {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            busy: self.busy + other.busy,
+            idle: self.idle + other.idle,
+        }
+    }
 }
 
 /// What is counted of one store.
@@ -113,6 +142,14 @@ impl Metrics {
                 "Requests of ours that a store failed.",
                 &["store"],
             ),
+            pool: IntGaugeVec::new(
+                Opts::new(
+                    "auth_api_pool_connections",
+                    "Connections to a store, by what they do: busy or idle.",
+                ),
+                &["store", "state"],
+            )
+            .expect(NAMES_ARE_FIXED),
             hashing: HashingMetrics {
                 depth: IntGauge::new(
                     "auth_api_hashing_queue_depth",
@@ -136,7 +173,7 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let all: [Box<dyn prometheus::core::Collector>; 11] = [
+        let all: [Box<dyn prometheus::core::Collector>; 12] = [
             Box::new(self.requests.clone()),
             Box::new(self.durations.clone()),
             Box::new(self.logins.clone()),
@@ -145,6 +182,7 @@ impl Metrics {
             Box::new(self.refreshes.clone()),
             Box::new(self.store_durations.clone()),
             Box::new(self.store_failures.clone()),
+            Box::new(self.pool.clone()),
             Box::new(self.hashing.depth.clone()),
             Box::new(self.hashing.wait.clone()),
             Box::new(self.hashing.refused.clone()),
@@ -159,6 +197,13 @@ impl Metrics {
         StoreMetrics {
             duration: self.store_durations.with_label_values(&[store]),
             failures: self.store_failures.with_label_values(&[store]),
+        }
+    }
+
+    /// Notes how the connections to a store are used.
+    pub(crate) fn pool(&self, store: &str, pool: PoolUse) {
+        for (state, count) in [("busy", pool.busy), ("idle", pool.idle)] {
+            self.pool.with_label_values(&[store, state]).set(count);
         }
     }
 

@@ -36,7 +36,7 @@ macro_rules! either {
     ($self:ident.$method:ident($($argument:expr),*)) => {
         match $self {
             Self::Redis(sessions) => sessions.$method($($argument),*).await,
-            Self::Sqlite(sessions) => sessions.$method($($argument),*).await,
+            Self::Sqlite(sessions) => sessions.0.timed(sessions.$method($($argument),*)).await,
         }
     };
 }

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
+use crate::metrics::{PoolUse, StoreMetrics};
 use crate::unavailable::Unavailable;
 
 pub(crate) const STORE: &str = "SQLite";
@@ -21,13 +22,14 @@ const READERS: u32 = 4;
 pub(crate) struct Sqlite {
     pub(crate) writer: SqlitePool,
     pub(crate) readers: SqlitePool,
+    metrics: StoreMetrics,
 }
 
 impl Sqlite {
     /// Opens or makes the file and brings its tables up to date. Of several replicas that start at
     /// once, one after the other does: changing the journal's mode and migrating take locks that
     /// SQLite does not wait for.
-    pub(crate) async fn open(file: &Path) -> Result<Self, sqlx::Error> {
+    pub(crate) async fn open(file: &Path, metrics: StoreMetrics) -> Result<Self, sqlx::Error> {
         let turn = File::create(file.with_extension("lock"))?;
         turn.lock()?;
         let options = SqliteConnectOptions::new()
@@ -47,7 +49,23 @@ impl Sqlite {
         Ok(Self {
             writer,
             readers: pool(READERS).connect_lazy_with(options.optimize_on_close(true, None)),
+            metrics,
         })
+    }
+
+    /// Counts what becomes of `work`.
+    pub(crate) async fn timed<T>(
+        &self,
+        work: impl Future<Output = Result<T, Unavailable>>,
+    ) -> Result<T, Unavailable> {
+        let timer = self.metrics.start();
+        let outcome = work.await;
+        timer.end(&outcome);
+        outcome
+    }
+
+    pub(crate) fn pool_use(&self) -> PoolUse {
+        PoolUse::of(&self.writer) + PoolUse::of(&self.readers)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::domain::refresh_token::sha256;
 use crate::unavailable::Unavailable;
 
 const MOST_FAILURES: u32 = 10;
-const WINDOW: Duration = Duration::from_mins(15);
+pub(crate) const WINDOW: Duration = Duration::from_mins(15);
 
 /// What a login is counted under: names in a store are nobody's business.
 type Key = [u8; 32];
@@ -47,7 +47,7 @@ macro_rules! either {
     ($self:ident.$method:ident($($argument:expr),*)) => {
         match $self {
             Self::Redis(throttle) => throttle.$method($($argument),*).await,
-            Self::Sqlite(throttle) => throttle.$method($($argument),*).await,
+            Self::Sqlite(throttle) => throttle.0.timed(throttle.$method($($argument),*)).await,
         }
     };
 }

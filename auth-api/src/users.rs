@@ -5,12 +5,13 @@ mod sqlite;
 
 use chrono::{DateTime, Utc};
 
-pub(crate) use postgres::PostgresUsers;
+pub(crate) use postgres::{PoolMode, PostgresUsers, Settings as PostgresSettings};
 pub(crate) use sqlite::SqliteUsers;
 
 use crate::domain::login::Login;
 use crate::domain::password::PasswordHash;
 use crate::domain::user::{Account, Listed, Profile, Standing, UserId};
+use crate::metrics::PoolUse;
 use crate::unavailable::Unavailable;
 
 /// The users, wherever they are.
@@ -40,7 +41,7 @@ macro_rules! either {
     ($self:ident.$method:ident($($argument:expr),*)) => {
         match $self {
             Self::Postgres(users) => users.$method($($argument),*).await,
-            Self::Sqlite(users) => users.$method($($argument),*).await,
+            Self::Sqlite(users) => users.0.timed(users.$method($($argument),*)).await,
         }
     };
 }
@@ -48,7 +49,7 @@ macro_rules! either {
 impl Users {
     /// Adds an account; of several at once with one login, one is added.
     pub(crate) async fn add(&self, login: &Login, hash: &PasswordHash) -> Result<UserId, NotAdded> {
-        either!(self.add(login, hash))
+        either!(self.add(login, hash))?.ok_or(NotAdded::Taken)
     }
 
     /// The account of `login`.
@@ -105,6 +106,14 @@ impl Users {
     /// Deletes an account; of several at once, one does.
     pub(crate) async fn delete(&self, user: UserId) -> Result<Deleted, Unavailable> {
         either!(self.delete(user))
+    }
+
+    /// The connections to the store, and how many of them are at work.
+    pub(crate) fn pool_use(&self) -> (&'static str, PoolUse) {
+        match self {
+            Self::Postgres(users) => ("postgres", users.pool_use()),
+            Self::Sqlite(users) => ("sqlite", users.0.pool_use()),
+        }
     }
 
     /// Asks the store for the least that shows that it answers.

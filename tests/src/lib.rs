@@ -6,10 +6,12 @@
 
 pub mod address;
 pub mod back_end;
+pub mod browser;
 pub mod certificate;
 pub mod client;
 pub mod edge;
 pub mod gateway;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
 pub mod raw;

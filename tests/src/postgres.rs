@@ -10,6 +10,7 @@ use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tempfile::TempDir;
 
+use crate::certificate::Certificate;
 use crate::process::{Process, UNPRIVILEGED, bound_and_unprivileged};
 use crate::{address, wait};
 
@@ -93,6 +94,24 @@ impl Server {
         process.must_run()?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Starts it again with a certificate, refusing whoever speaks plainly.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn require_tls(&mut self, certificate: &Certificate) -> Result<()> {
+        self.stop()?;
+        let data = self.folder.path().join("data");
+        std::fs::copy(&certificate.cert, data.join("server.crt"))?;
+        std::fs::copy(&certificate.key, data.join("server.key"))?;
+        let rules = "hostssl all all 0.0.0.0/0 scram-sha-256\n";
+        std::fs::write(data.join("pg_hba.conf"), rules)?;
+        let mut settings = std::fs::read_to_string(data.join("postgresql.conf"))?;
+        settings.push_str("\nssl = on\n");
+        std::fs::write(data.join("postgresql.conf"), settings)?;
+        hand_over(&data)?;
+        self.resume()
     }
 
     /// Stops it as a crash would: connections break, nothing is flushed.
@@ -197,10 +216,11 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     })
 }
 
-fn hand_over(folder: &Path) -> Result<()> {
+pub(crate) fn hand_over(folder: &Path) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         let (user, group) = UNPRIVILEGED;
         let status = std::process::Command::new("chown")
+            .arg("-R")
             .arg(format!("{user}:{group}"))
             .arg(folder)
             .status()?;

@@ -344,11 +344,11 @@ async fn a_replica_that_lies_harms_only_its_own_request() -> Result<()> {
 #[tokio::test]
 async fn a_trusted_proxy_may_speak_for_a_client() -> Result<()> {
     let back_end = BackEnd::good().await?;
-    let config = r#"
+    let config = r"
 premier:
   trusted_proxies: [127.0.0.0/8]
   default_features: {rate_limit: {quota: 2, duration: 864000}}
-"#;
+";
     let gateway = Gateway::before(&[back_end.address])
         .config(config)
         .start()

@@ -1,5 +1,6 @@
 //! The name that a person registers and logs in with.
 
+use serde_json::{Value, json};
 use unicode_normalization::UnicodeNormalization;
 
 const MIN_CHARACTERS: usize = 3;
@@ -24,6 +25,17 @@ pub(crate) enum InvalidLogin {
 }
 
 impl Login {
+    /// As JSON Schema, which knows no normal forms.
+    pub(crate) fn schema() -> Value {
+        json!({
+            "type": "string",
+            "format": "login",
+            "minLength": MIN_CHARACTERS,
+            "maxLength": MAX_CHARACTERS,
+            "description": "No control characters, no blank at either end. Kept in Unicode's form NFC.",
+        })
+    }
+
     /// A login to be registered: 3 to 255 characters, no control characters, no blank at either end.
     pub(crate) fn new(text: &str) -> Result<Self, InvalidLogin> {
         let text: String = text.nfc().collect();

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
 use super::common_passwords;
@@ -49,6 +50,17 @@ pub(crate) enum InvalidPassword {
 }
 
 impl NewPassword {
+    /// As JSON Schema, which cannot count bytes.
+    pub(crate) fn schema() -> Value {
+        json!({
+            "type": "string",
+            "format": "password",
+            "minLength": MIN_CHARACTERS,
+            "maxLength": MAX_BYTES,
+            "description": "At most 72 bytes in UTF-8, without NUL, none of the commonest.",
+        })
+    }
+
     /// A password for anybody; [`NewPassword::for_login`] says whether it is one for `login`.
     pub(crate) fn new(text: &str) -> Result<Self, InvalidPassword> {
         if text.chars().count() < MIN_CHARACTERS {

@@ -1,18 +1,19 @@
 //! An account.
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::login::Login;
 use super::password::PasswordHash;
 
 /// A row's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub(crate) struct UserId(pub(crate) i64);
 
 /// What a person may see of their own account.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(crate) struct Profile {
     pub(crate) id: UserId,
     pub(crate) login: String,

@@ -2,17 +2,34 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::audit::{Event, Subject, Visitor};
-use crate::credentials::Credentials;
+use crate::credentials::{self, Credentials};
 use crate::error::Error;
+use crate::openapi::Operation;
 use crate::users::Deleted;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Deleted")]
 pub(crate) struct Response {
     message: &'static str,
+}
+
+const SUCCESS: &str = "User deleted successfully";
+
+pub(crate) fn operation() -> Operation {
+    let message = SUCCESS;
+    Operation::new(
+        "Delete the account",
+        "Ends the account and every session of it.",
+    )
+    .takes::<Credentials>()
+    .answers(StatusCode::OK, "Deleted", &Response { message })
+    .refuses(credentials::refusals())
 }
 
 pub(crate) async fn handle(
@@ -34,6 +51,5 @@ pub(crate) async fn handle(
         login: Some(account.login.as_str()),
     };
     visitor.record(Event::Deleted, subject);
-    let message = "User deleted successfully";
-    Ok(Json(Response { message }))
+    Ok(Json(Response { message: SUCCESS }))
 }

@@ -2,18 +2,31 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use chrono::Utc;
 
 use crate::app::App;
 use crate::audit::{Event, Subject, Visitor};
-use crate::credentials::Credentials;
+use crate::credentials::{self, Credentials};
 use crate::domain::password::NewPassword;
 use crate::domain::refresh_token::RefreshToken;
 use crate::domain::session::{NewSession, SessionId};
 use crate::domain::token::Principal;
 use crate::domain::user::Account;
 use crate::error::Error;
+use crate::openapi::Operation;
 use crate::tokens::{self, Response};
+
+pub(crate) fn operation() -> Operation {
+    Operation::new(
+        "Log in",
+        "Begins a session. The access token goes into `Authorization: Bearer …`; the refresh token \
+         gets the next pair from `/api/refresh`.",
+    )
+    .takes::<Credentials>()
+    .answers(StatusCode::OK, "Logged in", &Response::example())
+    .refuses(credentials::refusals())
+}
 
 pub(crate) async fn handle(
     State(app): State<App>,

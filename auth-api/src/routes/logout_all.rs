@@ -2,18 +2,36 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::audit::{Event, Visitor};
-use crate::authenticate::Authenticated;
+use crate::authenticate::{self, Authenticated};
 use crate::error::Error;
+use crate::openapi::Operation;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "LoggedOutEverywhere")]
 pub(crate) struct Response {
     message: &'static str,
     /// Sessions that have ended, the one that asked among them.
     ended: u64,
+}
+
+const SUCCESS: &str = "Successfully logged out everywhere";
+
+pub(crate) fn operation() -> Operation {
+    let message = SUCCESS;
+    Operation::new("Log out everywhere", "Ends every session of whoever asks.")
+        .bearer()
+        .answers(
+            StatusCode::OK,
+            "Logged out",
+            &Response { message, ended: 2 },
+        )
+        .refuses(authenticate::refusals())
 }
 
 pub(crate) async fn handle(
@@ -24,6 +42,8 @@ pub(crate) async fn handle(
     let ended = app.sessions.end_all(principal.user).await?;
     app.metrics.sessions_ended.inc_by(ended);
     visitor.record(Event::AllSessionsEnded, principal.user);
-    let message = "Successfully logged out everywhere";
-    Ok(Json(Response { message, ended }))
+    Ok(Json(Response {
+        message: SUCCESS,
+        ended,
+    }))
 }

@@ -7,6 +7,8 @@ use axum::response::IntoResponse;
 use crate::app::App;
 
 pub(crate) async fn handle(State(app): State<App>) -> impl IntoResponse {
+    let (store, pool) = app.users.pool_use();
+    app.metrics.pool(store, pool);
     (
         [(CONTENT_TYPE, prometheus::TEXT_FORMAT)],
         app.metrics.text(),

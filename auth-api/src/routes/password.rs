@@ -2,15 +2,19 @@
 
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
+use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::audit::{Event, Visitor};
-use crate::authenticate::Authenticated;
+use crate::authenticate::{self, Authenticated};
 use crate::body::{Object, Problem};
-use crate::credentials::{Credentials, both};
+use crate::credentials::{self, Credentials, both};
 use crate::domain::password::{NewPassword, Password};
 use crate::error::Error;
+use crate::openapi::{self, Operation};
 
 /// The password as it is, and as it is to be.
 #[derive(Debug)]
@@ -19,7 +23,8 @@ pub(crate) struct Change {
     new: NewPassword,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PasswordChanged")]
 pub(crate) struct Response {
     message: &'static str,
 }
@@ -35,6 +40,39 @@ impl<S: Sync> FromRequest<S> for Change {
             .and_then(|text| NewPassword::new(text).map_err(wrong));
         let (current, new) = both(current, new)?;
         Ok(Self { current, new })
+    }
+}
+
+const SUCCESS: &str = "Password changed";
+
+pub(crate) fn operation() -> Operation {
+    let message = SUCCESS;
+    Operation::new(
+        "Change the password",
+        "Ends every other session. The new password must be none of the commonest and not the login.",
+    )
+    .bearer()
+    .takes::<Change>()
+    .answers(StatusCode::OK, "Changed", &Response { message })
+    .refuses(authenticate::refusals())
+    .refuses(credentials::refusals())
+    .refuses([Error::UserNotFound])
+}
+
+impl openapi::Body for Change {
+    fn schema() -> Value {
+        json!({
+            "type": "object",
+            "required": ["current_password", "new_password"],
+            "properties": {
+                "current_password": {"type": "string"},
+                "new_password": NewPassword::schema(),
+            },
+        })
+    }
+
+    fn example() -> Value {
+        json!({"current_password": "securepassword123", "new_password": "a better password"})
     }
 }
 
@@ -63,8 +101,7 @@ pub(crate) async fn handle(
     let ended = app.sessions.end_others(principal).await?;
     app.metrics.sessions_ended.inc_by(ended);
     visitor.record(Event::PasswordChanged, principal.user);
-    let message = "Password changed";
-    Ok(Json(Response { message }))
+    Ok(Json(Response { message: SUCCESS }))
 }
 
 fn wrong(why: impl std::fmt::Display) -> Problem {

@@ -3,7 +3,9 @@
 
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
+use axum::http::StatusCode;
 use chrono::Utc;
+use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::audit::{Event, Visitor};
@@ -12,6 +14,7 @@ use crate::domain::refresh_token::RefreshToken;
 use crate::domain::session::{Ended, Exchange, Exchanged};
 use crate::domain::user::Standing;
 use crate::error::Error;
+use crate::openapi::{self, Operation};
 use crate::tokens::{self, Response};
 
 /// What a client presents.
@@ -25,6 +28,31 @@ impl<S: Sync> FromRequest<S> for Refresh {
         body.text("refresh_token")
             .map(|text| Self(text.to_owned()))
             .map_err(|problem| Error::Invalid(vec![problem]))
+    }
+}
+
+pub(crate) fn operation() -> Operation {
+    Operation::new(
+        "Renew tokens",
+        "Exchanges a refresh token for a new pair. Each is good once: presented again after ten \
+         seconds, it ends its session.",
+    )
+    .takes::<Refresh>()
+    .answers(StatusCode::OK, "Renewed", &Response::example())
+    .refuses([Error::InvalidRefreshToken, Error::Unavailable])
+}
+
+impl openapi::Body for Refresh {
+    fn schema() -> Value {
+        json!({
+            "type": "object",
+            "required": ["refresh_token"],
+            "properties": {"refresh_token": {"type": "string"}},
+        })
+    }
+
+    fn example() -> Value {
+        json!({"refresh_token": "AAAAAAAAAN4BjDN6…"})
     }
 }
 

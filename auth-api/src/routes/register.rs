@@ -3,16 +3,19 @@
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::audit::{Event, Subject, Visitor};
 use crate::body::{Object, Problem};
-use crate::credentials::both;
+use crate::credentials::{both, queue_full};
 use crate::domain::login::Login;
 use crate::domain::password::NewPassword;
 use crate::domain::user::UserId;
 use crate::error::Error;
+use crate::openapi::{self, Operation};
 use crate::users::NotAdded;
 
 /// A login and a password that may become an account.
@@ -22,9 +25,38 @@ pub(crate) struct Registration {
     password: NewPassword,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Registered")]
 pub(crate) struct Response {
     id: UserId,
+}
+
+pub(crate) fn operation() -> Operation {
+    Operation::new(
+        "Register",
+        "Makes an account. The password must be none of the commonest and not the login.",
+    )
+    .takes::<Registration>()
+    .answers(
+        StatusCode::CREATED,
+        "Registered",
+        &Response { id: UserId(222) },
+    )
+    .refuses([Error::LoginTaken, queue_full(), Error::Unavailable])
+}
+
+impl openapi::Body for Registration {
+    fn schema() -> Value {
+        json!({
+            "type": "object",
+            "required": ["login", "password"],
+            "properties": {"login": Login::schema(), "password": NewPassword::schema()},
+        })
+    }
+
+    fn example() -> Value {
+        json!({"login": "alice", "password": "securepassword123"})
+    }
 }
 
 pub(crate) async fn handle(

@@ -2,22 +2,26 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::app::App;
 use crate::audit::{Event, Visitor};
-use crate::authenticate::Authenticated;
+use crate::authenticate::{self, Authenticated};
 use crate::domain::session::{Ended, SessionId};
 use crate::domain::token::Principal;
 use crate::error::Error;
+use crate::openapi::Operation;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Sessions")]
 pub(crate) struct Response {
     sessions: Vec<Session>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Session {
     id: String,
     created_at: DateTime<Utc>,
@@ -28,9 +32,42 @@ struct Session {
     current: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "SessionEnded")]
 pub(crate) struct EndedResponse {
     message: &'static str,
+}
+
+const SUCCESS: &str = "Session ended";
+
+/// What an id looks like.
+const EXAMPLE: &str = "0199aa6e5b5c4d5f8e7b4d4a5a3b2c1d";
+
+pub(crate) fn list_operation() -> Operation {
+    let at = DateTime::from_timestamp_micros(1_795_441_820_191_421).unwrap_or_default();
+    let session = Session {
+        id: EXAMPLE.to_owned(),
+        created_at: at,
+        last_used: at,
+        address: "192.0.2.1".to_owned(),
+        user_agent: "Mozilla/5.0 …".to_owned(),
+        current: true,
+    };
+    let sessions = vec![session];
+    Operation::new("List live sessions", "Where the account is logged in.")
+        .bearer()
+        .answers(StatusCode::OK, "Live sessions", &Response { sessions })
+        .refuses(authenticate::refusals())
+}
+
+pub(crate) fn end_operation() -> Operation {
+    let message = SUCCESS;
+    Operation::new("End a session", "Its tokens are no good from now on.")
+        .bearer()
+        .path("id", "As in the list of live sessions.", EXAMPLE)
+        .answers(StatusCode::OK, "Ended", &EndedResponse { message })
+        .refuses(authenticate::refusals())
+        .refuses([Error::SessionNotFound])
 }
 
 pub(crate) async fn list(
@@ -69,8 +106,7 @@ pub(crate) async fn end(
         Ended::Now => {
             app.metrics.sessions_ended.inc();
             visitor.record(Event::SessionEnded, principal.user);
-            let message = "Session ended";
-            Ok(Json(EndedResponse { message }))
+            Ok(Json(EndedResponse { message: SUCCESS }))
         }
     }
 }

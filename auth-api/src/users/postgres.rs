@@ -1,16 +1,19 @@
 //! Users in PostgreSQL, in the Python service's table.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{
+    PgArguments, PgConnectOptions, PgConnection, PgPoolOptions, PgQueryResult, PgRow,
+};
+use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgPool, Postgres};
 
-use super::{Deleted, NotAdded};
+use super::Deleted;
 use crate::domain::login::Login;
 use crate::domain::password::PasswordHash;
 use crate::domain::user::{Account, Listed, Profile, Standing, UserId};
-use crate::metrics::StoreMetrics;
+use crate::metrics::{PoolUse, StoreMetrics};
 use crate::unavailable::Unavailable;
 
 const STORE: &str = "PostgreSQL";
@@ -18,13 +21,38 @@ const STORE: &str = "PostgreSQL";
 const DEADLINE: Duration = Duration::from_millis(2500);
 const CONNECTIONS: u32 = 10;
 
-/// A pool of connections.
+/// A connection that was idle for longer is asked whether it still stands before it is used.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// The lock under which replicas that start at once migrate one after the other: any number that
+/// nobody else takes.
+const MIGRATION_LOCK: i64 = 0x6175_7468_2d61_7069;
+
+/// How long a server's session is ours, in the words of `PgBouncer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PoolMode {
+    /// As long as the connection: statements are prepared once.
+    Session,
+    /// For one transaction: each statement is prepared and run in one of its own.
+    Transaction,
+}
+
+/// Where the server is, and how to speak to it.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) connection: PgConnectOptions,
+    pub(crate) pool_mode: PoolMode,
+}
+
+/// A pool of connections. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct PostgresUsers {
     pool: PgPool,
+    settings: Arc<Settings>,
     metrics: StoreMetrics,
 }
 
+type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
+type QueryAs<'q, T> = sqlx::query::QueryAs<'q, Postgres, T, PgArguments>;
 type Row = (i64, String, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
 type ListedRow = (
     i64,
@@ -36,42 +64,68 @@ type ListedRow = (
 
 impl PostgresUsers {
     /// A pool that connects when it is first used: the server may come later than we.
-    pub(crate) fn new(options: PgConnectOptions, metrics: StoreMetrics) -> Self {
+    pub(crate) fn new(settings: Settings, metrics: StoreMetrics) -> Self {
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(DEADLINE)
-            .connect_lazy_with(options);
-        Self { pool, metrics }
+            // To ask each time would double the round trips of a request.
+            .test_before_acquire(false)
+            .before_acquire(|connection, about| {
+                Box::pin(async move {
+                    Ok(about.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok())
+                })
+            })
+            .connect_lazy_with(settings.connection.clone());
+        Self {
+            pool,
+            settings: Arc::new(settings),
+            metrics,
+        }
     }
 
-    /// Brings the table up to date. Of several replicas that start at once, one does it.
+    /// Brings the table up to date. Of several replicas that start at once, one does it, in one
+    /// transaction: a pooler between us and the server may know of no longer thing.
     pub(crate) async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
-        sqlx::migrate!("../migrations/postgres")
-            .run(&self.pool)
-            .await
+        let mut migrator = sqlx::migrate!("../migrations/postgres");
+        migrator.set_locking(false);
+        // One of its own, closed afterwards: prepared statements are forgotten on it.
+        let mut connection = PgConnection::connect_with(&self.settings.connection).await?;
+        let mut transaction = connection.begin().await?;
+        let lock = format!("DEALLOCATE ALL; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
+        transaction.execute(AssertSqlSafe(lock)).await?;
+        migrator.run(&mut *transaction).await?;
+        transaction.execute("DEALLOCATE ALL").await?;
+        transaction.commit().await?;
+        connection.close().await?;
+        Ok(())
     }
 
-    pub(super) async fn add(&self, login: &Login, hash: &PasswordHash) -> Result<UserId, NotAdded> {
-        let insert = sqlx::query_scalar(
+    pub(super) fn pool_use(&self) -> PoolUse {
+        PoolUse::of(&self.pool)
+    }
+
+    /// `None` where the login is taken.
+    pub(super) async fn add(
+        &self,
+        login: &Login,
+        hash: &PasswordHash,
+    ) -> Result<Option<UserId>, Unavailable> {
+        let insert = sqlx::query_as(
             "INSERT INTO users (login, password_hash) VALUES ($1, $2)
              ON CONFLICT (login) DO NOTHING RETURNING id::bigint",
         )
         .bind(login.as_str())
-        .bind(hash.as_str())
-        .fetch_optional(&self.pool);
-        self.within(insert)
-            .await?
-            .map(UserId)
-            .ok_or(NotAdded::Taken)
+        .bind(hash.as_str());
+        let row: Option<(i64,)> = self.one(insert).await?;
+        Ok(row.map(|(id,)| UserId(id)))
     }
 
     pub(super) async fn account(&self, login: &Login) -> Result<Option<Account>, Unavailable> {
         let select = sqlx::query_as(
             "SELECT id::bigint, password_hash, disabled_at IS NOT NULL FROM users WHERE login = $1",
         )
-        .bind(login.as_str())
-        .fetch_optional(&self.pool);
-        let row: Option<(i64, String, bool)> = self.within(select).await?;
+        .bind(login.as_str());
+        let row: Option<(i64, String, bool)> = self.one(select).await?;
         row.map(|(id, hash, is_disabled)| super::account(STORE, id, login, &hash, is_disabled))
             .transpose()
     }
@@ -82,9 +136,8 @@ impl PostgresUsers {
     ) -> Result<Option<(Login, Standing)>, Unavailable> {
         let select =
             sqlx::query_as("SELECT login, disabled_at IS NOT NULL FROM users WHERE id = $1")
-                .bind(user.0)
-                .fetch_optional(&self.pool);
-        let row: Option<(String, bool)> = self.within(select).await?;
+                .bind(user.0);
+        let row: Option<(String, bool)> = self.one(select).await?;
         Ok(row.and_then(|(login, is_disabled)| {
             Some((Login::existing(&login)?, super::standing(is_disabled)))
         }))
@@ -94,9 +147,8 @@ impl PostgresUsers {
         let select = sqlx::query_as(
             "SELECT id::bigint, login, created_at, last_login FROM users WHERE id = $1",
         )
-        .bind(user.0)
-        .fetch_optional(&self.pool);
-        let row: Option<Row> = self.within(select).await?;
+        .bind(user.0);
+        let row: Option<Row> = self.one(select).await?;
         Ok(row.map(|(id, login, created_at, last_login)| Profile {
             id: UserId(id),
             login,
@@ -116,9 +168,8 @@ impl PostgresUsers {
         )
         .bind(account.id.0)
         .bind(account.hash.as_str())
-        .bind(now)
-        .execute(&self.pool);
-        Ok(self.within(update).await?.rows_affected() == 1)
+        .bind(now);
+        Ok(self.execute(update).await?.rows_affected() == 1)
     }
 
     pub(super) async fn set_hash(
@@ -131,9 +182,8 @@ impl PostgresUsers {
             sqlx::query("UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2")
                 .bind(user.0)
                 .bind(old.as_str())
-                .bind(new.as_str())
-                .execute(&self.pool);
-        Ok(self.within(update).await?.rows_affected() == 1)
+                .bind(new.as_str());
+        Ok(self.execute(update).await?.rows_affected() == 1)
     }
 
     pub(super) async fn set_standing(
@@ -147,8 +197,8 @@ impl PostgresUsers {
                 "UPDATE users SET disabled_at = coalesce(disabled_at, now()) WHERE id = $1"
             }
         };
-        let update = sqlx::query(statement).bind(user.0).execute(&self.pool);
-        self.within(update).await.map(drop)
+        let update = sqlx::query(statement).bind(user.0);
+        self.execute(update).await.map(drop)
     }
 
     pub(super) async fn page(&self, after: UserId, count: u32) -> Result<Vec<Listed>, Unavailable> {
@@ -157,9 +207,8 @@ impl PostgresUsers {
              WHERE id > $1 ORDER BY id LIMIT $2",
         )
         .bind(after.0)
-        .bind(i64::from(count))
-        .fetch_all(&self.pool);
-        let rows: Vec<ListedRow> = self.within(select).await?;
+        .bind(i64::from(count));
+        let rows: Vec<ListedRow> = self.all(select).await?;
         let listed = |(id, login, created_at, last_login, is_disabled)| Listed {
             profile: Profile {
                 id: UserId(id),
@@ -173,19 +222,69 @@ impl PostgresUsers {
     }
 
     pub(super) async fn delete(&self, user: UserId) -> Result<Deleted, Unavailable> {
-        let delete = sqlx::query("DELETE FROM users WHERE id = $1")
-            .bind(user.0)
-            .execute(&self.pool);
-        Ok(match self.within(delete).await?.rows_affected() {
+        let delete = sqlx::query("DELETE FROM users WHERE id = $1").bind(user.0);
+        Ok(match self.execute(delete).await?.rows_affected() {
             0 => Deleted::Before,
             _ => Deleted::Now,
         })
     }
 
     pub(super) async fn ping(&self) -> Result<(), Unavailable> {
-        self.within(sqlx::query("SELECT 1").execute(&self.pool))
-            .await
-            .map(drop)
+        self.execute(sqlx::query("SELECT 1")).await.map(drop)
+    }
+
+    async fn one<T>(&self, query: QueryAs<'_, T>) -> Result<Option<T>, Unavailable>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        self.within(async {
+            match self.settings.pool_mode {
+                PoolMode::Session => query.fetch_optional(&self.pool).await,
+                PoolMode::Transaction => {
+                    let mut transaction = self.pool.begin().await?;
+                    let query = query.persistent(false);
+                    let row = query.fetch_optional(&mut *transaction).await?;
+                    transaction.commit().await?;
+                    Ok(row)
+                }
+            }
+        })
+        .await
+    }
+
+    async fn all<T>(&self, query: QueryAs<'_, T>) -> Result<Vec<T>, Unavailable>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        self.within(async {
+            match self.settings.pool_mode {
+                PoolMode::Session => query.fetch_all(&self.pool).await,
+                PoolMode::Transaction => {
+                    let mut transaction = self.pool.begin().await?;
+                    let query = query.persistent(false);
+                    let rows = query.fetch_all(&mut *transaction).await?;
+                    transaction.commit().await?;
+                    Ok(rows)
+                }
+            }
+        })
+        .await
+    }
+
+    async fn execute(&self, query: Query<'_>) -> Result<PgQueryResult, Unavailable> {
+        self.within(async {
+            match self.settings.pool_mode {
+                PoolMode::Session => query.execute(&self.pool).await,
+                PoolMode::Transaction => {
+                    let mut transaction = self.pool.begin().await?;
+                    let query = query.persistent(false);
+                    let done = query.execute(&mut *transaction).await?;
+                    transaction.commit().await?;
+                    Ok(done)
+                }
+            }
+        })
+        .await
     }
 
     async fn within<T>(

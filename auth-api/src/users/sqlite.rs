@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Deleted, NotAdded};
+use super::Deleted;
 use crate::domain::login::Login;
 use crate::domain::password::PasswordHash;
 use crate::domain::user::{Account, Listed, Profile, Standing, UserId};
@@ -17,7 +17,12 @@ type Row = (i64, String, i64, Option<i64>);
 type ListedRow = (i64, String, i64, Option<i64>, bool);
 
 impl SqliteUsers {
-    pub(super) async fn add(&self, login: &Login, hash: &PasswordHash) -> Result<UserId, NotAdded> {
+    /// `None` where the login is taken.
+    pub(super) async fn add(
+        &self,
+        login: &Login,
+        hash: &PasswordHash,
+    ) -> Result<Option<UserId>, Unavailable> {
         let id: Option<i64> = sqlx::query_scalar(
             "INSERT INTO users (login, password_hash, created_at) VALUES (?, ?, ?)
              ON CONFLICT (login) DO NOTHING RETURNING id",
@@ -28,7 +33,7 @@ impl SqliteUsers {
         .fetch_optional(&self.0.writer)
         .await
         .map_err(failed)?;
-        id.map(UserId).ok_or(NotAdded::Taken)
+        Ok(id.map(UserId))
     }
 
     pub(super) async fn account(&self, login: &Login) -> Result<Option<Account>, Unavailable> {

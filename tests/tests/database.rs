@@ -1,0 +1,97 @@
+//! PostgreSQL as operators run it: behind a pooler, and over TLS.
+
+use anyhow::Result;
+use sqlx::Row;
+use tests::certificate::Certificate;
+use tests::client::{PASSWORD, credentials};
+use tests::pgbouncer::PgBouncer;
+use tests::replica::{Environment, Replicas};
+use tests::{Store, postgres};
+
+fn settings<const N: usize>(settings: [(&str, String); N]) -> Environment {
+    settings
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+}
+
+#[tokio::test]
+async fn a_pooler_may_lend_a_connection_for_one_transaction() -> Result<()> {
+    let database = postgres::Database::shared().await?;
+    let pooler = PgBouncer::before(&database)?;
+    let through = settings([
+        ("DB_HOST", pooler.address.ip().to_string()),
+        ("DB_PORT", pooler.address.port().to_string()),
+        ("DB_TABLE", database.name.clone()),
+        ("DB_POOL_MODE", "transaction".to_owned()),
+    ]);
+    let replicas = Replicas::start_with(Store::PostgresRedis, 3, through).await?;
+    let mut people = tokio::task::JoinSet::new();
+    for number in 0..60 {
+        let client = replicas.client(number % 3)?;
+        people.spawn(async move {
+            let login = format!("person {number}");
+            assert_eq!(client.register(&login).await?.status, 201);
+            for _ in 0..3 {
+                let token = client.login(&login).await?.json()["access_token"].clone();
+                let token = token.as_str().expect("a token");
+                let profile = client.get_as(token, "/api/profile").await?;
+                assert_eq!(profile.json()["login"], login.as_str(), "{}", profile.text);
+            }
+            let gone = client
+                .post("/api/delete", &credentials(&login, PASSWORD))
+                .await?;
+            assert_eq!(gone.status, 200, "{}", gone.text);
+            anyhow::Ok(())
+        });
+    }
+    while let Some(person) = people.join_next().await {
+        person??;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_is_spoken_to_over_tls_where_its_url_asks_for_that() -> Result<()> {
+    let mut server = postgres::Server::start()?;
+    let folder = tempfile::tempdir()?;
+    let ip = server.address.ip().to_string();
+    let certificate = Certificate::make(folder.path(), "server", &[&ip])?;
+    let stranger = Certificate::make(folder.path(), "stranger", &[&ip])?;
+    server.require_tls(&certificate)?;
+    let database = server.database().await?;
+    let url = |mode: &str, trusted: &Certificate| {
+        let password = PASSWORD_IN_URL;
+        let (user, name) = (postgres::USER, &database.name);
+        let root = trusted.cert.display();
+        let url = format!(
+            "postgres://{user}:{password}@{}/{name}?sslmode={mode}&sslrootcert={root}",
+            server.address
+        );
+        settings([("DATABASE_URL", url)])
+    };
+
+    let verified = url("verify-full", &certificate);
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, verified).await?;
+    let client = replicas.client(0)?;
+    assert_eq!(client.register("alice").await?.status, 201);
+    let ours = sqlx::query(
+        "SELECT bool_and(ssl), count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+         WHERE application_name = 'auth-api'",
+    )
+    .fetch_one(&mut database.connect().await?)
+    .await?;
+    assert!(ours.get::<bool, _>(0) && ours.get::<i64, _>(1) > 0);
+
+    for refused in [url("verify-full", &stranger), url("disable", &certificate)] {
+        let error = Replicas::start_with(Store::PostgresRedis, 1, refused)
+            .await
+            .err();
+        let error = error.map(|error| format!("{error:#}")).unwrap_or_default();
+        assert!(error.contains("bringing the tables up to date"), "{error}");
+        assert!(!error.contains(PASSWORD_IN_URL), "{error}");
+    }
+    Ok(())
+}
+
+/// [`postgres::PASSWORD`] as a URL spells it.
+const PASSWORD_IN_URL: &str = "a%20test%27s%20password";
