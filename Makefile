@@ -1,6 +1,6 @@
 # Everything a developer does, one word each. `make` alone lists them.
 
-.PHONY: help run test lint bench
+.PHONY: help run test lint fuzz bench
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ test: ## run every test against the real programs, on private servers
 
 lint: ## formatting, clippy, shellcheck
 	@exec scripts/lint
+
+fuzz: ## throw what the OpenAPI document allows and forbids at every endpoint
+	@exec scripts/fuzz
 
 bench: ## measure side by side with peers into bench/RESULTS.md; WHAT=gateway or WHAT=decisions for a part
 	@exec scripts/bench $(WHAT)
