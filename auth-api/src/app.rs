@@ -13,6 +13,7 @@ use crate::domain::refresh_token::RefreshTokens;
 use crate::domain::token::AccessTokens;
 use crate::error::Error;
 use crate::hashing::Hasher;
+use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::openapi::Api;
 use crate::routes::{
@@ -35,6 +36,7 @@ pub(crate) struct App {
     pub(crate) refresh_tokens: Arc<RefreshTokens>,
     pub(crate) session_lifetime: Duration,
     pub(crate) metrics: Metrics,
+    pub(crate) lifecycle: Lifecycle,
 }
 
 /// What clients reach through the gateway.
@@ -75,7 +77,7 @@ impl App {
             .merge(docs::router(&document))
             .route("/ready", get(ready::handle).fallback(allow_get))
             .fallback(async || Error::NotFound)
-            .layer(from_fn_with_state(self.metrics.clone(), visit::record))
+            .layer(from_fn_with_state(self.clone(), visit::record))
             .with_state(self)
     }
 

@@ -15,6 +15,7 @@ use crate::config::{self, Config, Environment, Store};
 use crate::domain::refresh_token::RefreshTokens;
 use crate::domain::token::AccessTokens;
 use crate::hashing::Hasher;
+use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::redis::Redis;
 use crate::sessions::{RedisSessions, Sessions, SqliteSessions};
@@ -141,6 +142,7 @@ async fn serve(environment: &Environment) -> Result<()> {
         )),
         session_lifetime: config.session_lifetime,
         metrics,
+        lifecycle: Lifecycle::default(),
     };
     server::run(config.listen, config.internal_listen, app).await
 }

@@ -12,6 +12,7 @@ mod docs;
 mod domain;
 mod error;
 mod hashing;
+mod lifecycle;
 mod metrics;
 mod openapi;
 mod redis;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fred::clients::{Client, SubscriberClient};
 use fred::error::Error as RedisError;
-use fred::interfaces::ClientLike;
+use fred::interfaces::{ClientLike, PubsubInterface};
 use fred::types::config::{Config, ReconnectPolicy};
 use fred::types::scripts::Script;
 use fred::types::{Builder, FromValue};
@@ -58,6 +58,14 @@ impl Redis {
             .await;
         timer.end(&outcome);
         outcome.map_err(failed)
+    }
+
+    /// Tells whoever listens on a channel. That it is lost is for the listener to bear.
+    pub(crate) async fn publish(&self, channel: &str, message: String) {
+        let told: Result<(), _> = self.client.publish(channel, message).await;
+        if let Err(error) = told {
+            tracing::debug!(%error, "a message to another replica was lost");
+        }
     }
 
     /// Asks for the least that shows that it answers.

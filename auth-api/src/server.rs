@@ -1,7 +1,7 @@
 //! Connections: accepted, bounded in time, and let finish at the end.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -13,12 +13,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
+use crate::lifecycle::Lifecycle;
 
 /// A peer that has not sent a whole head by then is cut off. It also ends an idle connection, so it
 /// is longer than the gateway keeps one.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 /// What a request in flight may still take once we are told to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// For a gateway to hear that its connections are about to end.
+const FAREWELL: Duration = Duration::from_secs(1);
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 
 /// Answers requests until SIGTERM or SIGINT, then lets those in flight finish.
@@ -30,26 +33,22 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, app: App) -> R
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let connections = GracefulShutdown::new();
+    let lifecycle = app.lifecycle.clone();
     let public_router = app.clone().public();
     let internal_router = app.internal();
-    loop {
-        let (stream, router) = tokio::select! {
-            accepted = public.accept() => (accepted, &public_router),
-            accepted = internal.accept() => (accepted, &internal_router),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        };
-        match stream {
-            Ok((stream, _)) => serve(stream, router.clone(), &connections),
-            Err(error) => {
-                // Out of file descriptors: closing connections will make room.
-                tracing::error!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+    tokio::select! {
+        () = accept(&public, &public_router, &connections) => {}
+        () = accept(&internal, &internal_router, &connections) => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!(connections = connections.count(), "ending");
+    lifecycle.begin_to_end();
+    tokio::select! {
+        () = farewell(&lifecycle, &connections) => {}
+        () = accept(&public, &public_router, &connections) => {}
     }
     drop((public, internal));
-    tracing::info!(connections = connections.count(), "ending");
     if tokio::time::timeout(DRAIN_TIMEOUT, connections.shutdown())
         .await
         .is_err()
@@ -57,6 +56,37 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, app: App) -> R
         tracing::warn!("requests still in flight were cut off");
     }
     Ok(())
+}
+
+/// Serves whoever comes, for ever.
+async fn accept(listener: &TcpListener, router: &Router, connections: &GracefulShutdown) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => serve(stream, router.clone(), connections),
+            Err(error) => {
+                // Out of file descriptors: closing connections will make room.
+                tracing::error!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Until every connection is closed, or no request has come for [`FAREWELL`] on those that are not.
+async fn farewell(lifecycle: &Lifecycle, connections: &GracefulShutdown) {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let (start, mut quiet_since) = (Instant::now(), Instant::now());
+    let mut seen = lifecycle.requests();
+    while connections.count() > 0
+        && quiet_since.elapsed() < FAREWELL
+        && start.elapsed() < DRAIN_TIMEOUT
+    {
+        tokio::time::sleep(PAUSE).await;
+        if lifecycle.requests() != seen {
+            seen = lifecycle.requests();
+            quiet_since = Instant::now();
+        }
+    }
 }
 
 async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener> {

@@ -4,6 +4,7 @@
 //! or all costs what it touches. No token is ever stored: an access token names its session, and
 //! of a refresh token only the SHA-256 is kept.
 
+mod announcement;
 mod cache;
 mod redis;
 mod sqlite;

@@ -4,13 +4,13 @@
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{CACHE_CONTROL, CONNECTION, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
+use crate::app::App;
 use crate::domain::session::Origin;
-use crate::metrics::Metrics;
 
 /// Asked for every other second by whoever watches us.
 const PROBES: [&str; 2] = ["/ready", "/health"];
@@ -19,11 +19,7 @@ const UNMATCHED: &str = "unmatched";
 const USER_AGENT_BYTES: usize = 256;
 
 /// Lets a request through and records what became of it.
-pub(crate) async fn record(
-    State(metrics): State<Metrics>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn record(State(app): State<App>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
@@ -40,15 +36,22 @@ pub(crate) async fn record(
         known @ ("GET" | "POST" | "DELETE" | "HEAD" | "PUT" | "PATCH" | "OPTIONS") => known,
         _ => "other",
     };
-    metrics.answered(route, known_method, status, took);
+    app.metrics.answered(route, known_method, status, took);
     let seconds = took.as_secs_f64();
-    if PROBES.contains(&path.as_str()) {
+    let is_probe = PROBES.contains(&path.as_str());
+    if is_probe {
         tracing::debug!(request_id, client, %method, path, status, seconds, "request");
     } else {
         tracing::info!(request_id, client, %method, path, status, seconds, "request");
     }
 
+    if !is_probe {
+        app.lifecycle.request();
+    }
     let headers = response.headers_mut();
+    if app.lifecycle.is_ending() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Every answer below /api has a token, personal data or a verdict on them.
     if path.starts_with("/api/") {

@@ -11,12 +11,14 @@ pub mod certificate;
 pub mod client;
 pub mod edge;
 pub mod gateway;
+pub mod load;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
 pub mod raw;
 pub mod redis;
 pub mod replica;
+pub mod slow;
 pub mod wait;
 
 pub use back_end::{BackEnd, Reply};

@@ -117,6 +117,26 @@ impl Drop for Process {
     }
 }
 
+/// Sends a signal to a program and its children: PostgreSQL serves each connection by one.
+///
+/// # Errors
+/// When processes cannot be listed.
+pub fn signal_family(leader: u32, signal: Signal) -> Result<()> {
+    for entry in std::fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        let status = std::fs::read_to_string(folder.join("status")).unwrap_or_default();
+        let is_family = status
+            .lines()
+            .any(|line| line == format!("PPid:\t{leader}") || line == format!("Pid:\t{leader}"));
+        let name = folder.file_name().and_then(OsStr::to_str);
+        let pid = name.and_then(|name| name.parse().ok());
+        if let Some(pid) = pid.filter(|_| is_family).and_then(Pid::from_raw) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+    Ok(())
+}
+
 /// A command that ends with the thread that starts it, whatever that dies of.
 #[must_use]
 pub fn bound(program: impl AsRef<OsStr>) -> Command {

@@ -95,3 +95,25 @@ async fn a_server_is_spoken_to_over_tls_where_its_url_asks_for_that() -> Result<
 
 /// [`postgres::PASSWORD`] as a URL spells it.
 const PASSWORD_IN_URL: &str = "a%20test%27s%20password";
+
+#[tokio::test]
+async fn a_server_may_come_later_than_a_replica() -> Result<()> {
+    let mut server = postgres::Server::start()?;
+    let database = server.database().await?;
+    server.stop()?;
+    let there = settings([
+        ("DB_HOST", server.address.ip().to_string()),
+        ("DB_PORT", server.address.port().to_string()),
+        ("DB_TABLE", database.name.clone()),
+    ]);
+    let mut replicas = Replicas::start_with(Store::PostgresRedis, 0, there).await?;
+    replicas.add()?;
+    tests::wait::until("the replica to wait", async || {
+        replicas.logs().contains("waiting for a store")
+    })
+    .await?;
+    server.resume()?;
+    replicas.ready(0).await?;
+    assert_eq!(replicas.client(0)?.register("alice").await?.status, 201);
+    Ok(())
+}

@@ -6,6 +6,7 @@ use anyhow::Result;
 use rustix::process::Signal;
 use tests::client::Client;
 use tests::postgres;
+use tests::process::signal_family;
 use tests::replica::Replicas;
 use tests::{Store, wait};
 
@@ -95,9 +96,9 @@ async fn postgres_stops_is_silent_and_comes_back() -> Result<()> {
     assert_eq!(client.get_as(&token, "/api/profile").await?.status, 200);
 
     let process = server.process().expect("it runs");
-    pause_group(process.id(), Signal::STOP)?;
+    signal_family(process.id(), Signal::STOP)?;
     is_503_in_time(&client, &token, "/api/profile").await?;
-    pause_group(process.id(), Signal::CONT)?;
+    signal_family(process.id(), Signal::CONT)?;
     is_back_soon(&client, &token).await?;
 
     server.stop()?;
@@ -112,24 +113,5 @@ async fn postgres_stops_is_silent_and_comes_back() -> Result<()> {
         200,
         "what was acknowledged is there"
     );
-    Ok(())
-}
-
-/// PostgreSQL serves each connection by a process of its own.
-fn pause_group(leader: u32, signal: Signal) -> Result<()> {
-    use rustix::process::{Pid, kill_process};
-    for entry in std::fs::read_dir("/proc")? {
-        let folder = entry?.path();
-        let status = std::fs::read_to_string(folder.join("status")).unwrap_or_default();
-        let is_child = status
-            .lines()
-            .any(|line| line == format!("PPid:\t{leader}") || line == format!("Pid:\t{leader}"));
-        let pid = folder
-            .file_name()
-            .and_then(|name| name.to_str()?.parse().ok());
-        if let Some(pid) = pid.filter(|_| is_child).and_then(Pid::from_raw) {
-            let _ = kill_process(pid, signal);
-        }
-    }
     Ok(())
 }

@@ -65,13 +65,7 @@ async fn a_used_refresh_token_ends_the_session_after_the_grace(store: Store) -> 
     }
     let token = text(&third, "access_token");
     let other = replicas.client(1)?;
-    wait::until("the session to be over", async || {
-        other
-            .get_as(token, "/api/profile")
-            .await
-            .is_ok_and(|answer| answer.status == 401)
-    })
-    .await?;
+    assert_eq!(other.get_as(token, "/api/profile").await?.status, 401);
     wait::until("the audit", async || {
         replicas.logs().contains("refresh_token_reused")
     })
@@ -141,13 +135,7 @@ async fn logout_all_ends_every_session_on_every_replica(store: Store) -> Result<
     for tokens in [&one, &two] {
         assert_eq!(refresh(&first, tokens).await?.status, 401);
         let token = text(tokens, "access_token");
-        wait::until("it to be over everywhere", async || {
-            second
-                .get_as(token, "/api/profile")
-                .await
-                .is_ok_and(|answer| answer.status == 401)
-        })
-        .await?;
+        assert_eq!(second.get_as(token, "/api/profile").await?.status, 401);
     }
     let profile = second
         .get_as(text(&other, "access_token"), "/api/profile")
@@ -208,19 +196,7 @@ async fn a_token_that_is_logged_out_is_refused_everywhere_at_once(store: Store) 
         }
         assert_eq!(first.post_as(token, "/api/logout", None).await?.status, 200);
         assert_eq!(first.get_as(token, "/api/profile").await?.status, 401);
-        let start = std::time::Instant::now();
-        wait::until("the other replica to hear", async || {
-            second
-                .get_as(token, "/api/profile")
-                .await
-                .is_ok_and(|answer| answer.status == 401)
-        })
-        .await?;
-        assert!(
-            start.elapsed().as_millis() < 2500,
-            "told, not expired: {:?}",
-            start.elapsed()
-        );
+        assert_eq!(second.get_as(token, "/api/profile").await?.status, 401);
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `GET /ready`: whether the stores answer, and how fast. For the gateway and operators.
+//! `GET /ready`: whether the stores answer, and how fast, and whether we are to end. For the gateway and operators.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_millis(900);
 
 pub(crate) async fn handle(State(app): State<App>) -> (StatusCode, Json<Response>) {
     let (users, sessions) = tokio::join!(ask(app.users.ping()), ask(app.sessions.ping()));
-    let status = if users.ready && sessions.ready {
+    let status = if users.ready && sessions.ready && !app.lifecycle.is_ending() {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE

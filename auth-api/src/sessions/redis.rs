@@ -15,6 +15,7 @@ use fred::types::Message;
 use fred::types::scripts::Script;
 use tokio::sync::broadcast::error::RecvError;
 
+use super::announcement::Announcements;
 use super::cache::Cache;
 use super::{GRACE, MOST_OF_A_USER, TOUCH};
 use crate::domain::refresh_token::SealedSecret;
@@ -28,6 +29,8 @@ use crate::unavailable::Unavailable;
 
 /// Where endings are told.
 const CHANNEL: &str = "sessions:ended";
+/// The head of an announcement that nobody has to confirm: a channel without listeners, and a number.
+const NO_ANNOUNCEMENT: &str = "sessions:heard 0";
 
 static CREATE: LazyLock<Script> =
     LazyLock::new(|| Script::from_lua(include_str!("redis/create.lua")));
@@ -48,26 +51,34 @@ type Listed = (String, i64, i64, String, String);
 pub(crate) struct RedisSessions {
     redis: Redis,
     cache: Arc<Cache>,
+    announcements: Arc<Announcements>,
 }
 
 impl RedisSessions {
     /// Begins to listen for endings.
     pub(crate) fn start(redis: Redis) -> Result<Self, RedisError> {
         let cache = Arc::new(Cache::default());
+        let announcements = Arc::new(Announcements::new());
         let subscriber = redis.subscriber()?;
         let (mut messages, mut connected, mut broken) = (
             subscriber.message_rx(),
             subscriber.reconnect_rx(),
             subscriber.error_rx(),
         );
-        let heard = Arc::clone(&cache);
+        let ears = Ears {
+            redis: redis.clone(),
+            cache: Arc::clone(&cache),
+            announcements: Arc::clone(&announcements),
+        };
         tokio::spawn(async move {
+            let heard = &ears.cache;
+            let channels = vec![CHANNEL, ears.announcements.channel()];
             subscriber.connect();
             loop {
                 tokio::select! {
                     biased;
                     message = messages.recv() => match message {
-                        Ok(message) => hear(&heard, &message),
+                        Ok(message) => ears.hear(&message),
                         // What was missed may have been an ending.
                         Err(RecvError::Lagged(_)) => heard.line_is_down(),
                         Err(RecvError::Closed) => break,
@@ -75,7 +86,7 @@ impl RedisSessions {
                     _ = broken.recv() => heard.line_is_down(),
                     _ = connected.recv() => {
                         heard.line_is_down();
-                        if subscriber.subscribe(CHANNEL).await.is_ok() {
+                        if subscriber.subscribe(channels.clone()).await.is_ok() {
                             heard.line_is_up();
                         }
                     }
@@ -83,7 +94,11 @@ impl RedisSessions {
             }
             heard.line_is_down();
         });
-        Ok(Self { redis, cache })
+        Ok(Self {
+            redis,
+            cache,
+            announcements,
+        })
     }
 
     pub(super) async fn create(&self, session: &NewSession) -> Result<(), Unavailable> {
@@ -97,6 +112,8 @@ impl RedisSessions {
             Bytes::copy_from_slice(&session.refresh.0),
             text(&session.origin.address),
             text(&session.origin.user_agent),
+            // Nobody waits for it.
+            text(NO_ANNOUNCEMENT),
         ];
         let keys = keys(session.principal);
         self.redis
@@ -149,13 +166,16 @@ impl RedisSessions {
     }
 
     pub(super) async fn end(&self, principal: Principal) -> Result<Ended, Unavailable> {
+        let announcement = self.announcements.begin();
         let arguments = vec![
             text(principal.session),
             text(principal.user.0),
             CHANNEL.into(),
+            text(announcement.head()),
         ];
-        let ended: bool = self.redis.run(&END, keys(principal), arguments).await?;
+        let (ended, told): (bool, u32) = self.redis.run(&END, keys(principal), arguments).await?;
         self.cache.forget(principal.session);
+        announcement.heard_by(told).await;
         Ok(if ended { Ended::Now } else { Ended::Before })
     }
 
@@ -165,12 +185,17 @@ impl RedisSessions {
         kept: Option<SessionId>,
     ) -> Result<u64, Unavailable> {
         let kept = kept.map_or_else(Bytes::new, text);
-        let arguments = vec![kept, CHANNEL.into()];
-        let ended = self
-            .redis
-            .run(&END_ALL, vec![index(user)], arguments)
-            .await?;
+        let announcement = self.announcements.begin();
+        let arguments = vec![
+            kept,
+            text(user.0),
+            CHANNEL.into(),
+            text(announcement.head()),
+        ];
+        let keys = vec![index(user)];
+        let (ended, told): (u64, u32) = self.redis.run(&END_ALL, keys, arguments).await?;
         self.cache.forget_user(user);
+        announcement.heard_by(told).await;
         Ok(ended)
     }
 
@@ -184,11 +209,33 @@ impl RedisSessions {
     }
 }
 
-fn hear(cache: &Cache, message: &Message) {
-    match message.value.as_str().as_deref().and_then(SessionId::parse) {
-        Some(session) => cache.forget(session),
-        // Not ours: whoever says it may mean anything.
-        None => cache.line_is_down(),
+/// Who listens to Redis for this replica.
+struct Ears {
+    redis: Redis,
+    cache: Arc<Cache>,
+    announcements: Arc<Announcements>,
+}
+
+impl Ears {
+    fn hear(&self, message: &Message) {
+        let text = message.value.as_str().unwrap_or_default();
+        if *message.channel == *self.announcements.channel() {
+            return self.announcements.heard(&text);
+        }
+        let words: Vec<_> = text.split(' ').collect();
+        let [channel, number, ended] = words[..] else {
+            // Not ours: whoever says it may mean anything.
+            return self.cache.line_is_down();
+        };
+        let user = ended.strip_prefix("user:").and_then(|id| id.parse().ok());
+        match (user.map(UserId), SessionId::parse(ended)) {
+            (Some(user), _) => self.cache.forget_user(user),
+            (None, Some(session)) => self.cache.forget(session),
+            (None, None) => return self.cache.line_is_down(),
+        }
+        let (redis, channel, number) = (self.redis.clone(), channel.to_owned(), number.to_owned());
+        // To say so must not keep us from listening.
+        tokio::spawn(async move { redis.publish(&channel, number).await });
     }
 }
 

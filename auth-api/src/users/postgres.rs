@@ -1,7 +1,7 @@
 //! Users in PostgreSQL, in the Python service's table.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::{
@@ -26,6 +26,12 @@ const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// The lock under which replicas that start at once migrate one after the other: any number that
 /// nobody else takes.
 const MIGRATION_LOCK: i64 = 0x6175_7468_2d61_7069;
+
+/// How long a start waits for a server that is not there yet.
+const START_PATIENCE: Duration = Duration::from_mins(1);
+const START_PAUSE: Duration = Duration::from_millis(500);
+/// `cannot_connect_now`: the server starts or ends (PostgreSQL, appendix A).
+const CANNOT_CONNECT_NOW: &str = "57P03";
 
 /// How long a server's session is ours, in the words of `PgBouncer`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +95,7 @@ impl PostgresUsers {
         let mut migrator = sqlx::migrate!("../migrations/postgres");
         migrator.set_locking(false);
         // One of its own, closed afterwards: prepared statements are forgotten on it.
-        let mut connection = PgConnection::connect_with(&self.settings.connection).await?;
+        let mut connection = self.reach().await?;
         let mut transaction = connection.begin().await?;
         let lock = format!("DEALLOCATE ALL; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
         transaction.execute(AssertSqlSafe(lock)).await?;
@@ -98,6 +104,22 @@ impl PostgresUsers {
         transaction.commit().await?;
         connection.close().await?;
         Ok(())
+    }
+
+    /// A connection, as soon as the server is there: it may start beside us.
+    async fn reach(&self) -> Result<PgConnection, sqlx::Error> {
+        let start = Instant::now();
+        loop {
+            let error = match PgConnection::connect_with(&self.settings.connection).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => error,
+            };
+            if !may_come(&error) || start.elapsed() > START_PATIENCE {
+                return Err(error);
+            }
+            tracing::warn!(store = STORE, %error, "waiting for a store");
+            tokio::time::sleep(START_PAUSE).await;
+        }
     }
 
     pub(super) fn pool_use(&self) -> PoolUse {
@@ -299,5 +321,15 @@ impl PostgresUsers {
         };
         timer.end(&outcome);
         outcome
+    }
+}
+
+/// Whether a server that refused us may only not be ready.
+fn may_come(error: &sqlx::Error) -> bool {
+    match error {
+        // A certificate that is none of ours stays one.
+        sqlx::Error::Io(error) => error.kind() != std::io::ErrorKind::InvalidData,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code == CANNOT_CONNECT_NOW),
+        _ => false,
     }
 }
