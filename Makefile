@@ -1,6 +1,6 @@
 # Everything a developer does, one word each. `make` alone lists them.
 
-.PHONY: help run test lint fuzz bench
+.PHONY: help run test lint fuzz e2e bench
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -17,5 +17,8 @@ lint: ## formatting, clippy, shellcheck
 fuzz: ## throw what the OpenAPI document allows and forbids at every endpoint
 	@exec scripts/fuzz
 
-bench: ## measure side by side with peers into bench/RESULTS.md; WHAT=gateway or WHAT=decisions for a part
+e2e: ## run the production deployment in Docker through everything that an operator does to it
+	@exec scripts/e2e
+
+bench: ## measure side by side with peers into bench/RESULTS.md; WHAT=gateway, decisions or faults for a part
 	@exec scripts/bench $(WHAT)
