@@ -15,7 +15,7 @@ mkdir -p config
 
 # Containers read a secret as users of their own, so its file is open and its folder is not.
 [ -d secrets ] || mkdir -m 700 secrets
-for secret in secret_key db_password redis_password; do
+for secret in secret_key db_password redis_password grafana_password; do
     [ -s "secrets/$secret" ] || {
         head -c 36 /dev/urandom | base64 -w0 | tr '+/' '-_' >"secrets/$secret"
         chmod 644 "secrets/$secret"
