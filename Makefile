@@ -20,5 +20,5 @@ fuzz: ## throw what the OpenAPI document allows and forbids at every endpoint
 e2e: ## run the production deployment in Docker through everything that an operator does to it
 	@exec scripts/e2e
 
-bench: ## measure side by side with peers into bench/RESULTS.md; WHAT=gateway, decisions or faults for a part
+bench: ## measure side by side with peers into bench/RESULTS.md; WHAT=gateway, decisions, auth-api or faults for a part
 	@exec scripts/bench $(WHAT)

@@ -163,12 +163,18 @@ pub fn bound_and_unprivileged(program: impl AsRef<OsStr>) -> Command {
 /// A user and group that every Debian and Ubuntu has.
 pub(crate) const UNPRIVILEGED: (&str, &str) = ("nobody", "nogroup");
 
+/// Where the project's programs are, if not beside this one: what is measured is a release build.
+const PROGRAMS: &str = "TEST_PROGRAMS";
+
 /// The path of one of the project's own programs, built beside this one.
 ///
 /// # Panics
 /// When it is not built: `scripts/test` does that first.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os(PROGRAMS) {
+        return PathBuf::from(folder).join(name);
+    }
     let this = std::env::current_exe().expect("a program knows its own path");
     let path = this
         .ancestors()
