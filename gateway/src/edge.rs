@@ -43,6 +43,10 @@ const MAX_EARLY_RESETS: usize = 32;
 /// For a refused client to read why, before its connection is reset.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// For a client that is about to send a request when the end begins: its answer tells it. Shorter
+/// than what [`crate::serve`] waits for silent clients.
+const LAST_CALL: Duration = Duration::from_millis(800);
+
 /// What serves the connections of the https listener.
 pub(crate) struct Edge {
     gateway: Arc<Gateway>,
@@ -81,7 +85,7 @@ impl Edge {
             let head = tokio::select! {
                 biased;
                 head = head::read(&mut stream, bounds) => head,
-                _ = ending.wait_for(|is_ending| *is_ending) => Err(NoHead::Closed),
+                () = last_call(&mut ending) => Err(NoHead::Closed),
             };
             let head = match head {
                 Ok(head) => head,
@@ -192,6 +196,13 @@ impl ServerApp for Edge {
     async fn cleanup(&self) {
         self.proxy.http_cleanup().await;
     }
+}
+
+/// Until the end has begun and nobody may be in the middle of sending any more.
+async fn last_call(ending: &mut ShutdownWatch) {
+    // An error means that whoever would tell us of the end has ended.
+    let _ = ending.wait_for(|is_ending| *is_ending).await;
+    tokio::time::sleep(LAST_CALL).await;
 }
 
 /// A connection that counts, until it is closed.

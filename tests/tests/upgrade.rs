@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use anyhow::Result;
 use rustix::process::Signal;
 use tests::client::Protocol;
+use tests::raw::{Raw, status};
 use tests::{BackEnd, Gateway, wait};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,5 +63,30 @@ async fn no_request_fails_while_a_new_process_takes_over() -> Result<()> {
         outcome??;
     }
     assert!(second.stop()?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connection_that_is_open_at_the_end_gets_one_more_answer() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let mut gateway = Gateway::before(&[back_end.address]).start().await?;
+    let mut kept = Raw::connect(&gateway).await?;
+    let request = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    kept.send(request).await?;
+    kept.until("\r\n\r\n").await?;
+    gateway.process.signal(Signal::TERM)?;
+    wait::until("the end to begin", async || {
+        gateway
+            .process
+            .log()
+            .contains("requests in flight are finished first")
+    })
+    .await?;
+    kept.send(request).await?;
+    let answer = kept.rest().await?;
+    let last = answer.rfind("HTTP/1.1 ").map_or("", |at| &answer[at..]);
+    assert_eq!(status(last), 200, "{answer}");
+    assert!(last.to_lowercase().contains("connection: close"), "{last}");
+    assert!(gateway.process.ended()?.success());
     Ok(())
 }
