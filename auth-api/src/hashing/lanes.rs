@@ -17,7 +17,7 @@
 use super::pi;
 
 /// The most hashes worth doing in step: a lane's tables take 4 KiB, and a core's first-level cache
-/// holds eight such and little more. Measured with `make bench WHAT=hashing`.
+/// holds eight such and little more. `make bench WHAT=auth-api` measures logins.
 pub(crate) const LANES: usize = 8;
 
 /// The longest key that bcrypt reads, its closing NUL included, is 18 words.

@@ -224,9 +224,10 @@ impl PostgresUsers {
     }
 
     pub(super) async fn page(&self, after: UserId, count: u32) -> Result<Vec<Listed>, Unavailable> {
+        // `id` alone would be the first column, which no index is on.
         let select = sqlx::query_as(
             "SELECT id::bigint, login, created_at, last_login, disabled_at IS NOT NULL FROM users
-             WHERE id > $1 ORDER BY id LIMIT $2",
+             WHERE id > $1 ORDER BY users.id LIMIT $2",
         )
         .bind(after.0)
         .bind(i64::from(count));
