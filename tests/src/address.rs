@@ -1,6 +1,8 @@
 //! Loopback addresses that nobody else uses.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::net::TcpSocket;
 
 /// A free address of this machine.
 ///
@@ -9,9 +11,15 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 /// impossible; 127.0.0.1 alone would not.
 #[must_use]
 pub fn free() -> SocketAddr {
-    TcpListener::bind((random_loopback(), 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("loopback has a free port")
+    // It must not listen: a program that another test starts at this moment has what we have open
+    // until it runs, and would keep the address from whoever is to listen there.
+    let bound = || {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind((random_loopback(), 0).into())?;
+        socket.local_addr()
+    };
+    bound().expect("loopback has a free port")
 }
 
 /// A loopback address for a client to come from, so that it is a client of its own.
