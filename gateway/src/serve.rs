@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{ExecutionPhase, RunArgs, Server};
 use pingora::services::background::background_service;
@@ -82,7 +83,9 @@ pub(crate) fn serve(file: PathBuf, environment: Environment, start: Start) -> Re
         "https".to_owned(),
         Edge::new(&gateway, &server.configuration)?,
     );
-    edge.add_tcp(&listen.https.to_string());
+    // TLS has a buffer of its own to read into: a second one would hold 64 KiB for each connection.
+    let unbuffered = L4BufferSettings::default().read(0);
+    edge.add_listener(ListenerConfig::tcp(listen.https.to_string()).l4_buffer(unbuffered));
     let edge = server.add_service(edge);
     let mut admin = Service::new("admin".to_owned(), Admin(Arc::clone(&gateway)));
     admin.threads = Some(1);

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::client::{Client, PASSWORD, Protocol, credentials};
-use tests::{Edge, Store};
+use tests::raw::Raw;
+use tests::{BackEnd, Edge, Gateway, Store};
 
 /// Nobody is refused, so that what is asked for is what is measured.
 const UNLIMITED: &str = r#"
@@ -24,6 +25,7 @@ premier:
 const STORM_CLIENTS: usize = 200;
 const STORM: Duration = Duration::from_secs(20);
 const PROBE_EVERY: Duration = Duration::from_millis(50);
+const IDLE_CONNECTIONS: usize = 10_000;
 const WAITING_LOGINS: usize = 24;
 
 #[tokio::main]
@@ -39,6 +41,8 @@ async fn main() -> Result<()> {
     println!("{}", storm().await?);
     println!("| start to first answer, embedded store | |\n|---|---|");
     println!("{}", start().await?);
+    println!("| idle TLS connections | MiB of the gateway |\n|---|---|");
+    println!("{}", idle().await?);
     Ok(())
 }
 
@@ -268,7 +272,7 @@ async fn start() -> Result<String> {
     let auth_api = begun.elapsed();
     let replica = edge.replicas.all[number].address;
     let begun = Instant::now();
-    let gateway = tests::Gateway::before(&[replica]).start().await?;
+    let gateway = Gateway::before(&[replica]).start().await?;
     let client = gateway.client()?;
     while !client
         .get("/health")
@@ -278,22 +282,45 @@ async fn start() -> Result<String> {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let of_gateway = begun.elapsed();
-    let memory = |id: u32| {
-        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
-        status
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix("VmRSS:")?
-                    .trim()
-                    .strip_suffix(" kB")?
-                    .parse::<u64>()
-                    .ok()
-            })
-            .map_or(0, |kib| kib / 1024)
-    };
     Ok(format!(
         "| auth-api | {auth_api:.0?}, {} MiB at rest |\n| gateway | {of_gateway:.0?}, {} MiB at rest |\n",
         memory(edge.replicas.all[number].process.id()),
         memory(gateway.process.id()),
     ))
+}
+
+/// MiB that a process has in memory.
+fn memory(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        })
+        .map_or(0, |kib| kib / 1024)
+}
+
+/// Connections that have made one request and stay.
+async fn idle() -> Result<String> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address])
+        .config("premier: {limits: {idle_timeout: 600}}")
+        .start()
+        .await?;
+    let before = memory(gateway.process.id());
+    let mut kept = Vec::with_capacity(IDLE_CONNECTIONS);
+    for _ in 0..IDLE_CONNECTIONS {
+        let mut connection = Raw::connect(&gateway).await?;
+        connection
+            .send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .await?;
+        connection.until("\r\n\r\n").await?;
+        kept.push(connection);
+    }
+    let after = memory(gateway.process.id());
+    Ok(format!("| 0 | {before} |\n| {} | {after} |\n", kept.len()))
 }
