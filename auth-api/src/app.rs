@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::docs;
 use crate::domain::refresh_token::RefreshTokens;
 use crate::domain::token::AccessTokens;
-use crate::error::Error;
+use crate::error::{Error, only};
 use crate::hashing::Hasher;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -75,7 +75,7 @@ impl App {
         let (endpoints, document) = api().finish();
         endpoints
             .merge(docs::router(&document))
-            .route("/ready", get(ready::handle).fallback(allow_get))
+            .route("/ready", only("GET", get(ready::handle)))
             .fallback(async || Error::NotFound)
             .layer(from_fn_with_state(self.clone(), visit::record))
             .with_state(self)
@@ -84,14 +84,10 @@ impl App {
     /// What operators reach, on a port of its own.
     pub(crate) fn internal(self) -> Router {
         Router::new()
-            .route("/metrics", get(metrics::handle).fallback(allow_get))
-            .route("/health", get(health::handle).fallback(allow_get))
-            .route("/ready", get(ready::handle).fallback(allow_get))
+            .route("/metrics", only("GET", get(metrics::handle)))
+            .route("/health", only("GET", get(health::handle)))
+            .route("/ready", only("GET", get(ready::handle)))
             .fallback(async || Error::NotFound)
             .with_state(self)
     }
-}
-
-async fn allow_get() -> Error {
-    Error::MethodNotAllowed("GET")
 }

@@ -337,6 +337,10 @@ mod tests {
                 .to_string();
             assert!(error.contains(variable), "{variable}={value}: {error}");
         }
+        let servers = [("DB_HOST", "db"), ("REDIS_HOST", "redis")];
+        let mistaken = [servers[0], servers[1], ("DB_POOL_MODE", "statement")];
+        let error = read(&mistaken).err().expect("no such mode").to_string();
+        assert!(error.contains("DB_POOL_MODE"), "{error}");
     }
 
     #[test]

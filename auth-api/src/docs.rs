@@ -15,7 +15,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::domain::refresh_token::sha256;
-use crate::error::Error;
+use crate::error::only;
 
 const DOCUMENT: &str = "/openapi.json";
 const TITLE: &str = "auth-api";
@@ -44,17 +44,13 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(document: &Value) -> Rout
     let document = Bytes::from(document.to_string());
     let document = async move || ([(CONTENT_TYPE, "application/json")], document.clone());
     Router::new()
-        .route(DOCUMENT, get(document).fallback(only_get))
+        .route(DOCUMENT, only("GET", get(document)))
         .route("/docs", page(&SWAGGER_UI))
         .route("/redoc", page(&REDOC))
 }
 
 fn page<S: Clone + Send + Sync + 'static>(page: &'static LazyLock<Page>) -> MethodRouter<S> {
-    get(async || page.answer()).fallback(only_get)
-}
-
-async fn only_get() -> Error {
-    Error::MethodNotAllowed("GET")
+    only("GET", get(async || page.answer()))
 }
 
 impl Page {

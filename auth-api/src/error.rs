@@ -6,6 +6,7 @@ use axum::Json;
 use axum::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::routing::MethodRouter;
 use serde_json::{Value, json};
 
 use crate::body::Problem;
@@ -131,6 +132,14 @@ fn later(status: StatusCode, retry_after: Duration, text: &str) -> Refusal {
         header: Some((RETRY_AFTER, seconds)),
         ..detail(status, text)
     }
+}
+
+/// What an endpoint answers to every method but its own.
+pub(crate) fn only<S: Clone + Send + Sync + 'static>(
+    method: &'static str,
+    endpoint: MethodRouter<S>,
+) -> MethodRouter<S> {
+    endpoint.fallback(async move || Error::MethodNotAllowed(method))
 }
 
 impl IntoResponse for Error {

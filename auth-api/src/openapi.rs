@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::handler::Handler;
-use axum::http::HeaderName;
-use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderName, StatusCode};
 use axum::routing::MethodFilter;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -15,7 +14,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, only};
+use crate::visit::Privacy;
 
 const ABOUT: &str = "Register, log in and out, and keep sessions. Clients reach this through the gateway, which \
 answers some requests itself, always with `{\"error\": \"…\"}`: 400 for what has two readings, 429 past a quota \
@@ -110,8 +110,7 @@ impl Api {
         handler: impl Handler<T, App>,
         operation: Operation,
     ) -> Self {
-        let endpoint = axum::routing::on(filter, handler)
-            .fallback(async move || Error::MethodNotAllowed(method));
+        let endpoint = only(method, axum::routing::on(filter, handler));
         self.router = self.router.route(path, endpoint);
         let described = operation.describe(method, path, &mut self.schemas);
         let method = method.to_ascii_lowercase();
@@ -216,11 +215,11 @@ impl Operation {
     }
 
     fn describe(self, method: &str, path: &str, schemas: &mut SchemaGenerator) -> Value {
-        let personal = path.starts_with("/api/");
+        let privacy = Privacy::of(path);
         let answers: Map<_, _> = self
             .answers
             .into_iter()
-            .map(|(status, answers)| (status.to_string(), answers.describe(personal, schemas)))
+            .map(|(status, answers)| (status.to_string(), answers.describe(privacy, schemas)))
             .collect();
         let mut operation = json!({
             "operationId": id(method, path),
@@ -247,26 +246,21 @@ fn id(method: &str, path: &str) -> String {
 
 impl Answers {
     fn add(&mut self, refusal: &Refusal) {
-        let (shape, text) = match (refusal.body.get("detail"), refusal.body.get("message")) {
-            (Some(Value::String(text)), _) | (None, Some(Value::String(text))) => {
-                let shape = if refusal.body.get("detail").is_some() {
-                    DETAIL
-                } else {
-                    MESSAGE
-                };
-                (shape, text.clone())
-            }
-            _ => (PROBLEMS, "What is wrong with the body".to_owned()),
+        let said = |field| refusal.body.get(field).and_then(Value::as_str);
+        let (shape, text) = match (said("detail"), said("message")) {
+            (Some(detail), _) => (DETAIL, detail),
+            (None, Some(message)) => (MESSAGE, message),
+            (None, None) => (PROBLEMS, "What is wrong with the body"),
         };
         let is_known = |known: &Shape| matches!(known, Shape::Named(name) if *name == shape);
         if !self.shapes.iter().any(is_known) {
             self.shapes.push(Shape::Named(shape));
         }
-        if !self.description.contains(&text) {
+        if !self.description.contains(text) {
             if !self.description.is_empty() {
                 self.description.push_str(" · ");
             }
-            self.description.push_str(&text);
+            self.description.push_str(text);
         }
         let key = text.to_lowercase().replace(' ', "_");
         self.examples.insert(key, json!({"value": refusal.body}));
@@ -274,7 +268,7 @@ impl Answers {
             .extend(refusal.header.as_ref().map(|(name, _)| name.clone()));
     }
 
-    fn describe(self, personal: bool, schemas: &mut SchemaGenerator) -> Value {
+    fn describe(self, privacy: Privacy, schemas: &mut SchemaGenerator) -> Value {
         let all = self.examples.len();
         let mut shapes: Vec<_> = self
             .shapes
@@ -291,13 +285,13 @@ impl Answers {
         let mut headers = json!({
             X_CONTENT_TYPE_OPTIONS.as_str(): {"required": true, "schema": {"const": "nosniff"}},
         });
-        if personal {
+        if privacy == Privacy::Personal {
             headers[CACHE_CONTROL.as_str()] =
                 json!({"required": true, "schema": {"const": "no-store"}});
         }
         for name in &self.headers {
             let sent = self.headers.iter().filter(|other| *other == name).count();
-            headers[name.as_str()] = header(name, sent == all);
+            headers[name.as_str()] = json!({"required": sent == all, "schema": header(name)});
         }
         json!({
             "description": self.description,
@@ -307,12 +301,12 @@ impl Answers {
     }
 }
 
-fn header(name: &HeaderName, required: bool) -> Value {
-    let schema = match name.as_str() {
+/// What a header's value looks like.
+fn header(name: &HeaderName) -> Value {
+    match name.as_str() {
         "retry-after" => json!({"type": "integer", "minimum": 1, "description": "Seconds."}),
         _ => json!({"type": "string"}),
-    };
-    json!({"required": required, "schema": schema})
+    }
 }
 
 const DETAIL: &str = "Detail";

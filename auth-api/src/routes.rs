@@ -1,6 +1,7 @@
 //! The endpoints: one file each, with what it takes, what it answers, and the way from one to the other.
 
 pub(crate) mod delete;
+mod done;
 pub(crate) mod health;
 pub(crate) mod login;
 pub(crate) mod logout;

@@ -18,6 +18,24 @@ const UNMATCHED: &str = "unmatched";
 /// What is kept of a user agent: enough to recognise a device.
 const USER_AGENT_BYTES: usize = 256;
 
+/// Who may see an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Privacy {
+    Public,
+    /// Whoever asked: it has a token, personal data or a verdict on them. No cache keeps it.
+    Personal,
+}
+
+impl Privacy {
+    pub(crate) fn of(path: &str) -> Self {
+        if path.starts_with("/api/") {
+            Self::Personal
+        } else {
+            Self::Public
+        }
+    }
+}
+
 /// Lets a request through and records what became of it.
 pub(crate) async fn record(State(app): State<App>, request: Request, next: Next) -> Response {
     let start = Instant::now();
@@ -38,23 +56,19 @@ pub(crate) async fn record(State(app): State<App>, request: Request, next: Next)
     };
     app.metrics.answered(route, known_method, status, took);
     let seconds = took.as_secs_f64();
-    let is_probe = PROBES.contains(&path.as_str());
-    if is_probe {
+    if PROBES.contains(&path.as_str()) {
         tracing::debug!(request_id, client, %method, path, status, seconds, "request");
     } else {
         tracing::info!(request_id, client, %method, path, status, seconds, "request");
-    }
-
-    if !is_probe {
         app.lifecycle.request();
     }
+
     let headers = response.headers_mut();
     if app.lifecycle.is_ending() {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // Every answer below /api has a token, personal data or a verdict on them.
-    if path.starts_with("/api/") {
+    if Privacy::of(&path) == Privacy::Personal {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     response

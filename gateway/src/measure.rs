@@ -60,10 +60,7 @@ impl Decisions {
     /// Decides about the next request: path, route, quota, metrics, and whether it was slow. Whether
     /// it may pass.
     pub fn decide(&mut self) -> bool {
-        self.number = self
-            .number
-            .wrapping_mul(1_664_525)
-            .wrapping_add(1_013_904_223);
+        self.next();
         let client = Ipv4Addr::from(self.number % self.clients);
         let path = &self.paths[self.number as usize % self.paths.len()];
         let now = Moment::now();
@@ -86,11 +83,16 @@ impl Decisions {
 
     /// Finds the route of the next request and nothing else.
     pub fn find(&mut self) -> usize {
+        self.next();
+        let path = &self.paths[self.number as usize % self.paths.len()];
+        self.routes.find(path)
+    }
+
+    /// A number that follows no pattern which a cache could learn (Numerical Recipes, section 7.1).
+    fn next(&mut self) {
         self.number = self
             .number
             .wrapping_mul(1_664_525)
             .wrapping_add(1_013_904_223);
-        let path = &self.paths[self.number as usize % self.paths.len()];
-        self.routes.find(path)
     }
 }

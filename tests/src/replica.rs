@@ -65,7 +65,8 @@ impl Replicas {
             Store::PostgresRedis => {
                 let redis = redis::Server::start()?;
                 let database = postgres::Database::shared().await?;
-                environment.extend(stores(&redis, &database));
+                environment.extend(self::database(database.server, &database.name));
+                environment.extend(self::redis(redis.address));
                 (Some(redis), Some(database))
             }
         };
@@ -182,8 +183,37 @@ pub(crate) async fn answers(
     }
 }
 
-fn defaults(folder: &Path) -> Vec<(String, String)> {
-    [
+/// Settings by their names.
+#[must_use]
+pub fn settings<const N: usize>(settings: [(&str, String); N]) -> Environment {
+    settings
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+}
+
+/// The settings that name a database of a PostgreSQL server of ours.
+#[must_use]
+pub fn database(server: SocketAddr, name: &str) -> Environment {
+    settings([
+        ("DB_HOST", server.ip().to_string()),
+        ("DB_PORT", server.port().to_string()),
+        ("DB_USER", postgres::USER.to_owned()),
+        ("DB_PASSWORD", postgres::PASSWORD.to_owned()),
+        ("DB_TABLE", name.to_owned()),
+    ])
+}
+
+/// The settings that name a Redis server.
+#[must_use]
+pub fn redis(server: SocketAddr) -> Environment {
+    settings([
+        ("REDIS_HOST", server.ip().to_string()),
+        ("REDIS_PORT", server.port().to_string()),
+    ])
+}
+
+fn defaults(folder: &Path) -> Environment {
+    settings([
         (
             "SECRET_KEY",
             "a key for tests alone, of more than 32 bytes".to_owned(),
@@ -193,20 +223,5 @@ fn defaults(folder: &Path) -> Vec<(String, String)> {
         ("BCRYPT_COST", "4".to_owned()),
         ("LOG_LEVEL", "DEBUG".to_owned()),
         ("LOG_FORMAT", "json".to_owned()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into()
-}
-
-fn stores(redis: &redis::Server, database: &postgres::Database) -> [(String, String); 7] {
-    [
-        ("DB_HOST", database.server.ip().to_string()),
-        ("DB_PORT", database.server.port().to_string()),
-        ("DB_USER", postgres::USER.to_owned()),
-        ("DB_PASSWORD", postgres::PASSWORD.to_owned()),
-        ("DB_TABLE", database.name.clone()),
-        ("REDIS_HOST", redis.address.ip().to_string()),
-        ("REDIS_PORT", redis.address.port().to_string()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
+    ])
 }

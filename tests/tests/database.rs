@@ -5,25 +5,18 @@ use sqlx::Row;
 use tests::certificate::Certificate;
 use tests::client::{PASSWORD, credentials};
 use tests::pgbouncer::PgBouncer;
-use tests::replica::{Environment, Replicas};
+use tests::replica::{self, Replicas, settings};
 use tests::{Store, postgres};
-
-fn settings<const N: usize>(settings: [(&str, String); N]) -> Environment {
-    settings
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
-}
 
 #[tokio::test]
 async fn a_pooler_may_lend_a_connection_for_one_transaction() -> Result<()> {
     let database = postgres::Database::shared().await?;
     let pooler = PgBouncer::before(&database)?;
-    let through = settings([
-        ("DB_HOST", pooler.address.ip().to_string()),
-        ("DB_PORT", pooler.address.port().to_string()),
-        ("DB_TABLE", database.name.clone()),
-        ("DB_POOL_MODE", "transaction".to_owned()),
-    ]);
+    let through = [
+        replica::database(pooler.address, &database.name),
+        settings([("DB_POOL_MODE", "transaction".to_owned())]),
+    ]
+    .concat();
     let replicas = Replicas::start_with(Store::PostgresRedis, 3, through).await?;
     let mut people = tokio::task::JoinSet::new();
     for number in 0..60 {
@@ -101,11 +94,7 @@ async fn a_server_may_come_later_than_a_replica() -> Result<()> {
     let mut server = postgres::Server::start()?;
     let database = server.database().await?;
     server.stop()?;
-    let there = settings([
-        ("DB_HOST", server.address.ip().to_string()),
-        ("DB_PORT", server.address.port().to_string()),
-        ("DB_TABLE", database.name.clone()),
-    ]);
+    let there = replica::database(server.address, &database.name);
     let mut replicas = Replicas::start_with(Store::PostgresRedis, 0, there).await?;
     replicas.add()?;
     tests::wait::until("the replica to wait", async || {

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use tests::client::Client;
 use tests::postgres;
 use tests::process::signal_family;
-use tests::replica::Replicas;
+use tests::replica::{self, Replicas};
 use tests::{Store, wait};
 
 /// What a request may take at the most while a store is away: three seconds, and slack for a busy machine.
@@ -82,14 +82,7 @@ async fn redis_is_silent_for_a_while() -> Result<()> {
 async fn postgres_stops_is_silent_and_comes_back() -> Result<()> {
     let mut server = postgres::Server::start()?;
     let database = server.database().await?;
-    let settings = [
-        ("DB_HOST", server.address.ip().to_string()),
-        ("DB_PORT", server.address.port().to_string()),
-        ("DB_TABLE", database.name.clone()),
-    ];
-    let settings = settings
-        .map(|(name, value)| (name.to_owned(), value))
-        .into();
+    let settings = replica::database(server.address, &database.name);
     let replicas = Replicas::start_with(Store::PostgresRedis, 1, settings).await?;
     let client = replicas.client(0)?;
     let token = client.token("alice").await?;

@@ -3,32 +3,24 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use schemars::JsonSchema;
-use serde::Serialize;
 
 use crate::app::App;
 use crate::audit::{Event, Subject, Visitor};
 use crate::credentials::{self, Credentials};
 use crate::error::Error;
 use crate::openapi::Operation;
+use crate::routes::done::Done;
 use crate::users::Deleted;
 
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Deleted")]
-pub(crate) struct Response {
-    message: &'static str,
-}
-
-const SUCCESS: &str = "User deleted successfully";
+const SUCCESS: Done = Done::saying("User deleted successfully");
 
 pub(crate) fn operation() -> Operation {
-    let message = SUCCESS;
     Operation::new(
         "Delete the account",
         "Ends the account and every session of it.",
     )
     .takes::<Credentials>()
-    .answers(StatusCode::OK, "Deleted", &Response { message })
+    .answers(StatusCode::OK, "Deleted", &SUCCESS)
     .refuses(credentials::refusals())
 }
 
@@ -36,7 +28,7 @@ pub(crate) async fn handle(
     State(app): State<App>,
     visitor: Visitor,
     credentials: Credentials,
-) -> Result<Json<Response>, Error> {
+) -> Result<Json<Done>, Error> {
     let account = credentials.account(&app, &visitor).await?;
     // First the sessions: if their store fails here, nothing has happened yet. Then once more for a
     // login that came between.
@@ -51,5 +43,5 @@ pub(crate) async fn handle(
         login: Some(account.login.as_str()),
     };
     visitor.record(Event::Deleted, subject);
-    Ok(Json(Response { message: SUCCESS }))
+    Ok(Json(SUCCESS))
 }

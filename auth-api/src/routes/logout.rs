@@ -3,8 +3,6 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use schemars::JsonSchema;
-use serde::Serialize;
 
 use crate::app::App;
 use crate::audit::{Event, Visitor};
@@ -12,23 +10,17 @@ use crate::authenticate::{self, Bearer};
 use crate::domain::session::Ended;
 use crate::error::Error;
 use crate::openapi::Operation;
+use crate::routes::done::Done;
 
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "LoggedOut")]
-pub(crate) struct Response {
-    message: &'static str,
-}
-
-const SUCCESS: &str = "Successfully logged out";
+const SUCCESS: Done = Done::saying("Successfully logged out");
 
 pub(crate) fn operation() -> Operation {
-    let message = SUCCESS;
     Operation::new(
         "Log out",
         "Ends the session of the token that is presented.",
     )
     .bearer()
-    .answers(StatusCode::OK, "Logged out", &Response { message })
+    .answers(StatusCode::OK, "Logged out", &SUCCESS)
     .refuses(authenticate::refusals())
     .refuses([Error::NotLoggedOut])
 }
@@ -37,13 +29,13 @@ pub(crate) async fn handle(
     State(app): State<App>,
     visitor: Visitor,
     Bearer(principal): Bearer,
-) -> Result<Json<Response>, Error> {
+) -> Result<Json<Done>, Error> {
     match app.sessions.end(principal).await? {
         Ended::Before => Err(Error::NotLoggedOut),
         Ended::Now => {
             app.metrics.sessions_ended.inc();
             visitor.record(Event::LoggedOut, principal.user);
-            Ok(Json(Response { message: SUCCESS }))
+            Ok(Json(SUCCESS))
         }
     }
 }

@@ -3,8 +3,6 @@
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
-use schemars::JsonSchema;
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -15,18 +13,13 @@ use crate::credentials::{self, Credentials, both};
 use crate::domain::password::{NewPassword, Password};
 use crate::error::Error;
 use crate::openapi::{self, Operation};
+use crate::routes::done::Done;
 
 /// The password as it is, and as it is to be.
 #[derive(Debug)]
 pub(crate) struct Change {
     current: Password,
     new: NewPassword,
-}
-
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "PasswordChanged")]
-pub(crate) struct Response {
-    message: &'static str,
 }
 
 impl<S: Sync> FromRequest<S> for Change {
@@ -43,17 +36,16 @@ impl<S: Sync> FromRequest<S> for Change {
     }
 }
 
-const SUCCESS: &str = "Password changed";
+const SUCCESS: Done = Done::saying("Password changed");
 
 pub(crate) fn operation() -> Operation {
-    let message = SUCCESS;
     Operation::new(
         "Change the password",
         "Ends every other session. The new password must be none of the commonest and not the login.",
     )
     .bearer()
     .takes::<Change>()
-    .answers(StatusCode::OK, "Changed", &Response { message })
+    .answers(StatusCode::OK, "Changed", &SUCCESS)
     .refuses(authenticate::refusals())
     .refuses(credentials::refusals())
     .refuses([Error::UserNotFound])
@@ -81,7 +73,7 @@ pub(crate) async fn handle(
     visitor: Visitor,
     Authenticated(principal): Authenticated,
     Change { current, new }: Change,
-) -> Result<Json<Response>, Error> {
+) -> Result<Json<Done>, Error> {
     let (login, _) = app
         .users
         .holder(principal.user)
@@ -101,7 +93,7 @@ pub(crate) async fn handle(
     let ended = app.sessions.end_others(principal).await?;
     app.metrics.sessions_ended.inc_by(ended);
     visitor.record(Event::PasswordChanged, principal.user);
-    Ok(Json(Response { message: SUCCESS }))
+    Ok(Json(SUCCESS))
 }
 
 fn wrong(why: impl std::fmt::Display) -> Problem {

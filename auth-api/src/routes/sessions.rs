@@ -14,6 +14,7 @@ use crate::domain::session::{Ended, SessionId};
 use crate::domain::token::Principal;
 use crate::error::Error;
 use crate::openapi::Operation;
+use crate::routes::done::Done;
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Sessions")]
@@ -32,13 +33,7 @@ struct Session {
     current: bool,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "SessionEnded")]
-pub(crate) struct EndedResponse {
-    message: &'static str,
-}
-
-const SUCCESS: &str = "Session ended";
+const SUCCESS: Done = Done::saying("Session ended");
 
 /// What an id looks like.
 const EXAMPLE: &str = "0199aa6e5b5c4d5f8e7b4d4a5a3b2c1d";
@@ -61,11 +56,10 @@ pub(crate) fn list_operation() -> Operation {
 }
 
 pub(crate) fn end_operation() -> Operation {
-    let message = SUCCESS;
     Operation::new("End a session", "Its tokens are no good from now on.")
         .bearer()
         .path("id", "As in the list of live sessions.", EXAMPLE)
-        .answers(StatusCode::OK, "Ended", &EndedResponse { message })
+        .answers(StatusCode::OK, "Ended", &SUCCESS)
         .refuses(authenticate::refusals())
         .refuses([Error::SessionNotFound])
 }
@@ -95,7 +89,7 @@ pub(crate) async fn end(
     visitor: Visitor,
     Authenticated(principal): Authenticated,
     Path(id): Path<String>,
-) -> Result<Json<EndedResponse>, Error> {
+) -> Result<Json<Done>, Error> {
     let session = SessionId::parse(&id).ok_or(Error::SessionNotFound)?;
     let other = Principal {
         session,
@@ -106,7 +100,7 @@ pub(crate) async fn end(
         Ended::Now => {
             app.metrics.sessions_ended.inc();
             visitor.record(Event::SessionEnded, principal.user);
-            Ok(Json(EndedResponse { message: SUCCESS }))
+            Ok(Json(SUCCESS))
         }
     }
 }

@@ -42,6 +42,12 @@ pub(crate) enum PoolMode {
     Transaction,
 }
 
+impl PoolMode {
+    fn keeps_statements(self) -> bool {
+        self == Self::Session
+    }
+}
+
 /// Where the server is, and how to speak to it.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -260,48 +266,40 @@ impl PostgresUsers {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        self.within(async {
-            match self.settings.pool_mode {
-                PoolMode::Session => query.fetch_optional(&self.pool).await,
-                PoolMode::Transaction => {
-                    let mut transaction = self.pool.begin().await?;
-                    let query = query.persistent(false);
-                    let row = query.fetch_optional(&mut *transaction).await?;
-                    transaction.commit().await?;
-                    Ok(row)
-                }
-            }
-        })
-        .await
+        let query = query.persistent(self.settings.pool_mode.keeps_statements());
+        self.run(async |connection: &mut PgConnection| query.fetch_optional(connection).await)
+            .await
     }
 
     async fn all<T>(&self, query: QueryAs<'_, T>) -> Result<Vec<T>, Unavailable>
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        self.within(async {
-            match self.settings.pool_mode {
-                PoolMode::Session => query.fetch_all(&self.pool).await,
-                PoolMode::Transaction => {
-                    let mut transaction = self.pool.begin().await?;
-                    let query = query.persistent(false);
-                    let rows = query.fetch_all(&mut *transaction).await?;
-                    transaction.commit().await?;
-                    Ok(rows)
-                }
-            }
-        })
-        .await
+        let query = query.persistent(self.settings.pool_mode.keeps_statements());
+        self.run(async |connection: &mut PgConnection| query.fetch_all(connection).await)
+            .await
     }
 
     async fn execute(&self, query: Query<'_>) -> Result<PgQueryResult, Unavailable> {
+        let query = query.persistent(self.settings.pool_mode.keeps_statements());
+        self.run(async |connection: &mut PgConnection| query.execute(connection).await)
+            .await
+    }
+
+    /// Runs a statement on a connection that is ours for as long as the pool mode says.
+    async fn run<T>(
+        &self,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Unavailable> {
         self.within(async {
             match self.settings.pool_mode {
-                PoolMode::Session => query.execute(&self.pool).await,
+                PoolMode::Session => {
+                    let mut connection = self.pool.acquire().await?;
+                    statement(&mut connection).await
+                }
                 PoolMode::Transaction => {
                     let mut transaction = self.pool.begin().await?;
-                    let query = query.persistent(false);
-                    let done = query.execute(&mut *transaction).await?;
+                    let done = statement(&mut transaction).await?;
                     transaction.commit().await?;
                     Ok(done)
                 }

@@ -76,7 +76,7 @@ async fn run(deployment: &Deployment) -> Result<()> {
     println!(
         "| what | requests | answers by status | outages and unanswered | wrong | lost accounts | slowest |\n|---|---|---|---|---|---|---|"
     );
-    let mut all = Vec::new();
+    let mut under_load = String::new();
     for step in Step::ALL {
         let load = Load::start(
             (0..PEOPLE)
@@ -88,7 +88,7 @@ async fn run(deployment: &Deployment) -> Result<()> {
         tokio::task::block_in_place(|| step.act(deployment))?;
         tokio::time::sleep(AFTERWARDS).await;
         if step == Step::Nothing {
-            all.push(("Under load".to_owned(), deployment.memory()?));
+            under_load = deployment.memory()?;
         }
         let tally = load.end().await;
         let lost = tally.lost(&client).await?;
@@ -103,9 +103,7 @@ async fn run(deployment: &Deployment) -> Result<()> {
         );
         judge(step, &tally, lost)?;
     }
-    for (title, table) in all {
-        println!("\n{title}:\n\n{table}");
-    }
+    println!("\nUnder load:\n\n{under_load}");
     Ok(())
 }
 
@@ -181,22 +179,8 @@ impl Step {
     fn act(self, deployment: &Deployment) -> Result<()> {
         match self {
             Self::Nothing => std::thread::sleep(AFTERWARDS),
-            Self::ScaleUp => deployment.compose(&[
-                "up",
-                "-d",
-                "--no-recreate",
-                "--scale",
-                "auth-api=4",
-                "auth-api",
-            ])?,
-            Self::ScaleDown => deployment.compose(&[
-                "up",
-                "-d",
-                "--no-recreate",
-                "--scale",
-                "auth-api=2",
-                "auth-api",
-            ])?,
+            Self::ScaleUp => deployment.scale(4)?,
+            Self::ScaleDown => deployment.scale(2)?,
             Self::KillReplica => deployment.kill_replica()?,
             Self::RestartRedis => deployment.compose(&["restart", "redis"])?,
             Self::RestartPostgres => deployment.compose(&["restart", "postgres"])?,
@@ -331,6 +315,12 @@ impl Deployment {
 
     fn compose(&self, arguments: &[&str]) -> Result<()> {
         done(self.command("docker/compose").args(arguments))
+    }
+
+    /// Has so many replicas of auth-api.
+    fn scale(&self, replicas: usize) -> Result<()> {
+        let count = format!("auth-api={replicas}");
+        self.compose(&["up", "-d", "--no-recreate", "--scale", &count, "auth-api"])
     }
 
     fn logs(&self) -> String {

@@ -8,7 +8,7 @@ use tests::client::Client;
 use tests::load::Load;
 use tests::postgres;
 use tests::process::signal_family;
-use tests::replica::{Environment, Replicas};
+use tests::replica::{self, Replicas};
 use tests::slow::SlowWay;
 use tests::{Store, wait};
 
@@ -68,18 +68,12 @@ impl Stage {
         let redis = tests::redis::Server::start()?;
         let to_redis = SlowWay::to(redis.address).await?;
         let to_postgres = SlowWay::to(postgres.address).await?;
-        let settings: Environment = [
-            ("DB_HOST", to_postgres.address.ip().to_string()),
-            ("DB_PORT", to_postgres.address.port().to_string()),
-            ("DB_USER", postgres::USER.to_owned()),
-            ("DB_PASSWORD", postgres::PASSWORD.to_owned()),
-            ("DB_TABLE", database.name),
-            ("REDIS_HOST", to_redis.address.ip().to_string()),
-            ("REDIS_PORT", to_redis.address.port().to_string()),
-            ("LOG_LEVEL", "WARNING".to_owned()),
+        let settings = [
+            replica::database(to_postgres.address, &database.name),
+            replica::redis(to_redis.address),
+            replica::settings([("LOG_LEVEL", "WARNING".to_owned())]),
         ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into();
+        .concat();
         Ok(Self {
             // Stores of our own, named by the settings.
             replicas: Replicas::start_with(Store::Embedded, 2, settings).await?,

@@ -56,7 +56,7 @@ async fn edge(cost: &str) -> Result<Edge> {
 }
 
 /// Which processes belong to what.
-fn parts(edge: &Edge) -> Result<Vec<(&'static str, Vec<u32>)>> {
+async fn parts(edge: &Edge) -> Result<Vec<(&'static str, Vec<u32>)>> {
     let replicas = edge.replicas.all.iter().map(|replica| replica.process.id());
     let redis = edge
         .replicas
@@ -66,15 +66,29 @@ fn parts(edge: &Edge) -> Result<Vec<(&'static str, Vec<u32>)>> {
     Ok(vec![
         ("gateway", vec![edge.gateway.process.id()]),
         ("auth-api", replicas.collect()),
-        ("PostgreSQL", family("postgres")?),
+        ("PostgreSQL", family(edge).await?),
         ("Redis", redis.iter().map(|process| process.id()).collect()),
     ])
 }
 
-fn family(name: &str) -> Result<Vec<u32>> {
-    let found = Command::new("pgrep").args(["-x", name]).output()?;
-    let ids = String::from_utf8(found.stdout)?;
-    Ok(ids.lines().filter_map(|id| id.parse().ok()).collect())
+/// The processes of the PostgreSQL server that the replicas use, and of no other.
+async fn family(edge: &Edge) -> Result<Vec<u32>> {
+    let database = edge.replicas.database.as_ref();
+    let mut connection = database.context("a database")?.connect().await?;
+    let backend: i32 = sqlx::query_scalar("SELECT pg_backend_pid()")
+        .fetch_one(&mut connection)
+        .await?;
+    let numbers = |program: &str, arguments: &[&str]| -> Result<Vec<u32>> {
+        let found = Command::new(program).args(arguments).output()?;
+        let numbers = String::from_utf8(found.stdout)?;
+        let numbers = numbers.lines().map(|line| Ok(line.trim().parse()?));
+        numbers.collect()
+    };
+    let server = numbers("ps", &["-o", "ppid=", "-p", &backend.to_string()])?;
+    let server = *server.first().context("the server's process")?;
+    let mut family = numbers("pgrep", &["-P", &server.to_string()])?;
+    family.push(server);
+    Ok(family)
 }
 
 /// Seconds of user and system time of processes so far.
@@ -109,7 +123,7 @@ async fn profile() -> Result<String> {
             .output()
     };
     wrk("-d2s")?;
-    let parts = parts(&edge)?;
+    let parts = parts(&edge).await?;
     let before: Vec<_> = parts.iter().map(|(_, ids)| cpu(ids)).collect();
     let output = String::from_utf8(wrk("-d10s")?.stdout)?;
     ensure!(!output.contains("Non-2xx"), "{output}");
@@ -135,7 +149,7 @@ async fn profile() -> Result<String> {
 async fn login_cost(cost: &str, at_once: usize, each: u32) -> Result<f64> {
     let edge = edge(cost).await?;
     edge.client()?.register("alice").await?;
-    let parts = parts(&edge)?;
+    let parts = parts(&edge).await?;
     let processes: Vec<u32> = parts[1].1.clone();
     let before = cpu(&processes);
     let mut people = tokio::task::JoinSet::new();
