@@ -10,11 +10,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::BufMut;
 use http::{Method, StatusCode, Version};
 use parking_lot::{Condvar, Mutex};
 
 use crate::request::RequestId;
 use crate::telemetry::Format;
+use crate::text;
 
 const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes.
@@ -55,7 +57,7 @@ struct Waiting {
     dropped: u64,
     /// The current second, written out.
     second: u64,
-    stamp: String,
+    stamp: Vec<u8>,
 }
 
 impl AccessLog {
@@ -93,7 +95,6 @@ impl AccessLog {
             Format::Json => json(lines, stamp, entry),
             Format::Text => text(lines, stamp, entry),
         }
-        .expect("a Vec takes everything");
         drop(waiting);
         if was_empty {
             shared.more.notify_one();
@@ -145,7 +146,7 @@ fn write_out(lines: &[u8]) {
 impl Waiting {
     /// Makes `stamp` the current time. The part down to the second is formatted once a second.
     fn tell_time(&mut self) {
-        const FRACTION: usize = ".000000Z".len();
+        const FRACTION: usize = "000000Z".len();
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -153,90 +154,103 @@ impl Waiting {
             self.second = now.as_secs();
             let seconds = i64::try_from(self.second).unwrap_or(i64::MAX);
             let time = chrono::DateTime::from_timestamp(seconds, 0).unwrap_or_default();
-            self.stamp = time.format("%Y-%m-%dT%H:%M:%S.000000Z").to_string();
+            self.stamp = time
+                .format("%Y-%m-%dT%H:%M:%S.000000Z")
+                .to_string()
+                .into_bytes();
         }
-        let length = self.stamp.len();
-        self.stamp.truncate(length - FRACTION);
-        fmt::Write::write_fmt(
-            &mut self.stamp,
-            format_args!(".{:06}Z", now.subsec_micros()),
-        )
-        .expect("a String takes everything");
+        self.stamp.truncate(self.stamp.len() - FRACTION);
+        text::fraction(&mut self.stamp, now.subsec_micros());
+        self.stamp.push(b'Z');
     }
 }
 
-fn json(line: &mut Vec<u8>, stamp: &str, entry: &Entry<'_>) -> std::io::Result<()> {
-    write!(
-        line,
-        r#"{{"timestamp":"{stamp}","level":"INFO","target":"access","message":"request","request_id":"{}","client":"#,
-        entry.id
-    )?;
+fn json(line: &mut Vec<u8>, stamp: &[u8], entry: &Entry<'_>) {
+    line.put_slice(br#"{"timestamp":""#);
+    line.put_slice(stamp);
+    line.put_slice(br#"","level":"INFO","target":"access","message":"request","request_id":""#);
+    line.put_slice(entry.id.as_str().as_bytes());
+    line.put_slice(br#"","client":"#);
     match entry.client {
-        Some(client) => write!(line, "\"{client}\"")?,
-        None => write!(line, "null")?,
+        Some(client) => {
+            line.put_u8(b'"');
+            text::address(line, client);
+            line.put_u8(b'"');
+        }
+        None => line.put_slice(b"null"),
     }
-    write!(
-        line,
-        r#","protocol":"{:?}","method":"{}","path":"#,
-        entry.version, entry.method
-    )?;
-    serde_json::to_writer(&mut *line, entry.path)?;
-    write!(line, r#","pattern":"#)?;
-    serde_json::to_writer(&mut *line, entry.pattern)?;
+    line.put_slice(br#","protocol":""#);
+    line.put_slice(protocol(entry.version));
+    line.put_slice(br#"","method":""#);
+    line.put_slice(entry.method.as_str().as_bytes());
+    line.put_slice(br#"","path":"#);
+    quoted(line, entry.path);
+    line.put_slice(br#","pattern":"#);
+    quoted(line, entry.pattern);
+    line.put_slice(br#","status":"#);
     match entry.status {
-        Some(status) => write!(line, r#","status":{}"#, status.as_u16())?,
-        None => write!(line, r#","status":null"#)?,
+        Some(status) => line.put_slice(status.as_str().as_bytes()),
+        None => line.put_slice(b"null"),
     }
-    write!(
-        line,
-        r#","bytes":{},"seconds":{}"#,
-        entry.bytes,
-        Seconds(entry.took)
-    )?;
+    line.put_slice(br#","bytes":"#);
+    text::number(line, entry.bytes as u64);
+    line.put_slice(br#","seconds":"#);
+    text::seconds(line, entry.took);
     if let Some(upstream) = entry.upstream {
-        write!(
-            line,
-            r#","attempts":{},"upstream":"{upstream}","upstream_seconds":{}"#,
-            entry.attempts,
-            Seconds(entry.upstream_took)
-        )?;
+        line.put_slice(br#","attempts":"#);
+        text::number(line, entry.attempts);
+        line.put_slice(br#","upstream":""#);
+        text::socket(line, upstream);
+        line.put_slice(br#"","upstream_seconds":"#);
+        text::seconds(line, entry.upstream_took);
     }
-    line.write_all(b"}\n")
+    line.put_slice(b"}\n");
 }
 
-fn text(line: &mut Vec<u8>, stamp: &str, entry: &Entry<'_>) -> std::io::Result<()> {
-    write!(line, "{stamp}  INFO access: {} ", entry.method)?;
+fn text(line: &mut Vec<u8>, stamp: &[u8], entry: &Entry<'_>) {
+    line.put_slice(stamp);
+    line.put_slice(b"  INFO access: ");
+    line.put_slice(entry.method.as_str().as_bytes());
+    line.put_u8(b' ');
     // Quoted as JSON, since a path may have control sequences for terminals in it.
-    serde_json::to_writer(&mut *line, entry.path)?;
+    quoted(line, entry.path);
+    line.put_u8(b' ');
     match entry.status {
-        Some(status) => write!(line, " {}", status.as_u16())?,
-        None => write!(line, " -")?,
+        Some(status) => line.put_slice(status.as_str().as_bytes()),
+        None => line.put_u8(b'-'),
     }
-    write!(line, " {} bytes {}s", entry.bytes, Seconds(entry.took))?;
+    line.put_u8(b' ');
+    text::number(line, entry.bytes as u64);
+    line.put_slice(b" bytes ");
+    text::seconds(line, entry.took);
+    line.put_u8(b's');
     if let Some(client) = entry.client {
-        write!(line, " client={client}")?;
+        line.put_slice(b" client=");
+        text::address(line, client);
     }
     if let Some(upstream) = entry.upstream {
-        write!(
-            line,
-            " upstream={upstream} {}s",
-            Seconds(entry.upstream_took)
-        )?;
+        line.put_slice(b" upstream=");
+        text::socket(line, upstream);
+        line.put_u8(b' ');
+        text::seconds(line, entry.upstream_took);
+        line.put_u8(b's');
     }
-    writeln!(line, " {:?} request_id={}", entry.version, entry.id)
+    line.put_u8(b' ');
+    line.put_slice(protocol(entry.version));
+    line.put_slice(b" request_id=");
+    line.put_slice(entry.id.as_str().as_bytes());
+    line.put_u8(b'\n');
 }
 
-/// A duration in seconds, to the microsecond.
-struct Seconds(Duration);
+fn quoted(line: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(line, text).expect("a Vec takes everything");
+}
 
-impl fmt::Display for Seconds {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{}.{:06}",
-            self.0.as_secs(),
-            self.0.subsec_micros()
-        )
+fn protocol(version: Version) -> &'static [u8] {
+    match version {
+        Version::HTTP_2 => b"HTTP/2.0",
+        Version::HTTP_10 => b"HTTP/1.0",
+        _ => b"HTTP/1.1",
     }
 }
 

@@ -12,6 +12,7 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 
 use crate::config::Refusal;
+use crate::fields;
 use crate::head::Refused;
 use crate::path::Ambiguous;
 use crate::request::Request;
@@ -147,7 +148,7 @@ impl Answer {
             return Ok(());
         }
         let mut header = self.header()?;
-        mark(&mut header, request)?;
+        mark(&mut header, request);
         match self.then {
             Then::Close => session.set_keepalive(None),
             // Pingora closes a connection whose request is not read to its end.
@@ -176,15 +177,13 @@ fn has_small_body(session: &ServerSession) -> bool {
 }
 
 /// Puts on an answer what every answer of the edge carries.
-///
-/// # Errors
-/// Never in practice: the names and values are well-formed.
-pub(crate) fn mark(header: &mut ResponseHeader, request: &Request) -> Result<()> {
-    header.insert_header(REQUEST_ID, request.id.header())?;
-    header.insert_header(STRICT_TRANSPORT_SECURITY, HSTS)?;
-    if let (Some(quota), Some(standing)) = (&request.route().quota, request.standing) {
-        header.insert_header(RATE_LIMIT_POLICY, quota.policy().clone())?;
-        header.insert_header(RATE_LIMIT, standing.header())?;
-    }
-    Ok(())
+pub(crate) fn mark(header: &mut ResponseHeader, request: &Request) {
+    fields::of_answer(header, |fields| {
+        fields.insert(REQUEST_ID, request.id.header());
+        fields.insert(STRICT_TRANSPORT_SECURITY, HSTS);
+        if let (Some(quota), Some(standing)) = (&request.route().quota, request.standing) {
+            fields.insert(RATE_LIMIT_POLICY, quota.policy().clone());
+            fields.insert(RATE_LIMIT, standing.header());
+        }
+    });
 }

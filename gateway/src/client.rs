@@ -5,11 +5,11 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 /// The header that proxies append their peer to.
-pub(crate) const FORWARDED_FOR: &str = "x-forwarded-for";
+pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// An address as it counts: an IPv6 client is its /64, since a client has all of one, and an
 /// IPv4 address in an IPv6 coat is that IPv4 address.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use crate::handshake::Handshakes;
 use crate::head::{self, Bounds, NoHead, Refused};
 use crate::metrics::TooMany;
 use crate::moment::Moment;
+use crate::patience::Patience;
 use crate::proxy::Proxy;
 use crate::request::{Counted, RequestId};
 
@@ -80,12 +82,13 @@ impl Edge {
             whole: limits.header_timeout,
             size: limits.max_header,
         };
-        let mut ending = shutdown.clone();
+        let mut patience = Patience::new();
+        let mut ending = pin!(last_call(shutdown.clone()));
         loop {
             let head = tokio::select! {
                 biased;
-                head = head::read(&mut stream, bounds) => head,
-                () = last_call(&mut ending) => Err(NoHead::Closed),
+                head = head::read(&mut stream, bounds, &mut patience) => head,
+                () = &mut ending => Err(NoHead::Closed),
             };
             let head = match head {
                 Ok(head) => head,
@@ -199,7 +202,7 @@ impl ServerApp for Edge {
 }
 
 /// Until the end has begun and nobody may be in the middle of sending any more.
-async fn last_call(ending: &mut ShutdownWatch) {
+async fn last_call(mut ending: ShutdownWatch) {
     // An error means that whoever would tell us of the end has ended.
     let _ = ending.wait_for(|is_ending| *is_ending).await;
     tokio::time::sleep(LAST_CALL).await;

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use http::StatusCode;
-use pingora::time::timeout;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::patience::Patience;
 
 /// Header fields.
 pub(crate) const MAX_FIELDS: usize = 100;
@@ -80,13 +81,18 @@ pub(crate) enum NoHead {
 }
 
 /// Reads until the end of a head, which may be followed by some of the body.
-pub(crate) async fn read<S>(stream: &mut S, bounds: Bounds) -> Result<BytesMut, NoHead>
+pub(crate) async fn read<S>(
+    stream: &mut S,
+    bounds: Bounds,
+    patience: &mut Patience,
+) -> Result<BytesMut, NoHead>
 where
     S: AsyncRead + Unpin + ?Sized,
 {
     let mut buffer = BytesMut::with_capacity(USUAL_HEAD);
-    match timeout(bounds.idle, stream.read_buf(&mut buffer)).await {
-        Ok(Ok(1..)) => {}
+    let first = stream.read_buf(&mut buffer);
+    match patience.within(bounds.idle, first).await {
+        Some(Ok(1..)) => {}
         _ => return Err(NoHead::Closed),
     }
     // Nearly every head comes at once, and needs no deadline.
@@ -107,9 +113,9 @@ where
             }
         }
     };
-    match timeout(bounds.whole, rest).await {
-        Ok(done) => done.map(|()| buffer),
-        Err(_) => Err(NoHead::Refused(Refused::TooSlow)),
+    match patience.within(bounds.whole, rest).await {
+        Some(done) => done.map(|()| buffer),
+        None => Err(NoHead::Refused(Refused::TooSlow)),
     }
 }
 
@@ -299,9 +305,22 @@ pub(crate) fn is_authority(text: &[u8]) -> bool {
     !host.is_empty() && host.len() <= 255 && host.iter().all(is_good) && port_is_good
 }
 
-/// RFC 9110, section 5.6.2.
+/// RFC 9110, section 5.6.2: looked up, since every byte of every field's name is.
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    const TOKEN: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut byte = 0_u8;
+        while byte < 0x80 {
+            table[byte as usize] = match byte {
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'
+                | b'_' | b'`' | b'|' | b'~' => true,
+                letter => letter.is_ascii_alphanumeric(),
+            };
+            byte += 1;
+        }
+        table
+    };
+    TOKEN[usize::from(byte)]
 }
 
 #[cfg(test)]
@@ -321,7 +340,7 @@ mod tests {
             .enable_all()
             .build()
             .unwrap()
-            .block_on(read(&mut stream, bounds))
+            .block_on(async { read(&mut stream, bounds, &mut Patience::new()).await })
             .map(|buffer| buffer.to_vec())
     }
 

@@ -26,7 +26,7 @@ use crate::gateway::Gateway;
 use crate::handshake::Presented;
 use crate::moment::Moment;
 use crate::request::{Attempt, Request};
-use crate::{forward, head, path};
+use crate::{fields, forward, head, path};
 
 /// What Pingora calls at each step of a request.
 #[derive(Debug)]
@@ -77,13 +77,15 @@ impl ProxyHttp for Proxy {
         request: &mut Request,
     ) -> Result<Box<HttpPeer>> {
         request.attempts += 1;
+        let mut now = Moment::now();
         if request.attempts > 1 {
             request.route().metrics.retries.inc();
-            Box::pin(tokio::time::sleep(request.wait())).await;
+            Box::pin(tokio::time::sleep(request.wait(now))).await;
+            now = Moment::now();
         } else {
-            request.deadline = Deadline::of(request.route().timeout.as_ref(), Moment::now());
+            request.deadline = Deadline::of(request.route().timeout.as_ref(), now);
         }
-        self.pick_replica(request)
+        self.pick_replica(request, now)
     }
 
     async fn upstream_request_filter(
@@ -95,7 +97,10 @@ impl ProxyHttp for Proxy {
         let client = request
             .client
             .expect("no request is forwarded before its client is known");
-        forward::introduce(upstream, request, &client)
+        fields::of_request(upstream, |fields| {
+            forward::introduce(fields, request, &client);
+        });
+        Ok(())
     }
 
     async fn request_body_filter(
@@ -108,7 +113,8 @@ impl ProxyHttp for Proxy {
         if session.was_upgraded() {
             return Ok(());
         }
-        request.body += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        let Some(chunk) = body else { return Ok(()) };
+        request.body += chunk.len() as u64;
         let took = Moment::now().since(request.started);
         let answer = if request.body > request.live.config.limits.max_body {
             Answer::body_too_large()
@@ -148,7 +154,8 @@ impl ProxyHttp for Proxy {
         header: &mut ResponseHeader,
         request: &mut Request,
     ) -> Result<()> {
-        answer::mark(header, request)
+        answer::mark(header, request);
+        Ok(())
     }
 
     fn response_body_filter(
@@ -334,18 +341,16 @@ impl Proxy {
         result
     }
 
-    fn pick_replica(&self, request: &mut Request) -> Result<Box<HttpPeer>> {
-        let now = Moment::now();
+    fn pick_replica(&self, request: &mut Request, now: Moment) -> Result<Box<HttpPeer>> {
         if request.deadline.is_over(now) {
             let answer = time_is_up(request);
             return Err(request.refuse(answer));
         }
-        let breakers = request.route().breakers.clone();
-        let breaker = |address| breakers.as_ref().map(|breakers| breakers.of(address));
+        let breakers = request.route().breakers.as_ref();
         let chosen = self.0.upstreams.choose(
             request.live.config.strategy,
             request.upstream.replica,
-            |replica| breaker(replica.address).map_or(Permission::Go, |breaker| breaker.peek(now)),
+            |replica| breakers.map_or(Permission::Go, |all| all.peek(replica.address, now)),
         );
         let in_flight = match chosen {
             Ok(in_flight) => in_flight,
@@ -360,7 +365,7 @@ impl Proxy {
             }
         };
         let replica = in_flight.replica();
-        let breaker = breaker(replica.address);
+        let breaker = breakers.map(|all| all.of(replica.address));
         // Another request may have become the probe in between.
         if let Some(Permission::Wait(left)) = breaker.as_ref().map(|breaker| breaker.enter(now)) {
             return Err(request.refuse(Answer::unavailable(left.as_secs() + 1)));
@@ -387,9 +392,9 @@ impl Request {
     }
 
     /// How long to wait before the current try.
-    fn wait(&self) -> Duration {
+    fn wait(&self, now: Moment) -> Duration {
         let wait = retry::wait_before(self.route().retry.as_ref(), self.attempts);
-        match self.deadline.left(Moment::now()) {
+        match self.deadline.left(now) {
             Some(left) => wait.min(left),
             None => wait,
         }
@@ -457,6 +462,7 @@ fn normalise_path(session: &mut Session) -> Result<(), Answer> {
     let (path, query) = origin.split_at(end.unwrap_or(origin.len()));
     let normal = path::normalise(path).map_err(Answer::bad_request)?;
     if normal.as_bytes() == path && origin.len() == target.len() {
+        fields::forget_spelling(session.req_header_mut());
         return Ok(());
     }
     let forwarded = [normal.as_bytes(), query].concat();
@@ -468,7 +474,9 @@ fn normalise_path(session: &mut Session) -> Result<(), Answer> {
     }
     header
         .set_raw_path(&forwarded)
-        .map_err(|_| Answer::malformed(head::Refused::Target))
+        .map_err(|_| Answer::malformed(head::Refused::Target))?;
+    fields::forget_spelling(header);
+    Ok(())
 }
 
 /// A target without scheme and host, which agreed with `Host`.

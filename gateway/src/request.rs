@@ -135,14 +135,12 @@ pub(crate) struct RequestId([u8; 32]);
 impl RequestId {
     /// Unlike any other: a count, scrambled with keys of this process, costs no system call.
     pub(crate) fn new() -> Self {
-        static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
+        static KEYS: LazyLock<[u64; 2]> =
+            LazyLock::new(|| [(); 2].map(|()| RandomState::new().hash_one(())));
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         // A trace of zeros would be none.
-        let (high, low) = (
-            KEYS[0].hash_one(count).max(1),
-            KEYS[1].hash_one(count).max(1),
-        );
+        let [high, low] = KEYS.map(|key| scramble(count ^ key).max(1));
         let mut digits = [0; 32];
         for (pair, byte) in digits
             .chunks_exact_mut(2)
@@ -172,6 +170,14 @@ impl RequestId {
         trace[52..].copy_from_slice(b"-00");
         HeaderValue::from_bytes(&trace).expect("digits and dashes are a header value")
     }
+}
+
+/// One number for each number, and no pattern to see: the finalizer of `SplitMix64` (Steele, Lea and
+/// Flood, "Fast Splittable Pseudorandom Number Generators", figure 15).
+fn scramble(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 fn digit(value: u8) -> u8 {

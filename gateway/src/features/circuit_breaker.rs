@@ -1,7 +1,6 @@
 //! Leaving a failing replica alone: after so many failures in a row of one path, requests under
 //! that path do not go there until `recovery_timeout` is over and one probe has gone well.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,7 +128,8 @@ pub(crate) struct Breakers {
     pattern: String,
     settings: CircuitBreaker,
     metrics: Arc<Metrics>,
-    each: RwLock<HashMap<SocketAddr, Arc<Breaker>>>,
+    /// A handful: to go through them is quicker than to hash.
+    each: RwLock<Vec<(SocketAddr, Arc<Breaker>)>>,
 }
 
 impl Breakers {
@@ -148,19 +148,28 @@ impl Breakers {
     }
 
     pub(crate) fn of(&self, replica: SocketAddr) -> Arc<Breaker> {
-        if let Some(breaker) = self.each.read().get(&replica) {
+        if let Some(breaker) = find(&self.each.read(), replica) {
             return Arc::clone(breaker);
         }
-        let new = || {
-            let gauge = self.metrics.breaker(&self.pattern, &replica.to_string());
-            Arc::new(Breaker::new(self.settings, gauge))
-        };
-        Arc::clone(self.each.write().entry(replica).or_insert_with(new))
+        let mut each = self.each.write();
+        // Another request may have been quicker.
+        if let Some(breaker) = find(&each, replica) {
+            return Arc::clone(breaker);
+        }
+        let gauge = self.metrics.breaker(&self.pattern, &replica.to_string());
+        let breaker = Arc::new(Breaker::new(self.settings, gauge));
+        each.push((replica, Arc::clone(&breaker)));
+        breaker
+    }
+
+    /// [`Breaker::peek`] of a replica's breaker: one that was never used is closed.
+    pub(crate) fn peek(&self, replica: SocketAddr, now: Moment) -> Permission {
+        find(&self.each.read(), replica).map_or(Permission::Go, |breaker| breaker.peek(now))
     }
 
     /// Forgets replicas that are gone.
     pub(crate) fn keep(&self, stays: impl Fn(SocketAddr) -> bool) {
-        self.each.write().retain(|replica, _| {
+        self.each.write().retain(|(replica, _)| {
             let stay = stays(*replica);
             if !stay {
                 self.metrics
@@ -177,6 +186,12 @@ impl Breakers {
             .map(|(replica, breaker)| (*replica, breaker.state()))
             .collect()
     }
+}
+
+fn find(each: &[(SocketAddr, Arc<Breaker>)], replica: SocketAddr) -> Option<&Arc<Breaker>> {
+    each.iter()
+        .find(|(address, _)| *address == replica)
+        .map(|(_, breaker)| breaker)
 }
 
 #[cfg(test)]

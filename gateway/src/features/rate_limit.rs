@@ -10,11 +10,13 @@ mod token_bucket;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::time::Duration;
 
+use bytes::BufMut;
 use http::{HeaderMap, HeaderValue};
 
 use crate::client::ClientKey;
 use crate::config::{Algorithm, Per, RateLimit, Refusal};
 use crate::moment::{Moment, nanoseconds};
+use crate::text;
 use overflow::Overflow;
 pub(crate) use store::QuotaStore;
 
@@ -215,9 +217,14 @@ fn policy(allowance: Allowance, algorithm: Algorithm) -> HeaderValue {
 impl Standing {
     /// The value of `RateLimit` (section 4 of the same draft).
     pub(crate) fn header(self) -> HeaderValue {
-        let Self { remaining, reset } = self;
-        HeaderValue::try_from(format!("\"{POLICY}\";r={remaining};t={reset}"))
-            .expect("digits and a constant name")
+        text::header_value(|value| {
+            value.put_u8(b'"');
+            value.put_slice(POLICY.as_bytes());
+            value.put_slice(b"\";r=");
+            text::number(value, self.remaining);
+            value.put_slice(b";t=");
+            text::number(value, self.reset);
+        })
     }
 }
 
