@@ -12,10 +12,10 @@ mod pi;
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 pub(crate) use lanes::Digest;
@@ -26,6 +26,8 @@ use crate::metrics::HashingMetrics;
 
 /// The kernel gives a request thread ten times the time of a hashing thread where both want it.
 const NICENESS: i32 = 10;
+/// The share of a job's time that it may wait for others to be done in step with.
+const COMPANY: u32 = 4;
 /// What a hash costs before any was measured, as time for one of cost 0: a guess at a core of today.
 const FIRST_GUESS: Duration = Duration::from_micros(60);
 
@@ -57,6 +59,8 @@ pub(crate) struct Settings {
 struct Queue {
     jobs: Mutex<VecDeque<Job>>,
     arrived: Condvar,
+    /// Threads that hash at this moment.
+    at_work: AtomicUsize,
     threads: u64,
     longest_wait: Duration,
     /// Nanoseconds that a thread spends on a job, as measured lately.
@@ -80,6 +84,7 @@ impl Hasher {
         let queue = Arc::new(Queue {
             jobs: Mutex::default(),
             arrived: Condvar::new(),
+            at_work: AtomicUsize::new(0),
             threads: settings.threads.get() as u64,
             longest_wait: settings.longest_wait,
             job_nanos: AtomicU64::new(nanos(guess)),
@@ -170,7 +175,10 @@ impl Queue {
         // lower it we hash at the usual one.
         let _ = rustix::process::setpriority_process(None, NICENESS);
         loop {
-            self.hash(self.take());
+            let batch = self.take();
+            self.at_work.fetch_add(1, Ordering::Relaxed);
+            self.hash(batch);
+            self.at_work.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -178,18 +186,33 @@ impl Queue {
     fn take(&self) -> Vec<Job> {
         let mut jobs = self.jobs.lock();
         loop {
-            jobs.retain(|job| !job.reply.is_closed());
-            if let Some(first) = jobs.pop_front() {
-                let mut batch = vec![first];
-                while batch.len() < LANES
-                    && jobs.front().is_some_and(|job| job.cost == batch[0].cost)
-                {
-                    batch.extend(jobs.pop_front());
-                }
-                self.metrics.depth.set(length(jobs.len()));
-                return batch;
+            while jobs.is_empty() {
+                self.arrived.wait(&mut jobs);
             }
-            self.arrived.wait(&mut jobs);
+            self.wait_for_company(&mut jobs);
+            jobs.retain(|job| !job.reply.is_closed());
+            let Some(first) = jobs.pop_front() else {
+                continue;
+            };
+            let mut batch = vec![first];
+            while batch.len() < LANES && jobs.front().is_some_and(|job| job.cost == batch[0].cost) {
+                batch.extend(jobs.pop_front());
+            }
+            self.metrics.depth.set(length(jobs.len()));
+            return batch;
+        }
+    }
+
+    /// Where others hash, more jobs are to be expected, and a lane that stays empty costs more than a
+    /// moment's wait: a batch that has just ended sends its clients back for the next. A lone job is
+    /// begun at once.
+    fn wait_for_company(&self, jobs: &mut MutexGuard<'_, VecDeque<Job>>) {
+        let job = Duration::from_nanos(self.job_nanos.load(Ordering::Relaxed));
+        let end = Instant::now() + job / COMPANY;
+        while (1..LANES).contains(&jobs.len()) && self.at_work.load(Ordering::Relaxed) > 0 {
+            if self.arrived.wait_until(jobs, end).timed_out() {
+                return;
+            }
         }
     }
 
