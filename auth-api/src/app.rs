@@ -1,5 +1,6 @@
 //! The router: every endpoint on one screen.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,9 +26,12 @@ use crate::throttle::Throttle;
 use crate::users::Users;
 use crate::visit;
 
-/// What the endpoints work with. Cheap to clone.
+/// What the endpoints work with, shared: the router clones it several times for each request.
 #[derive(Clone)]
-pub(crate) struct App {
+pub(crate) struct App(Arc<Parts>);
+
+/// One of each.
+pub(crate) struct Parts {
     pub(crate) users: Users,
     pub(crate) sessions: Sessions,
     pub(crate) throttle: Throttle,
@@ -67,6 +71,20 @@ fn api() -> Api {
 pub(crate) fn document() -> Value {
     let (_, document) = api().finish();
     document
+}
+
+impl From<Parts> for App {
+    fn from(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 impl App {

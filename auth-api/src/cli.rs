@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::accounts::{Accounts, Task};
-use crate::app::{self, App};
+use crate::app::{self, Parts};
 use crate::config::{self, Config, Environment, Store};
 use crate::domain::refresh_token::RefreshTokens;
 use crate::domain::token::AccessTokens;
@@ -73,8 +73,12 @@ fn act(command: Command) -> Result<()> {
     }
 }
 
+/// Threads for half of the cores: hashing and the stores have the rest, and two threads that wake each
+/// other for every request do less than one that stays awake (`make bench WHAT=auth-api`).
 fn runtime() -> Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     tokio::runtime::Builder::new_multi_thread()
+        .worker_threads((cores / 2).max(1))
         .enable_all()
         .build()
         .context("starting the threads that answer requests")
@@ -125,7 +129,7 @@ async fn serve(environment: &Environment) -> Result<()> {
     }
     let metrics = Metrics::new();
     let (users, sessions, throttle) = stores(&config.store, config.migrate, &metrics).await?;
-    let app = App {
+    let app = Parts {
         users,
         sessions,
         throttle,
@@ -144,7 +148,7 @@ async fn serve(environment: &Environment) -> Result<()> {
         metrics,
         lifecycle: Lifecycle::default(),
     };
-    server::run(config.listen, config.internal_listen, app).await
+    server::run(config.listen, config.internal_listen, app.into()).await
 }
 
 async fn stores(

@@ -1,6 +1,7 @@
 //! Where users live: PostgreSQL, or a SQLite file.
 
 mod postgres;
+mod profiles;
 mod sqlite;
 
 use chrono::{DateTime, Utc};

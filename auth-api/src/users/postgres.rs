@@ -4,21 +4,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{
     PgArguments, PgConnectOptions, PgConnection, PgPoolOptions, PgQueryResult, PgRow,
 };
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgPool, Postgres};
 
 use super::Deleted;
+use super::profiles::Profiles;
 use crate::domain::login::Login;
 use crate::domain::password::PasswordHash;
 use crate::domain::user::{Account, Listed, Profile, Standing, UserId};
 use crate::metrics::{PoolUse, StoreMetrics};
 use crate::unavailable::Unavailable;
 
-const STORE: &str = "PostgreSQL";
+pub(super) const STORE: &str = "PostgreSQL";
 /// A statement is over, or given up, well within a request's three seconds.
-const DEADLINE: Duration = Duration::from_millis(2500);
+pub(super) const DEADLINE: Duration = Duration::from_millis(2500);
 const CONNECTIONS: u32 = 10;
 
 /// A connection that was idle for longer is asked whether it still stands before it is used.
@@ -61,6 +63,7 @@ pub(crate) struct PostgresUsers {
     pool: PgPool,
     settings: Arc<Settings>,
     metrics: StoreMetrics,
+    profiles: Profiles,
 }
 
 type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
@@ -92,6 +95,7 @@ impl PostgresUsers {
             pool,
             settings: Arc::new(settings),
             metrics,
+            profiles: Profiles::default(),
         }
     }
 
@@ -172,17 +176,43 @@ impl PostgresUsers {
     }
 
     pub(super) async fn profile(&self, user: UserId) -> Result<Option<Profile>, Unavailable> {
-        let select = sqlx::query_as(
-            "SELECT id::bigint, login, created_at, last_login FROM users WHERE id = $1",
+        self.profiles.get(self, user).await
+    }
+
+    /// The profiles of those who are there, fetched on the connection that is `held`. The pool has each
+    /// connection answer a ping when it comes back, which doubles the round trips: who goes on
+    /// asking keeps it.
+    pub(super) async fn profiles(
+        &self,
+        held: &mut Option<PoolConnection<Postgres>>,
+        users: &[i64],
+    ) -> Result<Vec<Profile>, Unavailable> {
+        let select: QueryAs<'_, Row> = sqlx::query_as(
+            "SELECT id::bigint, login, created_at, last_login FROM users WHERE id = ANY($1)",
         )
-        .bind(user.0);
-        let row: Option<Row> = self.one(select).await?;
-        Ok(row.map(|(id, login, created_at, last_login)| Profile {
+        .bind(users)
+        .persistent(self.settings.pool_mode.keeps_statements());
+        let connection = held.take();
+        let (connection, rows) = self
+            .within(async {
+                let mut connection = match connection {
+                    Some(connection) => connection,
+                    None => self.pool.acquire().await?,
+                };
+                let fetch =
+                    async |connection: &mut PgConnection| select.fetch_all(connection).await;
+                let rows = self.run_on(&mut connection, fetch).await?;
+                Ok((connection, rows))
+            })
+            .await?;
+        *held = Some(connection);
+        let profile = |(id, login, created_at, last_login)| Profile {
             id: UserId(id),
             login,
             created_at,
             last_login,
-        }))
+        };
+        Ok(rows.into_iter().map(profile).collect())
     }
 
     pub(super) async fn log_in(
@@ -286,26 +316,32 @@ impl PostgresUsers {
             .await
     }
 
-    /// Runs a statement on a connection that is ours for as long as the pool mode says.
     async fn run<T>(
         &self,
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Unavailable> {
         self.within(async {
-            match self.settings.pool_mode {
-                PoolMode::Session => {
-                    let mut connection = self.pool.acquire().await?;
-                    statement(&mut connection).await
-                }
-                PoolMode::Transaction => {
-                    let mut transaction = self.pool.begin().await?;
-                    let done = statement(&mut transaction).await?;
-                    transaction.commit().await?;
-                    Ok(done)
-                }
-            }
+            let mut connection = self.pool.acquire().await?;
+            self.run_on(&mut connection, statement).await
         })
         .await
+    }
+
+    /// Runs a statement on a connection that is ours for as long as the pool mode says.
+    async fn run_on<T>(
+        &self,
+        connection: &mut PgConnection,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        match self.settings.pool_mode {
+            PoolMode::Session => statement(connection).await,
+            PoolMode::Transaction => {
+                let mut transaction = connection.begin().await?;
+                let done = statement(&mut transaction).await?;
+                transaction.commit().await?;
+                Ok(done)
+            }
+        }
     }
 
     async fn within<T>(
