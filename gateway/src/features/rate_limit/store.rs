@@ -20,7 +20,15 @@ const PLACES: usize = 16;
 /// The quotas of all rules.
 pub(crate) struct QuotaStore {
     hasher: RandomState,
-    buckets: Box<[Mutex<Option<Box<Bucket>>>]>,
+    buckets: Box<[Mutex<Slot>]>,
+}
+
+/// Where a bucket is, once it was needed.
+#[derive(Debug, Default)]
+struct Slot {
+    bucket: Option<Box<Bucket>>,
+    /// No place is free before that: a full bucket is known to be one without looking into it.
+    full_until: Moment,
 }
 
 /// The fingerprints lie together, since they are all that most look-ups see.
@@ -64,9 +72,20 @@ impl QuotaStore {
         decide: impl FnOnce(&mut State) -> Outcome,
     ) -> Result<Outcome, Full> {
         let index = usize::try_from(key % BUCKETS as u64).expect("less than the buckets");
-        let mut bucket = self.buckets[index].lock();
+        let mut slot = self.buckets[index].lock();
+        let Slot { bucket, full_until } = &mut *slot;
         let bucket = bucket.get_or_insert_default();
-        let place = bucket.place(key, now).ok_or(Full)?;
+        let place = match bucket.own_place(key, now) {
+            Some(place) => place,
+            None if now < *full_until => return Err(Full),
+            None => match bucket.free_place(key, now) {
+                Ok(place) => place,
+                Err(until) => {
+                    *full_until = until;
+                    return Err(Full);
+                }
+            },
+        };
         let outcome = decide(&mut bucket.states[place]);
         if let Outcome::Passed { forget, .. } = outcome {
             bucket.forget[place] = forget.0;
@@ -76,16 +95,28 @@ impl QuotaStore {
 }
 
 impl Bucket {
-    /// The place of a key: its own, or one that nobody needs any more, emptied.
-    fn place(&mut self, key: u64, now: Moment) -> Option<usize> {
-        let own = self.fingerprints.iter().position(|other| *other == key);
-        if let Some(place) = own.filter(|place| self.forget[*place] > now.0) {
-            return Some(place);
+    /// The place that a key has, emptied where what is in it is worth nothing any more.
+    fn own_place(&mut self, key: u64, now: Moment) -> Option<usize> {
+        let place = self.fingerprints.iter().position(|other| *other == key)?;
+        if self.forget[place] <= now.0 {
+            self.states[place] = State::default();
         }
-        let place = own.or_else(|| self.forget.iter().position(|forget| *forget <= now.0))?;
+        Some(place)
+    }
+
+    /// A place that nobody needs any more, emptied for a key.
+    ///
+    /// # Errors
+    /// Where there is none, when the first may be free.
+    fn free_place(&mut self, key: u64, now: Moment) -> Result<usize, Moment> {
+        let free = self.forget.iter().position(|forget| *forget <= now.0);
+        let Some(place) = free else {
+            let first = self.forget.iter().min().expect("a bucket has places");
+            return Err(Moment(*first));
+        };
         self.fingerprints[place] = key;
         self.states[place] = State::default();
-        Some(place)
+        Ok(place)
     }
 }
 
