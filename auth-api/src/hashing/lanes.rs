@@ -14,6 +14,8 @@
     reason = "a call between lanes would put the halves of a block into memory"
 )]
 
+use secrecy::zeroize::Zeroizing;
+
 use super::pi;
 
 /// The most hashes worth doing in step: a lane's tables take 4 KiB, and a core's first-level cache
@@ -47,7 +49,7 @@ pub(crate) fn digest(cost: u32, lanes: &[Lane]) -> Vec<Digest> {
     }
     match lanes.len() {
         0 => Vec::new(),
-        1 => of::<1>(cost, lanes),
+        1 => vec![alone(cost, lanes[0])],
         2 => of::<2>(cost, lanes),
         3 => of::<3>(cost, lanes),
         4 => of::<4>(cost, lanes),
@@ -57,6 +59,12 @@ pub(crate) fn digest(cost: u32, lanes: &[Lane]) -> Vec<Digest> {
         8 => of::<8>(cost, lanes),
         more => panic!("{more} lanes, where {LANES} is the most"),
     }
+}
+
+/// One hash with nothing beside it: the crate's loop is some percent quicker than one lane of ours.
+fn alone(cost: u32, lane: Lane) -> Digest {
+    let closed = Zeroizing::new(closed(lane.password).copied().collect::<Vec<u8>>());
+    bcrypt::bcrypt(cost, lane.salt, &closed)
 }
 
 fn in_step<const N: usize>(cost: u32, lanes: &[Lane; N]) -> [Digest; N] {
@@ -92,9 +100,14 @@ fn in_step<const N: usize>(cost: u32, lanes: &[Lane; N]) -> [Digest; N] {
 /// 72 bytes of key or salt, as Blowfish reads them: as many as it has subkeys.
 type Key = [u32; 18];
 
-/// A password as a key: closed by a NUL, cut at 72 bytes, repeated to fill them.
+/// A password as a key, repeated to fill it.
 fn key(password: &[u8]) -> Key {
-    words(password.iter().chain(&[0]).take(KEY_BYTES))
+    words(closed(password))
+}
+
+/// A password closed by a NUL and cut at 72 bytes.
+fn closed(password: &[u8]) -> impl Iterator<Item = &u8> + Clone {
+    password.iter().chain(&[0]).take(KEY_BYTES)
 }
 
 /// Big-endian words of the bytes, begun again when they end.
@@ -280,16 +293,6 @@ mod tests {
         }
     }
 
-    fn by_the_crate(cost: u32, password: &[u8], salt: [u8; 16]) -> Digest {
-        let closed: Vec<u8> = password
-            .iter()
-            .copied()
-            .chain([0])
-            .take(KEY_BYTES)
-            .collect();
-        bcrypt::bcrypt(cost, salt, &closed)
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -307,7 +310,7 @@ mod tests {
                 .collect();
             let expected: Vec<_> = inputs
                 .iter()
-                .map(|(password, salt)| by_the_crate(cost, password, *salt))
+                .map(|(password, salt)| alone(cost, Lane { password, salt: *salt }))
                 .collect();
             prop_assert_eq!(digest(cost, &lanes), expected);
         }
