@@ -85,7 +85,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 async fn migrate(environment: &Environment) -> Result<()> {
-    telemetry::start(&config::logs(environment)?);
+    let _flush = telemetry::start(&config::logs(environment)?);
     match config::store(environment)? {
         Store::Servers { postgres, .. } => {
             PostgresUsers::new(*postgres, Metrics::new().store("postgres"))
@@ -98,7 +98,7 @@ async fn migrate(environment: &Environment) -> Result<()> {
 }
 
 async fn user(environment: &Environment, task: Task) -> Result<()> {
-    telemetry::start(&Logs {
+    let _flush = telemetry::start(&Logs {
         level: tracing::Level::WARN,
         format: Format::Text,
     });
@@ -120,7 +120,7 @@ async fn user(environment: &Environment, task: Task) -> Result<()> {
 
 async fn serve(environment: &Environment) -> Result<()> {
     let config = Config::read(environment)?;
-    telemetry::start(&config.logs);
+    let _flush = telemetry::start(&config.logs);
     if config.hashing.cost < config::LEAST_SAFE_COST {
         tracing::warn!(
             cost = config.hashing.cost,

@@ -13,6 +13,7 @@ mod domain;
 mod error;
 mod hashing;
 mod lifecycle;
+mod log_buffer;
 mod metrics;
 mod openapi;
 mod redis;

@@ -9,6 +9,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
+use crate::log_buffer::{Flush, LogBuffer};
+
 /// What is logged, and how.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Logs {
@@ -33,8 +35,9 @@ impl Format {
     }
 }
 
-/// Sends every event from now on to standard output.
-pub(crate) fn start(logs: &Logs) {
+/// Sends every event from now on to standard output, the last ones when what is returned is dropped.
+pub(crate) fn start(logs: &Logs) -> Flush {
+    let (buffer, flush) = LogBuffer::start();
     // What libraries say below a warning may show statements and their values.
     let filter = Targets::new()
         .with_default(LevelFilter::WARN)
@@ -45,9 +48,11 @@ pub(crate) fn start(logs: &Logs) {
             .json()
             .flatten_event(true)
             .with_current_span(false)
+            .with_writer(buffer)
             .boxed(),
         Format::Text => fmt::layer()
             .with_ansi(std::io::stdout().is_terminal())
+            .with_writer(buffer)
             .boxed(),
     };
     // The filter stands before all layers and not at the one: a filter of a layer loses the next
@@ -56,4 +61,5 @@ pub(crate) fn start(logs: &Logs) {
         .with(filter)
         .with(layer)
         .init();
+    flush
 }

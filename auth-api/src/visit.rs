@@ -14,6 +14,8 @@ use crate::domain::session::Origin;
 
 /// Asked for every other second by whoever watches us.
 const PROBES: [&str; 2] = ["/ready", "/health"];
+/// What these lines are called in the log.
+pub(crate) const TARGET: &str = module_path!();
 const UNMATCHED: &str = "unmatched";
 /// What is kept of a user agent: enough to recognise a device.
 const USER_AGENT_BYTES: usize = 256;
