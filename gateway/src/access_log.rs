@@ -34,7 +34,7 @@ pub(crate) struct Entry<'r> {
     /// Nothing where the client went away unanswered.
     pub(crate) status: Option<StatusCode>,
     /// Of the answer's body.
-    pub(crate) bytes: usize,
+    pub(crate) bytes: u64,
     pub(crate) took: Duration,
     pub(crate) attempts: u32,
     pub(crate) upstream: Option<SocketAddr>,
@@ -193,7 +193,7 @@ fn json(line: &mut Vec<u8>, stamp: &[u8], entry: &Entry<'_>) {
         None => line.put_slice(b"null"),
     }
     line.put_slice(br#","bytes":"#);
-    text::number(line, entry.bytes as u64);
+    text::number(line, entry.bytes);
     line.put_slice(br#","seconds":"#);
     text::seconds(line, entry.took);
     if let Some(upstream) = entry.upstream {
@@ -220,7 +220,7 @@ fn text(line: &mut Vec<u8>, stamp: &[u8], entry: &Entry<'_>) {
         None => line.put_u8(b'-'),
     }
     line.put_u8(b' ');
-    text::number(line, entry.bytes as u64);
+    text::number(line, entry.bytes);
     line.put_slice(b" bytes ");
     text::seconds(line, entry.took);
     line.put_u8(b's');

@@ -4,27 +4,28 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, DATE, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
 };
-use http::{HeaderName, HeaderValue, Method, StatusCode};
-use pingora::Result;
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use pingora::protocols::http::date::get_cached_date;
 
 use crate::config::Refusal;
-use crate::fields;
+use crate::downstream::{Downstream, ResponseHead};
+use crate::framing::Framing;
 use crate::head::Refused;
 use crate::path::Ambiguous;
-use crate::request::Request;
+use crate::request::{Request, RequestId};
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+const METHODS: HeaderValue =
+    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
 /// Two years, as browsers' preload list asks for (RFC 6797).
-pub(crate) const HSTS: HeaderValue = HeaderValue::from_static("max-age=63072000");
-/// A request's body is read to its end, so that its connection can go on, if it is this small.
-const SMALL_BODY: u64 = 64 * 1024;
+const HSTS: HeaderValue = HeaderValue::from_static("max-age=63072000");
 
 /// What the gateway says in place of a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +63,6 @@ impl Answer {
     pub(crate) const BAD_GATEWAY: Self = Self::new(StatusCode::BAD_GATEWAY, "Bad gateway");
     pub(crate) const GATEWAY_TIMEOUT: Self =
         Self::new(StatusCode::GATEWAY_TIMEOUT, "Gateway timeout");
-    pub(crate) const INTERNAL: Self =
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error");
 
     pub(crate) fn bad_request(reason: Ambiguous) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "").saying(reason.to_string())
@@ -119,71 +118,61 @@ impl Answer {
         }
     }
 
-    pub(crate) fn body(&self) -> Bytes {
-        serde_json::json!({"error": self.message})
-            .to_string()
-            .into()
-    }
-
-    pub(crate) fn header(&self) -> Result<ResponseHeader> {
-        let mut header = ResponseHeader::build(self.status, Some(10))?;
-        header.insert_header(CONTENT_TYPE, "application/json")?;
-        header.insert_header(CONTENT_LENGTH, self.body().len())?;
-        header.insert_header(CACHE_CONTROL, "no-store")?;
+    /// Says it to a client, to whom nothing has been said yet.
+    pub(crate) fn say(&self, method: &Method, client: &mut impl Downstream, marks: Marks<'_>) {
+        let body = Bytes::from(serde_json::json!({"error": self.message}).to_string());
+        let mut fields = HeaderMap::with_capacity(12);
+        fields.insert(CONTENT_TYPE, JSON);
+        fields.insert(CACHE_CONTROL, NO_STORE);
         if let Some(seconds) = self.retry_after {
-            header.insert_header(RETRY_AFTER, seconds)?;
+            fields.insert(RETRY_AFTER, seconds.into());
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            header.insert_header(ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")?;
+            fields.insert(ALLOW, METHODS);
         }
-        Ok(header)
-    }
-
-    /// Sends it, unless an answer has begun already.
-    ///
-    /// # Errors
-    /// When the client is gone.
-    pub(crate) async fn send(&self, session: &mut ServerSession, request: &Request) -> Result<()> {
-        if session.response_written().is_some() {
-            return Ok(());
+        fields.insert(DATE, get_cached_date());
+        marks.put(&mut fields);
+        if self.then == Then::Close {
+            client.close_after();
         }
-        let mut header = self.header()?;
-        mark(&mut header, request);
-        match self.then {
-            Then::Close => session.set_keepalive(None),
-            // Pingora closes a connection whose request is not read to its end.
-            Then::GoOn if has_small_body(session) => {
-                if session.drain_request_body().await.is_err() {
-                    session.set_keepalive(None);
-                }
-            }
-            Then::GoOn => {}
-        }
-        let is_head = session.req_header().method == Method::HEAD;
-        session.write_response_header(Box::new(header)).await?;
+        let is_head = *method == Method::HEAD;
+        client.begin(ResponseHead {
+            status: self.status,
+            reason: None,
+            fields,
+            framing: Framing::Length(body.len() as u64),
+        });
         if !is_head {
-            session.write_response_body(self.body(), true).await?;
+            client.send(body);
         }
-        Ok(())
+        client.finish();
     }
 }
 
-fn has_small_body(session: &ServerSession) -> bool {
-    let length = session
-        .get_header(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let waits = session.get_header(http::header::EXPECT).is_some();
-    !waits && length.is_some_and(|length| length <= SMALL_BODY)
+/// What every answer of the edge carries.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Marks<'r> {
+    /// Of a request that was understood.
+    Of(&'r Request),
+    /// Of one that was not.
+    Unread(RequestId),
 }
 
-/// Puts on an answer what every answer of the edge carries.
-pub(crate) fn mark(header: &mut ResponseHeader, request: &Request) {
-    fields::of_answer(header, |fields| {
-        fields.insert(REQUEST_ID, request.id.header());
+impl Marks<'_> {
+    /// Puts them on an answer.
+    pub(crate) fn put(self, fields: &mut HeaderMap) {
         fields.insert(STRICT_TRANSPORT_SECURITY, HSTS);
+        let request = match self {
+            Self::Of(request) => request,
+            Self::Unread(id) => {
+                fields.insert(REQUEST_ID, id.header());
+                return;
+            }
+        };
+        fields.insert(REQUEST_ID, request.id.header());
         if let (Some(quota), Some(standing)) = (&request.route().quota, request.standing) {
             fields.insert(RATE_LIMIT_POLICY, quota.policy().clone());
             fields.insert(RATE_LIMIT, standing.header());
         }
-    });
+    }
 }

@@ -1,91 +1,97 @@
-//! What a replica is told about a request: whom it is from, how it came, what it is called.
+//! What a replica is told: the request, whom it is from, how it came, what it is called.
 //!
-//! A client cannot say any of this itself: its own words under these names are replaced. From a
+//! A client cannot say the latter itself: its own words under these names are left out. From a
 //! trusted proxy they are kept and appended to.
 
+use bytes::BufMut;
 use http::header::{COOKIE, FORWARDED, HOST};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 
 use crate::answer::REQUEST_ID;
 use crate::client::{Client, FORWARDED_FOR, Trust};
+use crate::downstream::RequestHead;
+use crate::framing;
+use crate::http1::put_field;
 use crate::request::Request;
 use crate::text;
+use crate::upstream::connection::put_request_line;
 
 const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
 const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const HTTPS: HeaderValue = HeaderValue::from_static("https");
 const OURS: &str = "x-forwarded-";
 
-/// Writes them into the fields that go to a replica.
-pub(crate) fn introduce(fields: &mut HeaderMap, request: &Request, client: &Client) {
-    let peer = text::header_value(|value| text::address(value, client.peer));
-    match client.trust {
-        Trust::Nobody => {
-            forget_claims(fields);
-            fields.insert(FORWARDED_FOR, peer);
-            fields.insert(FORWARDED_PROTO, HTTPS);
-            tell_host(fields);
-            begin_trace(fields, request);
-        }
-        Trust::Proxy => {
-            let chain = chain(fields, &peer);
-            fields.insert(FORWARDED_FOR, chain);
-            if !fields.contains_key(FORWARDED_PROTO) {
-                fields.insert(FORWARDED_PROTO, HTTPS);
-            }
-            if !fields.contains_key(FORWARDED_HOST) {
-                tell_host(fields);
-            }
-            if !has_trace(fields) {
-                begin_trace(fields, request);
-            }
+/// Writes a request's head as a replica gets it.
+pub(crate) fn write(output: &mut Vec<u8>, head: &RequestHead, request: &Request) {
+    let (fields, client) = (&head.fields, &request.client);
+    put_request_line(output, &head.method, head.target.as_bytes());
+    let goes_on = client.trust == Trust::Proxy && has_trace(fields);
+    for (name, value) in fields {
+        if passes(name, client.trust, goes_on) {
+            put_field(output, name.as_str().as_bytes(), value.as_bytes());
         }
     }
-    fields.insert(REQUEST_ID, request.id.header());
-    join_cookies(fields);
-}
-
-/// Everything by which a client could pass itself off as another.
-fn forget_claims(fields: &mut HeaderMap) {
-    let is_claim =
-        |name: &HeaderName| name == FORWARDED || name == REAL_IP || name.as_str().starts_with(OURS);
-    // Hardly any client makes one, and to look is cheaper than to remove.
-    let claims: Vec<HeaderName> = fields
-        .keys()
-        .filter(|name| is_claim(name))
-        .cloned()
-        .collect();
-    for name in claims {
-        fields.remove(name);
+    put_cookies(output, fields);
+    put_forwarded_for(output, fields, client);
+    let says = |name| client.trust == Trust::Proxy && fields.contains_key(name);
+    if !says(FORWARDED_PROTO) {
+        output.put_slice(b"x-forwarded-proto: https\r\n");
     }
-}
-
-fn tell_host(fields: &mut HeaderMap) {
-    if let Some(host) = fields.get(HOST).cloned() {
-        fields.insert(FORWARDED_HOST, host);
+    if let Some(host) = fields.get(HOST).filter(|_| !says(FORWARDED_HOST)) {
+        put_field(output, b"x-forwarded-host", host.as_bytes());
     }
+    if !goes_on {
+        put_field(output, b"traceparent", &request.id.trace());
+    }
+    put_field(output, b"x-request-id", request.id.as_str().as_bytes());
+    if let Some(protocol) = &head.upgrade {
+        put_field(output, b"connection", b"upgrade");
+        put_field(output, b"upgrade", protocol.as_bytes());
+    }
+    framing::put_field(output, head.framing);
+    output.put_slice(b"\r\n");
 }
 
-/// The trace begins here, whatever else came.
-fn begin_trace(fields: &mut HeaderMap, request: &Request) {
-    fields.remove(TRACE_STATE);
-    fields.insert(TRACE_PARENT, request.id.trace());
+/// Whether a field goes on as it is: the others the gateway writes itself, or nobody may.
+fn passes(name: &HeaderName, trust: Trust, goes_on: bool) -> bool {
+    let text = name.as_str();
+    let is_left_out = match text.as_bytes()[0] {
+        b'c' => *name == COOKIE,
+        b'x' if *name == REQUEST_ID || *name == FORWARDED_FOR => true,
+        b'x' => trust == Trust::Nobody && (*name == REAL_IP || text.starts_with(OURS)),
+        b'f' => trust == Trust::Nobody && *name == FORWARDED,
+        b't' => !goes_on && (*name == TRACE_PARENT || *name == TRACE_STATE),
+        _ => false,
+    };
+    !is_left_out
 }
 
-/// What the proxies before us wrote, and the last of them.
-fn chain(fields: &HeaderMap, peer: &HeaderValue) -> HeaderValue {
-    let mut chain = Vec::new();
-    for line in fields.get_all(FORWARDED_FOR) {
-        if let Ok(line) = line.to_str() {
-            chain.extend_from_slice(line.trim().as_bytes());
-            chain.extend_from_slice(b", ");
+/// HTTP/2 may cut a cookie into crumbs; HTTP/1.1 has one line of them (RFC 9113, section 8.2.3).
+fn put_cookies(output: &mut Vec<u8>, fields: &HeaderMap) {
+    let mut crumbs = fields.get_all(COOKIE).iter();
+    let Some(first) = crumbs.next() else { return };
+    output.put_slice(b"cookie: ");
+    output.put_slice(first.as_bytes());
+    for crumb in crumbs {
+        output.put_slice(b"; ");
+        output.put_slice(crumb.as_bytes());
+    }
+    output.put_slice(b"\r\n");
+}
+
+/// What the proxies before us wrote, if they are trusted, and the last of them.
+fn put_forwarded_for(output: &mut Vec<u8>, fields: &HeaderMap, client: &Client) {
+    output.put_slice(b"x-forwarded-for: ");
+    if client.trust == Trust::Proxy {
+        for line in fields.get_all(FORWARDED_FOR) {
+            output.put_slice(line.as_bytes().trim_ascii());
+            output.put_slice(b", ");
         }
     }
-    chain.extend_from_slice(peer.as_bytes());
-    HeaderValue::try_from(chain).expect("it is made of header values")
+    text::address(output, client.peer);
+    output.put_slice(b"\r\n");
 }
 
 /// Whether there is a `version-trace-parent-flags` (W3C Trace Context, section 3.2).
@@ -101,20 +107,4 @@ fn has_trace(fields: &HeaderMap) -> bool {
         })
     };
     is_hex(2) && is_hex(32) && is_hex(16) && is_hex(2)
-}
-
-/// HTTP/2 may cut a cookie into crumbs; HTTP/1.1 has one line of them (RFC 9113, section 8.2.3).
-fn join_cookies(fields: &mut HeaderMap) {
-    let mut crumbs = fields.get_all(COOKIE).iter();
-    if crumbs.nth(1).is_none() {
-        return;
-    }
-    let joined = fields
-        .get_all(COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect::<Vec<_>>()
-        .join(&b"; "[..]);
-    let joined = HeaderValue::try_from(joined).expect("it is made of header values");
-    fields.insert(COOKIE, joined);
 }

@@ -1,6 +1,7 @@
 //! The TLS handshake of one connection: bounded in time, and remembered for its requests.
 
 use std::any::Any;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use pingora::listeners::TlsAccept;
 use pingora::listeners::tls::{Acceptor, TlsSettings};
 use pingora::protocols::Stream;
 use pingora::protocols::l4::stream::Stream as TcpStream;
-use pingora::protocols::tls::TlsRef;
+use pingora::protocols::tls::{SslDigest, TlsRef};
 use pingora::tls::TlsAcceptor;
 
 use crate::metrics::{Handshake, Metrics};
@@ -40,6 +41,34 @@ fn without_port(host: &str) -> &str {
         return rest.split(']').next().unwrap_or(rest);
     }
     host.split(':').next().unwrap_or(host)
+}
+
+/// The other end of a client's connection.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) address: IpAddr,
+    handshake: Option<Arc<SslDigest>>,
+}
+
+impl Peer {
+    /// `None` where it has no address any more.
+    pub(crate) fn of(stream: &Stream) -> Option<Self> {
+        let socket = stream.get_socket_digest()?;
+        Some(Self {
+            address: socket.peer_addr()?.as_inet()?.ip(),
+            handshake: stream.get_ssl_digest(),
+        })
+    }
+
+    /// Whether a host is one that the client could mean on this connection: the one it named in the
+    /// TLS handshake, or another of the certificate's (RFC 9110, section 7.4).
+    pub(crate) fn may_ask_for(&self, host: Option<&str>) -> bool {
+        let presented = self
+            .handshake
+            .as_ref()
+            .and_then(|handshake| handshake.extension.get::<Presented>());
+        presented.is_none_or(|presented| host.is_some_and(|host| presented.fits(host)))
+    }
 }
 
 /// Makes TLS connections out of TCP connections.

@@ -1,25 +1,28 @@
-//! Reading the head of an HTTP/1.1 request, and refusing every one that has two readings.
+//! The head of an HTTP/1.1 request, and refusing every one that has two readings.
 //!
-//! Pingora's parser is lenient: it takes bare line feeds, escapes what a target must not have and
-//! drops a `Content-Length` beside a `Transfer-Encoding`. So the head is read and judged here, and
-//! Pingora gets it only when any other parser would read the same (RFC 9112, sections 2.2, 3, 5
+//! Whatever another parser, before or behind us, might repair or read otherwise is not passed on:
+//! bare line feeds, blanks where none belong, two framings, two hosts (RFC 9112, sections 2.2, 3, 5
 //! and 6; RFC 9110, section 7.2).
 
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use http::StatusCode;
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::patience::Patience;
+use crate::downstream::RequestHead;
+use crate::framing::Framing;
+use crate::hop::{Fate, Hop, Persistence};
+use crate::path::Target;
 
 /// Header fields.
 pub(crate) const MAX_FIELDS: usize = 100;
 /// Bytes of a request target.
 pub(crate) const MAX_TARGET: usize = 8 * 1024;
-/// Room for the head of most requests.
-const USUAL_HEAD: usize = 2048;
+/// What may follow a target that is too long before that is said.
+const SLACK: usize = 2 * 1024;
+/// Room for the fields of most requests.
+const USUAL_FIELDS: usize = 12;
 
 /// How long and how large a head may be.
 #[derive(Debug, Clone, Copy)]
@@ -80,48 +83,15 @@ pub(crate) enum NoHead {
     Refused(Refused),
 }
 
-/// Reads until the end of a head, which may be followed by some of the body.
-pub(crate) async fn read<S>(
-    stream: &mut S,
-    bounds: Bounds,
-    patience: &mut Patience,
-) -> Result<BytesMut, NoHead>
-where
-    S: AsyncRead + Unpin + ?Sized,
-{
-    let mut buffer = BytesMut::with_capacity(USUAL_HEAD);
-    let first = stream.read_buf(&mut buffer);
-    match patience.within(bounds.idle, first).await {
-        Some(Ok(1..)) => {}
-        _ => return Err(NoHead::Closed),
-    }
-    // Nearly every head comes at once, and needs no deadline.
-    let mut scan = Scan::default();
-    if let Some(end) = scan.end(&mut buffer, bounds)? {
-        return check(&buffer[..end])
-            .map(|()| buffer)
-            .map_err(NoHead::Refused);
-    }
-    let rest = async {
-        loop {
-            match stream.read_buf(&mut buffer).await {
-                Ok(1..) => {}
-                _ => return Err(NoHead::Closed),
-            }
-            if let Some(end) = scan.end(&mut buffer, bounds)? {
-                return check(&buffer[..end]).map_err(NoHead::Refused);
-            }
-        }
-    };
-    match patience.within(bounds.whole, rest).await {
-        Some(done) => done.map(|()| buffer),
-        None => Err(NoHead::Refused(Refused::TooSlow)),
+impl From<Refused> for NoHead {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
     }
 }
 
 /// Looks for the end of a head, line by line, wherever the reads cut it.
 #[derive(Debug, Default)]
-struct Scan {
+pub(crate) struct Scan {
     /// Where the current line begins.
     line: usize,
     /// What has been looked at.
@@ -129,11 +99,26 @@ struct Scan {
 }
 
 impl Scan {
-    fn end(&mut self, buffer: &mut BytesMut, bounds: Bounds) -> Result<Option<usize>, NoHead> {
+    /// Takes a head out of what was read, `None` where its end is still to come.
+    ///
+    /// # Errors
+    /// When it is larger than `size` bytes, or has another reading.
+    pub(crate) fn head(
+        &mut self,
+        buffer: &mut BytesMut,
+        size: usize,
+    ) -> Result<Option<(RequestHead, Persistence)>, Refused> {
+        match self.end(buffer, size)? {
+            Some(end) => parse(&buffer.split_to(end).freeze()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn end(&mut self, buffer: &mut BytesMut, size: usize) -> Result<Option<usize>, Refused> {
         while let Some(found) = memchr::memchr(b'\n', &buffer[self.seen..]) {
             let feed = self.seen + found;
             if feed == self.line || buffer[feed - 1] != b'\r' {
-                return Err(NoHead::Refused(Refused::LineEnding));
+                return Err(Refused::LineEnding);
             }
             let is_empty = feed == self.line + 1;
             (self.line, self.seen) = (feed + 1, feed + 1);
@@ -142,8 +127,8 @@ impl Scan {
             }
             if feed > 1 {
                 let end = feed + 1;
-                return if end > bounds.size {
-                    Err(NoHead::Refused(Refused::TooLarge))
+                return if end > size {
+                    Err(Refused::TooLarge)
                 } else {
                     Ok(Some(end))
                 };
@@ -153,11 +138,11 @@ impl Scan {
             *self = Self::default();
         }
         self.seen = buffer.len();
-        if self.line == 0 && self.seen > MAX_TARGET + USUAL_HEAD {
-            return Err(NoHead::Refused(Refused::TargetTooLong));
+        if self.line == 0 && self.seen > MAX_TARGET + SLACK {
+            return Err(Refused::TargetTooLong);
         }
-        if self.seen > bounds.size {
-            return Err(NoHead::Refused(Refused::TooLarge));
+        if self.seen > size {
+            return Err(Refused::TooLarge);
         }
         Ok(None)
     }
@@ -165,28 +150,46 @@ impl Scan {
 
 /// What of a head decides how the rest of the message is read.
 #[derive(Debug, Default)]
-struct Framing<'h> {
+struct Facts<'h> {
     host: Option<&'h [u8]>,
-    has_length: bool,
-    has_coding: bool,
+    framing: Option<Framing>,
 }
 
-/// Judges a head that ends with an empty line, every line with CRLF.
-fn check(head: &[u8]) -> Result<(), Refused> {
+/// Reads a head that ends with an empty line.
+fn parse(head: &Bytes) -> Result<(RequestHead, Persistence), Refused> {
     let mut lines = lines(head);
     let request_line = lines.next().ok_or(Refused::RequestLine)?;
-    let (target, is_http_1_0) = check_request_line(request_line)?;
-    let mut framing = Framing::default();
+    let (method, target, version) = read_request_line(request_line)?;
+    let (mut facts, mut hop) = (Facts::default(), Hop::default());
+    let mut fields = HeaderMap::with_capacity(USUAL_FIELDS);
     for (number, line) in lines.enumerate() {
         if number >= MAX_FIELDS {
             return Err(Refused::TooLarge);
         }
-        check_field(line, &mut framing)?;
+        let (name, value) = read_field(line, &mut facts)?;
+        let name = HeaderName::from_bytes(name).map_err(|_| Refused::Field)?;
+        let value =
+            HeaderValue::from_maybe_shared(head.slice_ref(value)).map_err(|_| Refused::Field)?;
+        if hop.look(&name, &value) == Fate::Passes {
+            fields.append(name, value);
+        }
     }
-    if framing.has_coding && (framing.has_length || is_http_1_0) {
+    hop.strike(&mut fields);
+    let is_http_1_0 = version == Version::HTTP_10;
+    if is_http_1_0 && facts.framing == Some(Framing::Chunked) {
         return Err(Refused::Framing);
     }
-    check_host(framing.host.ok_or(Refused::Host)?, target)
+    check_host(facts.host.ok_or(Refused::Host)?, target)?;
+    let persistence = hop.persistence(is_http_1_0);
+    let head = RequestHead {
+        version,
+        method,
+        target: Target::new(head.slice_ref(target)),
+        fields,
+        framing: facts.framing.unwrap_or(Framing::Empty),
+        upgrade: hop.upgrade().filter(|_| !is_http_1_0),
+    };
+    Ok((head, persistence))
 }
 
 /// The lines without their ends, up to the empty one.
@@ -200,34 +203,40 @@ fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-fn check_request_line(line: &[u8]) -> Result<(&[u8], bool), Refused> {
+fn read_request_line(line: &[u8]) -> Result<(Method, &[u8], Version), Refused> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) =
         (parts.next(), parts.next(), parts.next(), parts.next())
     else {
         return Err(Refused::RequestLine);
     };
-    if method.is_empty() || !method.iter().all(|byte| is_token(*byte)) {
-        return Err(Refused::RequestLine);
-    }
-    if matches!(method, b"TRACE" | b"CONNECT") {
+    let method = Method::from_bytes(method).map_err(|_| Refused::RequestLine)?;
+    if method == Method::TRACE || method == Method::CONNECT {
         return Err(Refused::Method);
     }
-    if target.len() > MAX_TARGET {
-        return Err(Refused::TargetTooLong);
-    }
-    if target.is_empty() || !target.iter().all(u8::is_ascii_graphic) || target.contains(&b'#') {
-        return Err(Refused::Target);
-    }
+    check_target(target)?;
     match version {
-        b"HTTP/1.1" => Ok((target, false)),
-        b"HTTP/1.0" => Ok((target, true)),
+        b"HTTP/1.1" => Ok((method, target, Version::HTTP_11)),
+        b"HTTP/1.0" => Ok((method, target, Version::HTTP_10)),
         _ if version.starts_with(b"HTTP/") => Err(Refused::Version),
         _ => Err(Refused::RequestLine),
     }
 }
 
-fn check_field<'h>(line: &'h [u8], framing: &mut Framing<'h>) -> Result<(), Refused> {
+/// Whether a target is one that can be written into a request line (RFC 9112, section 3.2).
+pub(crate) fn check_target(target: &[u8]) -> Result<(), Refused> {
+    if target.len() > MAX_TARGET {
+        return Err(Refused::TargetTooLong);
+    }
+    let is_good = |byte: &u8| byte.is_ascii_graphic() && *byte != b'#';
+    if target.is_empty() || !target.iter().all(is_good) {
+        return Err(Refused::Target);
+    }
+    Ok(())
+}
+
+/// A line as name and value.
+fn read_field<'h>(line: &'h [u8], facts: &mut Facts<'h>) -> Result<(&'h [u8], &'h [u8]), Refused> {
     // A folded line begins with a blank, which is no part of a name either.
     let colon = memchr::memchr(b':', line).ok_or(Refused::Field)?;
     let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
@@ -237,25 +246,32 @@ fn check_field<'h>(line: &'h [u8], framing: &mut Framing<'h>) -> Result<(), Refu
     }
     // Three names out of many: their length sorts nearly all others out.
     match name.len() {
-        4 if name.eq_ignore_ascii_case(b"host") && framing.host.replace(value).is_some() => {
+        4 if name.eq_ignore_ascii_case(b"host") && facts.host.replace(value).is_some() => {
             return Err(Refused::Host);
         }
         14 if name.eq_ignore_ascii_case(b"content-length") => {
-            let is_number = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-            if framing.has_length || !is_number {
+            let length = length(value).ok_or(Refused::Framing)?;
+            if facts.framing.replace(Framing::Length(length)).is_some() {
                 return Err(Refused::Framing);
             }
-            framing.has_length = true;
         }
         17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-            if framing.has_coding || !value.eq_ignore_ascii_case(b"chunked") {
+            let is_first = facts.framing.replace(Framing::Chunked).is_none();
+            if !is_first || !value.eq_ignore_ascii_case(b"chunked") {
                 return Err(Refused::Framing);
             }
-            framing.has_coding = true;
         }
         _ => {}
     }
-    Ok(())
+    Ok((name, value))
+}
+
+/// The value of `Content-Length`: digits and nothing else (RFC 9110, section 8.6).
+pub(crate) fn length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    str::from_utf8(value).ok()?.parse().ok()
 }
 
 fn check_host(host: &[u8], target: &[u8]) -> Result<(), Refused> {
@@ -329,27 +345,23 @@ mod tests {
 
     use super::*;
 
-    fn read_all(bytes: &[u8]) -> Result<Vec<u8>, NoHead> {
-        let bounds = Bounds {
-            idle: Duration::from_secs(1),
-            whole: Duration::from_secs(1),
-            size: 32 * 1024,
-        };
-        let mut stream = bytes;
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(async { read(&mut stream, bounds, &mut Patience::new()).await })
-            .map(|buffer| buffer.to_vec())
+    /// The head at the start of bytes that come in reads of `step`.
+    fn read(bytes: &[u8], step: usize) -> Result<Option<(RequestHead, Persistence)>, Refused> {
+        let (mut scan, mut buffer) = (Scan::default(), BytesMut::new());
+        for read in bytes.chunks(step) {
+            buffer.extend_from_slice(read);
+            if let Some(head) = scan.head(&mut buffer, 32 * 1024)? {
+                return Ok(Some(head));
+            }
+        }
+        Ok(None)
     }
 
     fn refused(head: &str) -> Option<Refused> {
-        match read_all(head.as_bytes()) {
-            Err(NoHead::Refused(refused)) => Some(refused),
-            Err(NoHead::Closed) => panic!("{head:?} has no end"),
-            Ok(_) => None,
-        }
+        let whole = read(head.as_bytes(), head.len());
+        let pieces = read(head.as_bytes(), 7);
+        assert_eq!(whole.as_ref().err(), pieces.as_ref().err(), "{head:?}");
+        whole.err()
     }
 
     #[test]
@@ -459,19 +471,21 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_break_it(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = read_all(&bytes);
+            let _ = read(&bytes, 9);
         }
 
         #[test]
         fn what_passes_has_one_host_and_one_framing(
             bytes in "(GET|POST) [/a-z:]{1,6} HTTP/1.[01]\r\n((Host|Content-Length|Transfer-Encoding|X)[: ]{1,2}[a0-9, ]{0,3}(chunked)?\r?\n){0,4}\r\n"
         ) {
-            if let Ok(head) = read_all(bytes.as_bytes()) {
-                let text = String::from_utf8(head).unwrap().to_lowercase();
+            if let Ok(Some((head, _))) = read(bytes.as_bytes(), 1000) {
+                let text = bytes.to_lowercase();
                 let count = |name: &str| text.matches(name).count();
                 prop_assert_eq!(count("\r\nhost:"), 1);
                 prop_assert!(count("content-length:") + count("transfer-encoding:") <= 1);
                 prop_assert_eq!(count("\n"), count("\r\n"));
+                let is_framed = count("content-length:") + count("transfer-encoding:") == 1;
+                prop_assert_eq!(head.framing != Framing::Empty, is_framed);
             }
         }
     }

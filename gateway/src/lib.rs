@@ -7,13 +7,18 @@ mod answer;
 mod cli;
 mod client;
 mod config;
+mod downstream;
 mod edge;
+mod exchange;
 mod features;
-mod fields;
 mod forward;
+mod framing;
 mod gateway;
 mod handshake;
 mod head;
+mod hop;
+mod http1;
+mod http2;
 pub mod measure;
 mod metrics;
 mod moment;
@@ -28,6 +33,7 @@ mod telemetry;
 mod text;
 mod tls;
 mod upstream;
+mod wire;
 
 use std::process::ExitCode;
 

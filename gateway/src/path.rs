@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use thiserror::Error;
 
 /// Why a request target has no single reading.
@@ -18,6 +19,63 @@ pub(crate) enum Ambiguous {
     Encoding,
     #[error("The path has an encoded slash, backslash or null")]
     EncodedDelimiter,
+}
+
+/// The target of a request in origin form: a path and maybe a query, all of it ASCII.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    text: Bytes,
+    /// Of the path in it.
+    length: usize,
+}
+
+impl Target {
+    /// A target as it came, its path in any spelling, in origin or absolute form. Printable ASCII
+    /// is all that may be in it.
+    pub(crate) fn new(raw: Bytes) -> Self {
+        let text = origin_form(raw);
+        let length = memchr::memchr(b'?', &text).unwrap_or(text.len());
+        Self { text, length }
+    }
+
+    /// The same target with its path in the one spelling that is matched, counted and forwarded.
+    ///
+    /// # Errors
+    /// When the path has more than one reading.
+    pub(crate) fn normalise(&mut self) -> Result<(), Ambiguous> {
+        let (path, query) = self.text.split_at(self.length);
+        if let Cow::Owned(path) = normalise(path)? {
+            self.length = path.len();
+            self.text = [path.as_bytes(), query].concat().into();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        str::from_utf8(&self.text[..self.length]).unwrap_or_default()
+    }
+
+    /// Path and query.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+/// A target without scheme and host, which agree with `Host`.
+fn origin_form(target: Bytes) -> Bytes {
+    if target.starts_with(b"/") {
+        return target;
+    }
+    let Some(scheme) = memchr::memmem::find(&target, b"://") else {
+        return target;
+    };
+    let rest = target.slice(scheme + 3..);
+    match rest.iter().position(|byte| matches!(byte, b'/' | b'?')) {
+        Some(start) if rest[start] == b'/' => rest.slice(start..),
+        // There is always a path (RFC 9112, section 3.2.2).
+        Some(start) => [b"/", &rest[start..]].concat().into(),
+        None => Bytes::from_static(b"/"),
+    }
 }
 
 /// The normalised path: unreserved characters decoded, other encodings in upper case, no empty

@@ -7,18 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use prometheus::IntGauge;
 
-use crate::answer::Answer;
 use crate::client::Client;
 use crate::features::circuit_breaker::Breaker;
 use crate::features::rate_limit::Standing;
 use crate::features::timeout::Deadline;
 use crate::gateway::{Gateway, Live};
+use crate::handshake::Peer;
 use crate::moment::Moment;
 use crate::route::Route;
-use crate::upstream::InFlight;
+use crate::upstream::{InFlight, Replica};
 
 /// A request from its head to the end of its answer.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Request {
     pub(crate) live: Arc<Live>,
     pub(crate) started: Moment,
     pub(crate) id: RequestId,
-    pub(crate) client: Option<Client>,
+    pub(crate) client: Client,
     route: usize,
     pub(crate) standing: Option<Standing>,
     pub(crate) deadline: Deadline,
@@ -35,8 +35,6 @@ pub(crate) struct Request {
     pub(crate) body: u64,
     pub(crate) attempts: u32,
     pub(crate) upstream: Upstream,
-    /// What the gateway itself has to say, in place of a replica.
-    pub(crate) answer: Option<Answer>,
     _in_flight: Counted,
 }
 
@@ -62,20 +60,20 @@ pub(crate) struct Attempt {
 }
 
 impl Request {
-    pub(crate) fn new(gateway: &Gateway) -> Self {
+    pub(crate) fn new(gateway: &Gateway, peer: &Peer, fields: &HeaderMap) -> Self {
         let live = gateway.live();
+        let client = Client::of(peer.address, fields, &live.config.trusted_proxies);
         Self {
             route: live.routes.default_number(),
             live,
             started: Moment::now(),
             id: RequestId::new(),
-            client: None,
+            client,
             standing: None,
             deadline: Deadline::NONE,
             body: 0,
             attempts: 0,
             upstream: Upstream::default(),
-            answer: None,
             _in_flight: Counted::one_more(&gateway.metrics.in_flight),
         }
     }
@@ -99,6 +97,11 @@ impl Request {
     /// A try has brought the answer: its replica is busy until that is sent.
     pub(crate) fn answered_by(&mut self, attempt: Attempt) {
         self.upstream.answering = Some(attempt.in_flight);
+    }
+
+    /// The replica whose answer is on its way.
+    pub(crate) fn answering(&self) -> Option<&Replica> {
+        self.upstream.answering.as_ref().map(InFlight::replica)
     }
 }
 
@@ -161,14 +164,14 @@ impl RequestId {
     }
 
     /// The value of `traceparent` where the request begins a trace: this is also the gateway's span.
-    pub(crate) fn trace(&self) -> HeaderValue {
+    pub(crate) fn trace(&self) -> [u8; 55] {
         let mut trace = [0; 55];
         trace[..3].copy_from_slice(b"00-");
         trace[3..35].copy_from_slice(&self.0);
         trace[35] = b'-';
         trace[36..52].copy_from_slice(&self.0[16..]);
         trace[52..].copy_from_slice(b"-00");
-        HeaderValue::from_bytes(&trace).expect("digits and dashes are a header value")
+        trace
     }
 }
 

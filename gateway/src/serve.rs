@@ -26,12 +26,8 @@ use crate::upstream::discovery::Discovery;
 const DRAIN: Duration = Duration::from_secs(30);
 /// For a client to hear that its connection is about to end, before it is closed.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Tries of one request in Pingora's own loop; ours end before.
-const MOST_TRIES: usize = 16;
 /// Seconds that a new gateway waits for the sockets of the old one.
 const UPGRADE_PATIENCE: usize = 60;
-/// Idle connections to replicas, of each thread.
-const IDLE_UPSTREAM: usize = 512;
 
 /// Where the listening sockets come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,10 +75,7 @@ pub(crate) fn serve(file: PathBuf, environment: Environment, start: Start) -> Re
         );
     }
     server.bootstrap();
-    let mut edge = Service::new(
-        "https".to_owned(),
-        Edge::new(&gateway, &server.configuration)?,
-    );
+    let mut edge = Service::new("https".to_owned(), Edge::new(&gateway)?);
     // TLS has a buffer of its own to read into: a second one would hold 64 KiB for each connection.
     let unbuffered = L4BufferSettings::default().read(0);
     edge.add_listener(ListenerConfig::tcp(listen.https.to_string()).l4_buffer(unbuffered));
@@ -131,8 +124,6 @@ fn conf(environment: &Environment) -> ServerConf {
         .unwrap_or("/run/gateway-upgrade.sock");
     ServerConf {
         threads: cores,
-        upstream_keepalive_pool_size: IDLE_UPSTREAM,
-        max_retries: MOST_TRIES,
         grace_period_seconds: Some(DRAIN.as_secs()),
         graceful_shutdown_timeout_seconds: Some(1),
         upgrade_sock: upgrade_sock.to_owned(),

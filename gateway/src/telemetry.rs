@@ -47,12 +47,12 @@ impl Logs {
 
     /// Sends every event from now on to standard output.
     pub(crate) fn start(self) {
-        // What Pingora says below an error is about single clients, and may quote what they sent.
+        // What these say below an error is about single clients, and may quote what they sent.
         let filter = Targets::new()
             .with_default(LevelFilter::WARN)
             .with_target("gateway", self.level)
             .with_target("pingora_core", LevelFilter::ERROR)
-            .with_target("pingora_proxy", LevelFilter::OFF);
+            .with_target("h2", LevelFilter::ERROR);
         let layer = match self.format {
             Format::Json => fmt::layer()
                 .json()

@@ -1,7 +1,9 @@
 //! The replicas: which there are, which are well, and which one gets a request.
 
+pub(crate) mod connection;
 pub(crate) mod discovery;
 mod health;
+mod pool;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,17 +12,18 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use pingora::ErrorType;
+use pingora::connectors::TransportConnector;
 use pingora::protocols::l4::ext::TcpKeepalive;
 use pingora::upstreams::peer::HttpPeer;
 
 use crate::config::{Scheme, Server, Strategy};
 use crate::features::circuit_breaker::Permission;
 use crate::metrics::{Metrics, ReplicaMetrics};
+use crate::moment::Moment;
+use connection::Connection;
 use health::Probes;
-
-/// How long an idle connection to a replica is kept: less than a replica keeps it, so that none is
-/// used that the other end is just closing.
-const IDLE: Duration = Duration::from_secs(55);
+use pool::Pool;
 
 /// One address that answers requests.
 #[derive(Debug)]
@@ -28,6 +31,7 @@ pub(crate) struct Replica {
     pub(crate) address: SocketAddr,
     pub(crate) server: Server,
     peer: HttpPeer,
+    idle: Pool,
     in_flight: AtomicUsize,
     condition: AtomicU8,
     probes: Mutex<Probes>,
@@ -47,7 +51,6 @@ impl Replica {
     fn new(address: SocketAddr, server: &Server, metrics: ReplicaMetrics) -> Self {
         let tls = server.scheme == Scheme::Https;
         let mut peer = HttpPeer::new(address, tls, server.host.clone());
-        peer.options.idle_timeout = Some(IDLE);
         peer.options.tcp_keepalive = Some(TcpKeepalive {
             idle: Duration::from_secs(30),
             interval: Duration::from_secs(10),
@@ -58,6 +61,7 @@ impl Replica {
             address,
             server: server.clone(),
             peer,
+            idle: Pool::default(),
             in_flight: AtomicUsize::new(0),
             condition: AtomicU8::new(Condition::Unknown as u8),
             probes: Mutex::default(),
@@ -65,14 +69,37 @@ impl Replica {
         }
     }
 
-    /// Where and how Pingora connects, with the patience that a request has.
-    pub(crate) fn peer(&self, connect: Duration, silence: Duration) -> Box<HttpPeer> {
-        let mut peer = Box::new(self.peer.clone());
-        peer.options.connection_timeout = Some(connect);
-        peer.options.total_connection_timeout = Some(connect);
-        peer.options.read_timeout = Some(silence);
-        peer.options.write_timeout = Some(silence);
+    /// Where and how Pingora connects, with so much patience.
+    fn peer(&self, patience: Duration) -> HttpPeer {
+        let mut peer = self.peer.clone();
+        peer.options.connection_timeout = Some(patience);
+        peer.options.total_connection_timeout = Some(patience);
         peer
+    }
+
+    /// A connection for one exchange: an idle one, or a new one.
+    async fn connect(
+        &self,
+        connector: &TransportConnector,
+        patience: Duration,
+    ) -> Result<Connection, NotConnected> {
+        if let Some(connection) = self.idle.take() {
+            return Ok(connection);
+        }
+        let peer = self.peer(patience);
+        // What is rare waits in a box of its own.
+        match Box::pin(connector.new_stream(&peer)).await {
+            Ok(stream) => Ok(Connection::new(stream)),
+            Err(error) if *error.etype() == ErrorType::ConnectTimedout => {
+                Err(NotConnected::TimedOut)
+            }
+            Err(_) => Err(NotConnected::Failed),
+        }
+    }
+
+    /// Keeps a connection for the next exchange.
+    pub(crate) fn keep(&self, connection: Connection, now: Moment) {
+        self.idle.put(connection, now);
     }
 
     pub(crate) fn condition(&self) -> Condition {
@@ -132,6 +159,13 @@ impl Drop for InFlight {
     }
 }
 
+/// A replica that could not be connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotConnected {
+    TimedOut,
+    Failed,
+}
+
 /// No replica can take a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoReplica {
@@ -140,10 +174,10 @@ pub(crate) struct NoReplica {
 }
 
 /// All replicas.
-#[derive(Debug)]
 pub(crate) struct Upstreams {
     replicas: ArcSwap<Vec<Arc<Replica>>>,
     next: AtomicUsize,
+    connector: TransportConnector,
     metrics: Arc<Metrics>,
 }
 
@@ -152,12 +186,25 @@ impl Upstreams {
         Self {
             replicas: ArcSwap::default(),
             next: AtomicUsize::new(0),
+            connector: TransportConnector::new(None),
             metrics: Arc::clone(metrics),
         }
     }
 
     pub(crate) fn all(&self) -> Arc<Vec<Arc<Replica>>> {
         self.replicas.load_full()
+    }
+
+    /// A connection to a replica, within `patience`.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub(crate) async fn connect(
+        &self,
+        replica: &Replica,
+        patience: Duration,
+    ) -> Result<Connection, NotConnected> {
+        replica.connect(&self.connector, patience).await
     }
 
     /// Picks a replica that is well, that was not `tried` before if there is another one, and that
@@ -188,6 +235,15 @@ impl Upstreams {
             }
         };
         Ok(InFlight::new(replica))
+    }
+}
+
+impl std::fmt::Debug for Upstreams {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Upstreams")
+            .field("replicas", &self.replicas)
+            .finish_non_exhaustive()
     }
 }
 

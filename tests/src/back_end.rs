@@ -139,8 +139,11 @@ where
     }
 }
 
-/// A head and as much of a body as its length or its chunks announce.
+/// A head and as much of a body as its length or its chunks announce, which is asked for where the
+/// client waits for that.
 async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Received> {
+    const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let mut has_asked = false;
     loop {
         let text = String::from_utf8_lossy(buffer).into_owned();
         if let Some(end) = text.find("\r\n\r\n").map(|end| end + 4) {
@@ -156,6 +159,10 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Received> 
             if let Some(end) = end.filter(|end| *end <= buffer.len()) {
                 let request: Vec<u8> = buffer.drain(..end).collect();
                 return Some(String::from_utf8_lossy(&request).into_owned());
+            }
+            if head.contains("expect: 100-continue") && !has_asked {
+                has_asked = true;
+                stream.write_all(GO_ON).await.ok()?;
             }
         }
         let mut chunk = [0; 4096];

@@ -144,12 +144,15 @@ async fn a_malformed_chunk_never_ends_a_request() -> Result<()> {
         "0x1\r\na\r\n0\r\n\r\n",
         "1\r\nab\r\n0\r\n\r\n",
         "1\na\n0\n\n",
+        "1 \r\na\r\n0\r\n\r\n",
+        "1;\0\r\na\r\n0\r\n\r\n",
         "ffffffffffffffffff\r\n",
     ] {
         let mut raw = Raw::connect(&gateway).await?;
         raw.send(format!("{head}{chunks}")).await?;
         let answer = raw.rest().await?;
-        assert!(matches!(status(&answer), 0 | 400), "{chunks:?}: {answer}");
+        assert_eq!(status(&answer), 400, "{chunks:?}: {answer}");
+        assert!(answer.contains(r#"{"error":""#), "{chunks:?}: {answer}");
     }
     assert_eq!(back_end.received(), Vec::<String>::new(), "none was whole");
     Ok(())

@@ -337,7 +337,7 @@ fn trusted_proxies(premier: &mut Section<'_, '_>) -> Option<Vec<IpNet>> {
 
 fn limits(premier: &mut Section<'_, '_>) -> Option<Limits> {
     const MEBIBYTE: u64 = 1 << 20;
-    // Pingora's own buffer for a header ends there.
+    // Every connection may hold as much before anything is known of it.
     const LARGEST_HEADER: u64 = MEBIBYTE;
     let default = Limits {
         max_body: MEBIBYTE,

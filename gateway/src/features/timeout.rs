@@ -6,7 +6,7 @@ use crate::config::{Refusal, Timeout};
 use crate::moment::{Moment, nanoseconds};
 
 /// How long a replica may be silent where no `timeout` says otherwise.
-const LONGEST_SILENCE: Duration = Duration::from_mins(1);
+pub(crate) const LONGEST_SILENCE: Duration = Duration::from_mins(1);
 /// A replica is near: what takes longer to connect is not there.
 const LONGEST_CONNECT: Duration = Duration::from_secs(2);
 
@@ -31,15 +31,12 @@ impl Deadline {
         self.0.map(|end| end.since(now))
     }
 
-    /// How long a replica may take to be connected, and to say something.
-    pub(crate) fn patience(self, now: Moment) -> (Duration, Duration) {
+    /// How long a replica may take to be connected.
+    pub(crate) fn patience(self, now: Moment) -> Duration {
         match self.left(now) {
-            None => (LONGEST_CONNECT, LONGEST_SILENCE),
+            None => LONGEST_CONNECT,
             // A time-out of nothing would mean none at all.
-            Some(left) => {
-                let left = left.max(Duration::from_millis(1));
-                (left.min(LONGEST_CONNECT), left)
-            }
+            Some(left) => left.clamp(Duration::from_millis(1), LONGEST_CONNECT),
         }
     }
 }

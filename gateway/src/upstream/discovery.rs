@@ -16,6 +16,7 @@ use pingora::services::background::BackgroundService;
 use super::{Condition, Replica, Upstreams};
 use crate::config::{HealthCheck, Server};
 use crate::gateway::Gateway;
+use crate::moment::Moment;
 
 /// A replica that is not well is probed so much more often, to have it back soon.
 const EAGERNESS: u32 = 4;
@@ -83,6 +84,10 @@ impl Discovery {
         upstreams
             .probe(whom, connector, &live.config.health_check)
             .await;
+        let now = Moment::now();
+        for replica in upstreams.all().iter() {
+            replica.idle.tidy(now);
+        }
     }
 
     fn pause(&self) -> Duration {

@@ -67,7 +67,7 @@ impl Replica {
     }
 
     async fn ask(&self, connector: &Connector, settings: &HealthCheck) -> Result<()> {
-        let mut peer = self.peer(settings.timeout, settings.timeout);
+        let mut peer = self.peer(settings.timeout);
         if let Some(port) = settings.port {
             let mut address = self.address;
             address.set_port(port);
@@ -75,7 +75,7 @@ impl Replica {
         }
         peer.options.idle_timeout = Some(Duration::ZERO);
         let (mut session, _) = connector
-            .get_http_session(&*peer)
+            .get_http_session(&peer)
             .await
             .map_err(|error| anyhow::anyhow!("cannot be connected: {}", error.etype().as_str()))?;
         session

@@ -1,0 +1,75 @@
+//! Connections to a replica that wait for their next request.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::connection::Connection;
+use crate::moment::Moment;
+
+/// How long an idle connection is kept: less than a replica keeps it, so that none is used that the
+/// other end is just closing.
+const IDLE: Duration = Duration::from_secs(55);
+/// Idle connections of one replica.
+const MOST: usize = 1024;
+
+/// The idle connections of a replica, the one used last at the end.
+#[derive(Default)]
+pub(super) struct Pool(Mutex<VecDeque<Idle>>);
+
+struct Idle {
+    connection: Connection,
+    since: Moment,
+}
+
+impl Pool {
+    /// A connection that the replica has not closed.
+    pub(super) fn take(&self) -> Option<Connection> {
+        loop {
+            let mut connection = self.0.lock().pop_back()?.connection;
+            if connection.is_quiet() {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Keeps a connection for later, if it can have a later.
+    pub(super) fn put(&self, connection: Connection, now: Moment) {
+        if !connection.is_reusable() {
+            return;
+        }
+        let idle = Idle {
+            connection,
+            since: now,
+        };
+        let mut pool = self.0.lock();
+        pool.push_back(idle);
+        let oldest = (pool.len() > MOST).then(|| pool.pop_front());
+        drop(pool);
+        // Closing takes system calls, for which nobody should wait.
+        drop(oldest);
+    }
+
+    /// Closes what has been idle for too long, or was closed by the replica.
+    pub(super) fn tidy(&self, now: Moment) {
+        let all = std::mem::take(&mut *self.0.lock());
+        let mut kept: VecDeque<Idle> = all
+            .into_iter()
+            .filter_map(|mut idle| {
+                let is_young = now.since(idle.since) < IDLE;
+                (is_young && idle.connection.is_quiet()).then_some(idle)
+            })
+            .collect();
+        let mut pool = self.0.lock();
+        kept.append(&mut pool);
+        *pool = kept;
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let idle = self.0.lock().len();
+        formatter.debug_struct("Pool").field("idle", &idle).finish()
+    }
+}
