@@ -23,6 +23,12 @@ pub(crate) enum Framing {
     UntilClose,
 }
 
+impl Framing {
+    pub(crate) fn is_empty(self) -> bool {
+        matches!(self, Self::Empty | Self::Length(0))
+    }
+}
+
 /// Some of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Piece {
