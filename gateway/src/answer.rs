@@ -169,10 +169,17 @@ impl Marks<'_> {
                 return;
             }
         };
-        fields.insert(REQUEST_ID, request.id.header());
+        fields.insert(REQUEST_ID, once(request.id.header()));
         if let (Some(quota), Some(standing)) = (&request.route().quota, request.standing) {
             fields.insert(RATE_LIMIT_POLICY, quota.policy().clone());
-            fields.insert(RATE_LIMIT, standing.header());
+            fields.insert(RATE_LIMIT, once(standing.header()));
         }
     }
+}
+
+/// A value that will hardly come again: HTTP/2 need not remember it to say it shorter the next time
+/// (RFC 7541, section 6.2.3).
+fn once(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }

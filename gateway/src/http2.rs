@@ -1,13 +1,14 @@
 //! Clients that speak HTTP/2: many requests at once on a connection (RFC 9113).
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::Either;
 use futures::stream::FuturesUnordered;
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
@@ -16,6 +17,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request}
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 
+use crate::bell::Quiet;
 use crate::config::Limits;
 use crate::downstream::{Appetite, Downstream, FromClient, RequestHead, ResponseHead};
 use crate::framing::Framing;
@@ -33,6 +35,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Streams that a client may reset before they are served (CVE-2023-44487).
 const MAX_EARLY_RESETS: usize = 32;
+/// Bytes at the end of an answer that need no room in the client's windows to be let go of: they wait
+/// in the library, and a client that never takes them is idle.
+const SMALL_REST: usize = 4 * 1024;
 /// For a client to take the farewell.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -56,16 +61,20 @@ pub(crate) async fn serve(
     });
     let mut stage = Stage::Serving;
     let mut idle = Patience::new();
+    let quiet = Quiet::new();
     // Of streams that have ended, for those to come.
     let mut spare = Vec::new();
-    let mut streams = FuturesUnordered::new();
+    // They wake their task once more for nothing whenever as many of them ran as there are: so there
+    // is always one that never does.
+    let mut streams = FuturesUnordered::from_iter([Either::Left(pending())]);
     loop {
-        let is_idle = streams.is_empty();
+        let is_idle = streams.len() == 1;
         let accepted = async {
+            let accept = poll_fn(|cx| quiet.look(cx, |cx| connection.poll_accept(cx)));
             let accepted = if is_idle {
-                idle.within(limits.idle_timeout, connection.accept()).await
+                idle.within(limits.idle_timeout, accept).await
             } else {
-                Some(connection.accept().await)
+                Some(accept.await)
             };
             match accepted {
                 Some(accepted) => accepted
@@ -74,9 +83,13 @@ pub(crate) async fn serve(
                 None => Event::Idle,
             }
         };
+        let ended = poll_fn(|cx| {
+            quiet.hush();
+            streams.poll_next_unpin(cx)
+        });
         let event = tokio::select! {
             biased;
-            Some(patience) = streams.next() => Event::StreamEnded(patience),
+            Some(patience) = ended => Event::StreamEnded(patience),
             () = &mut ending, if stage == Stage::Serving => Event::Ending,
             event = accepted => event,
         };
@@ -90,7 +103,7 @@ pub(crate) async fn serve(
                 let patience = spare.pop().unwrap_or_else(Patience::new);
                 let client = Http2::new(respond);
                 let stream = serve_stream(gateway, request, client, peer, limits, patience);
-                streams.push(stream);
+                streams.push(Either::Right(stream));
             }
             Event::Closed => return,
             Event::Idle => break,
@@ -205,7 +218,7 @@ fn read_head(
         Framing::Chunked
     };
     // A length is held against what comes, unless nothing comes.
-    if body.is_end_stream() && !matches!(framing, Framing::Empty | Framing::Length(0)) {
+    if body.is_end_stream() && !framing.is_empty() {
         return Err(Refused::Framing);
     }
     Ok(RequestHead {
@@ -269,13 +282,27 @@ impl Http2 {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Ok(()));
         };
-        while let Some(data) = self.waiting.front_mut() {
-            stream.reserve_capacity(data.len());
-            let mut room = stream.capacity();
-            if room == 0 {
-                match ready!(stream.poll_capacity(cx)) {
-                    Some(room_now) => room = room_now?,
-                    None => return Poll::Ready(Err(Reset)),
+        while self.response != Phase::Sent {
+            let is_rest = self.response == Phase::Done && self.waiting_bytes <= SMALL_REST;
+            let data = match self.waiting.front_mut() {
+                Some(data) => data,
+                // Something has to carry the end.
+                None if is_rest => {
+                    stream.send_data(Bytes::new(), true)?;
+                    self.response = Phase::Sent;
+                    break;
+                }
+                None => break,
+            };
+            let mut room = data.len();
+            if !is_rest {
+                stream.reserve_capacity(data.len());
+                room = stream.capacity();
+                if room == 0 {
+                    match ready!(stream.poll_capacity(cx)) {
+                        Some(room_now) => room = room_now?,
+                        None => return Poll::Ready(Err(Reset)),
+                    }
                 }
             }
             let part = data.split_to(room.min(data.len()));
@@ -288,10 +315,6 @@ impl Http2 {
             if is_last {
                 self.response = Phase::Sent;
             }
-        }
-        if self.response == Phase::Done {
-            stream.send_data(Bytes::new(), true)?;
-            self.response = Phase::Sent;
         }
         Poll::Ready(Ok(()))
     }
@@ -358,7 +381,7 @@ impl Downstream for Http2 {
         if let Framing::Length(length) = head.framing {
             response.headers_mut().insert(CONTENT_LENGTH, length.into());
         }
-        let is_empty = matches!(head.framing, Framing::Empty | Framing::Length(0));
+        let is_empty = head.framing.is_empty();
         self.stream = self.respond.send_response(response, is_empty).ok();
         if is_empty {
             self.response = Phase::Sent;

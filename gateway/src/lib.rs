@@ -4,6 +4,7 @@
 mod access_log;
 mod admin;
 mod answer;
+mod bell;
 mod cli;
 mod client;
 mod config;
