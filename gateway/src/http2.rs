@@ -105,7 +105,14 @@ pub(crate) async fn serve(
                 let stream = serve_stream(gateway, request, client, peer, limits, patience);
                 streams.push(Either::Right(stream));
             }
-            Event::Closed => return,
+            Event::Closed => {
+                drop(connection);
+                // They find that out each for itself, and are counted like any other.
+                while streams.len() > 1 {
+                    streams.next().await;
+                }
+                return;
+            }
             Event::Idle => break,
         }
     }

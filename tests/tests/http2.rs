@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use tests::raw::Raw;
-use tests::{BackEnd, Gateway};
+use tests::{BackEnd, Gateway, Reply, wait};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS: u8 = 1;
@@ -34,8 +34,14 @@ fn literal(name: &str, value: &str) -> Vec<u8> {
 
 /// GET of the root of localhost, and further fields.
 fn request(fields: &[(&str, &str)]) -> Vec<u8> {
-    // From the static table: method GET, path /, scheme https.
-    let mut block = vec![0x82, 0x84, 0x87];
+    request_for("/", fields)
+}
+
+/// GET of a path of localhost, and further fields.
+fn request_for(path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
+    // From the static table: method GET, scheme https.
+    let mut block = vec![0x82, 0x87];
+    block.extend(literal(":path", path));
     block.extend(literal(":authority", "localhost"));
     for (name, value) in fields {
         block.extend(literal(name, value));
@@ -128,6 +134,41 @@ async fn http2_adds_no_reading() -> Result<()> {
         assert_eq!(back_end.received(), Vec::<String>::new(), "{fields:?}");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_path_names_no_other_host() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address]).start().await?;
+    for path in ["http://elsewhere/", "https://localhost/", "*", "elsewhere/"] {
+        let mut raw = open(&gateway).await?;
+        let head = request_for(path, &[]);
+        raw.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &head))
+            .await?;
+        raw.send(frame(GOAWAY, 0, 0, &[0; 8])).await?;
+        kinds(&mut raw).await?;
+        assert_eq!(back_end.received(), Vec::<String>::new(), "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_of_a_lost_connection_are_counted() -> Result<()> {
+    let back_end = BackEnd::start(|_| Reply::Silence).await?;
+    let gateway = Gateway::before(&[back_end.address]).start().await?;
+    let mut raw = open(&gateway).await?;
+    for stream in [1, 3] {
+        let head = frame(HEADERS, END_STREAM | END_HEADERS, stream, &request(&[]));
+        raw.send(head).await?;
+    }
+    wait::until("the requests", async || back_end.received().len() == 2).await?;
+    drop(raw);
+    wait::until("them to be counted", async || {
+        let labels = ["status=\"none\""];
+        let gone = gateway.metric("gateway_requests_total", &labels).await;
+        gone.is_ok_and(|count| count == Some(2.0))
+    })
+    .await
 }
 
 #[tokio::test]
