@@ -323,7 +323,7 @@ impl Downstream for Http1 {
     }
 
     fn interim(&mut self, head: &ResponseHead) {
-        self.waits = false;
+        self.waits &= head.status != StatusCode::CONTINUE;
         if self.version == Version::HTTP_11 {
             self.put_head(head);
             self.wire.output().put_slice(b"\r\n");

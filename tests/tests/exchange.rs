@@ -8,7 +8,10 @@ use anyhow::Result;
 use reqwest::Method;
 use tests::client::{Protocol, send};
 use tests::raw::{Raw, status};
-use tests::{BackEnd, Gateway, Reply, wait};
+use tests::{BackEnd, Gateway, Reply, address, wait};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 const IMPATIENT: &str = r#"
 premier:
@@ -182,6 +185,47 @@ async fn what_is_said_before_the_answer_is_passed_on() -> Result<()> {
     assert!(answer.contains("HTTP/1.1 502"), "{answer}");
     let http2 = gateway.client_speaking(Protocol::Http2)?;
     assert_eq!(http2.get("/hints").await?.text, "ok");
+    Ok(())
+}
+
+/// Answers every POST before its body has come, after a hint.
+async fn answer_early(listener: TcpListener) {
+    // They end with this task.
+    let mut connections = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        connections.spawn(async move {
+            let mut head = [0; 4096];
+            while let Ok(1..) = stream.read(&mut head).await {
+                let hint = if head.starts_with(b"POST") {
+                    "HTTP/1.1 103 Early Hints\r\n\r\n"
+                } else {
+                    ""
+                };
+                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                let both = [hint, answer].concat();
+                if stream.write_all(both.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_was_not_told_to_go_on_is_not_waited_for() -> Result<()> {
+    let listener = TcpListener::bind(address::free()).await?;
+    let address = listener.local_addr()?;
+    let replica = tokio::spawn(answer_early(listener));
+    let gateway = Gateway::before(&[address]).start().await?;
+    let mut raw = Raw::connect(&gateway).await?;
+    raw.send(
+        "POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
+    )
+    .await?;
+    let answer = raw.rest().await?;
+    assert!(answer.starts_with("HTTP/1.1 103"), "{answer}");
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+    replica.abort();
     Ok(())
 }
 
