@@ -1,6 +1,7 @@
 //! A back end that a test scripts byte by byte, and that keeps what it was sent.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
@@ -41,8 +42,16 @@ pub type Received = String;
 #[derive(Debug)]
 pub struct BackEnd {
     pub address: SocketAddr,
-    received: Arc<Mutex<Vec<Received>>>,
+    log: Arc<Log>,
     task: JoinHandle<()>,
+}
+
+/// What came, health checks left out.
+#[derive(Debug, Default)]
+struct Log {
+    received: Mutex<Vec<Received>>,
+    /// Connections on which a request came.
+    connections: AtomicUsize,
 }
 
 impl BackEnd {
@@ -66,8 +75,8 @@ impl BackEnd {
         F: Fn(&Received) -> Reply + Send + Sync + 'static,
     {
         let listener = TcpListener::bind(address).await?;
-        let received = Arc::new(Mutex::new(Vec::new()));
-        let (script, kept) = (Arc::new(script), Arc::clone(&received));
+        let log = Arc::new(Log::default());
+        let (script, kept) = (Arc::new(script), Arc::clone(&log));
         let task = tokio::spawn(async move {
             // They end with this task.
             let mut connections = JoinSet::new();
@@ -75,11 +84,7 @@ impl BackEnd {
                 connections.spawn(serve(stream, Arc::clone(&script), Arc::clone(&kept)));
             }
         });
-        Ok(Self {
-            address,
-            received,
-            task,
-        })
+        Ok(Self { address, log, task })
     }
 
     /// One that answers 200 with `ok` to everything.
@@ -96,7 +101,13 @@ impl BackEnd {
     /// When a script has panicked.
     #[must_use]
     pub fn received(&self) -> Vec<Received> {
-        self.received.lock().expect("no script panics").clone()
+        self.log.received.lock().expect("no script panics").clone()
+    }
+
+    /// Connections on which a request came so far.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.log.connections.load(Ordering::Relaxed)
     }
 }
 
@@ -106,16 +117,23 @@ impl Drop for BackEnd {
     }
 }
 
-async fn serve<F>(mut stream: TcpStream, script: Arc<F>, kept: Arc<Mutex<Vec<Received>>>)
+async fn serve<F>(mut stream: TcpStream, script: Arc<F>, log: Arc<Log>)
 where
     F: Fn(&Received) -> Reply + Send + Sync + 'static,
 {
     let mut buffer = Vec::new();
+    let mut is_counted = false;
     while let Some(request) = read(&mut stream, &mut buffer).await {
         let reply = if request.contains("user-agent: gateway-health-check") {
             Reply::of(200, "")
         } else {
-            kept.lock().expect("no script panics").push(request.clone());
+            let mut received = log.received.lock().expect("no script panics");
+            received.push(request.clone());
+            drop(received);
+            if !is_counted {
+                is_counted = true;
+                log.connections.fetch_add(1, Ordering::Relaxed);
+            }
             script(&request)
         };
         match reply {

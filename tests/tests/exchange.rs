@@ -93,6 +93,21 @@ async fn a_connection_goes_on_after_answers_without_a_body() -> Result<()> {
 }
 
 #[tokio::test]
+async fn connections_to_a_replica_are_used_again() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address]).start().await?;
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let client = gateway.client_speaking(protocol)?;
+        for _ in 0..50 {
+            assert_eq!(client.get("/").await?.status, 200);
+        }
+    }
+    assert_eq!(back_end.received().len(), 100);
+    assert!(back_end.connections() <= 2, "one for each thread at most");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_body_is_framed_as_its_reader_can_read_it() -> Result<()> {
     let back_end = BackEnd::start(|request| match path(request) {
         "/chunked" => Reply::Bytes(

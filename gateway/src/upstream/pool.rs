@@ -47,23 +47,25 @@ impl Pool {
         pool.push_back(idle);
         let oldest = (pool.len() > MOST).then(|| pool.pop_front());
         drop(pool);
-        // Closing takes system calls, for which nobody should wait.
         drop(oldest);
     }
 
     /// Closes what has been idle for too long, or was closed by the replica.
     pub(super) fn tidy(&self, now: Moment) {
-        let all = std::mem::take(&mut *self.0.lock());
-        let mut kept: VecDeque<Idle> = all
-            .into_iter()
-            .filter_map(|mut idle| {
-                let is_young = now.since(idle.since) < IDLE;
-                (is_young && idle.connection.is_quiet()).then_some(idle)
-            })
-            .collect();
+        let mut closed = Vec::new();
         let mut pool = self.0.lock();
-        kept.append(&mut pool);
-        *pool = kept;
+        for _ in 0..pool.len() {
+            let mut idle = pool.pop_front().expect("it was counted");
+            let is_young = now.since(idle.since) < IDLE;
+            if is_young && idle.connection.is_quiet() {
+                pool.push_back(idle);
+            } else {
+                closed.push(idle);
+            }
+        }
+        drop(pool);
+        // Closing takes system calls, for which nobody should wait.
+        drop(closed);
     }
 }
 
