@@ -239,7 +239,7 @@ pub(crate) fn check_target(target: &[u8]) -> Result<(), Refused> {
 fn read_field<'h>(line: &'h [u8], facts: &mut Facts<'h>) -> Result<(&'h [u8], &'h [u8]), Refused> {
     // A folded line begins with a blank, which is no part of a name either.
     let colon = memchr::memchr(b':', line).ok_or(Refused::Field)?;
-    let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+    let (name, value) = (&line[..colon], without_blanks(&line[colon + 1..]));
     let is_good = |byte: &u8| *byte == b'\t' || *byte >= b' ' && *byte != 0x7f;
     if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) || !value.iter().all(is_good) {
         return Err(Refused::Field);
@@ -264,6 +264,22 @@ fn read_field<'h>(line: &'h [u8], facts: &mut Facts<'h>) -> Result<(&'h [u8], &'
         _ => {}
     }
     Ok((name, value))
+}
+
+/// A value without the blanks around it (RFC 9110, section 5.5). What else a lenient parser takes for
+/// one, a bare CR or a form feed, stays, to be refused.
+fn without_blanks(value: &[u8]) -> &[u8] {
+    let is_ink = |byte: &u8| !is_blank(*byte);
+    let start = value.iter().position(is_ink).unwrap_or(value.len());
+    let end = value
+        .iter()
+        .rposition(is_ink)
+        .map_or(start, |last| last + 1);
+    &value[start..end]
+}
+
+pub(crate) fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t')
 }
 
 /// The value of `Content-Length`: digits and nothing else (RFC 9110, section 8.6).
@@ -392,6 +408,11 @@ mod tests {
                 Refused::Field,
             ),
             (
+                "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\r\n\r\n",
+                Refused::Field,
+            ),
+            ("GET / HTTP/1.1\r\nHost: \ra\u{c}\r\n\r\n", Refused::Field),
+            (
                 "GET / HTTP/1.1\r\nHost: a\r\nX: y\0z\r\n\r\n",
                 Refused::Field,
             ),
@@ -445,6 +466,11 @@ mod tests {
             "Transfer-Encoding: chunked, identity",
             "Transfer-Encoding: xchunked",
             "Transfer-Encoding: \u{b}chunked",
+            "Transfer-Encoding: \u{c}chunked",
+            "Transfer-Encoding:\rchunked",
+            "Transfer-Encoding: chunked\r",
+            "Content-Length: \r1",
+            "Content-Length: 1\u{c}",
         ] {
             let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
             assert!(refused(&head).is_some(), "{fields:?}");

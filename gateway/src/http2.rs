@@ -210,6 +210,14 @@ fn read_head(
     if fields.len() > head::MAX_FIELDS || size > max_header {
         return Err(Refused::TooLarge);
     }
+    // HTTP/1.1 would take them off, and so see another value than we (RFC 9113, section 8.2.1).
+    let has_outer_blank = |value: &HeaderValue| {
+        let ends = [value.as_bytes().first(), value.as_bytes().last()];
+        ends.into_iter().flatten().any(|end| head::is_blank(*end))
+    };
+    if fields.values().any(has_outer_blank) {
+        return Err(Refused::Field);
+    }
     let target = parts.uri.path_and_query().ok_or(Refused::Target)?;
     head::check_target(target.as_str().as_bytes())?;
     let target = Target::new(Bytes::copy_from_slice(target.as_str().as_bytes()));

@@ -18,103 +18,60 @@ premier:
 /// Requests with more than one reading, or more of something than there may be, and the status
 /// that each is answered with.
 fn ambiguous() -> Vec<(String, u16)> {
+    let with_fields = |method: &str, fields: &str| {
+        format!("{method} / HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n\r\n")
+    };
+    let for_target = |target: &str| {
+        format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    };
     let chunked = "Transfer-Encoding: chunked";
-    vec![
+    let framings = [
+        format!("Content-Length: 5\r\n{chunked}"),
+        "Content-Length: 1\r\nContent-Length: 1".to_owned(),
+        "Content-Length: 1, 1".to_owned(),
+        format!("{chunked}, identity"),
+        format!("{chunked}\r\n{chunked}"),
+        "Transfer-Encoding:\rchunked".to_owned(),
+    ];
+    let fields = [
+        "X: a\rb",
+        "X: a\r",
+        "X: a\0b",
+        "X : a",
+        "X: a\r\n folded: x",
+        "Host: localhost",
+    ];
+    let heads = [
+        ("GET / HTTP/1.1\nHost: localhost\n\n", 400),
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("TRACE / HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
         (
-            format!(
-                "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n{chunked}\r\n\r\n0\r\n\r\n"
-            ),
-            400,
-        ),
-        (
-            "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na"
-                .into(),
-            400,
-        ),
-        (
-            "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1, 1\r\n\r\na".into(),
-            400,
-        ),
-        (
-            format!("POST / HTTP/1.1\r\nHost: localhost\r\n{chunked}, identity\r\n\r\n0\r\n\r\n"),
-            400,
-        ),
-        (
-            format!(
-                "POST / HTTP/1.1\r\nHost: localhost\r\n{chunked}\r\n{chunked}\r\n\r\n0\r\n\r\n"
-            ),
-            400,
-        ),
-        ("GET / HTTP/1.1\nHost: localhost\n\n".into(), 400),
-        (
-            "GET / HTTP/1.1\r\nHost: localhost\r\nX: a\rb\r\n\r\n".into(),
-            400,
-        ),
-        (
-            "GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n".into(),
-            400,
-        ),
-        ("GET / HTTP/1.1\r\nHost : localhost\r\n\r\n".into(), 400),
-        (
-            "GET / HTTP/1.1\r\nHost: localhost\r\n folded: x\r\n\r\n".into(),
-            400,
-        ),
-        ("GET / HTTP/1.1\r\n\r\n".into(), 400),
-        (
-            "GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n".into(),
-            400,
-        ),
-        (
-            "GET http://elsewhere/ HTTP/1.1\r\nHost: localhost\r\n\r\n".into(),
-            400,
-        ),
-        (
-            "GET /\u{e4} HTTP/1.1\r\nHost: localhost\r\n\r\n".into(),
-            400,
-        ),
-        (
-            "GET /a%2fb HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".into(),
-            400,
-        ),
-        (
-            "GET /a%00 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".into(),
-            400,
-        ),
-        (
-            "GET /%zz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".into(),
-            400,
-        ),
-        ("TRACE / HTTP/1.1\r\nHost: localhost\r\n\r\n".into(), 405),
-        (
-            "CONNECT localhost:443 HTTP/1.1\r\nHost: localhost\r\n\r\n".into(),
+            "CONNECT localhost:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
             405,
         ),
         (
-            format!(
-                "GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n",
-                "a".repeat(9000)
-            ),
-            414,
-        ),
-        (
-            format!(
-                "GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
-                "a".repeat(33_000)
-            ),
-            431,
-        ),
-        (
-            format!(
-                "GET / HTTP/1.1\r\nHost: localhost\r\n{}\r\n",
-                "X: y\r\n".repeat(101)
-            ),
-            431,
-        ),
-        (
-            "GET / HTTP/1.1\r\nHost: elsewhere\r\nConnection: close\r\n\r\n".into(),
+            "GET / HTTP/1.1\r\nHost: elsewhere\r\nConnection: close\r\n\r\n",
             421,
         ),
-    ]
+    ];
+    let targets = ["http://elsewhere/", "/\u{e4}", "/a%2fb", "/a%00", "/%zz"];
+    let many = "X: y\r\n".repeat(101);
+    let sizes = [
+        (for_target(&format!("/{}", "a".repeat(9000))), 414),
+        (
+            with_fields("GET", &format!("X: {}", "a".repeat(33_000))),
+            431,
+        ),
+        (with_fields("GET", many.trim_end()), 431),
+    ];
+    let bad = framings
+        .map(|framing| with_fields("POST", &framing) + "0\r\n\r\n")
+        .into_iter()
+        .chain(fields.map(|field| with_fields("GET", field)))
+        .chain(targets.map(for_target))
+        .map(|request| (request, 400));
+    let heads = heads.map(|(head, status)| (head.to_owned(), status));
+    bad.chain(heads).chain(sizes).collect()
 }
 
 #[tokio::test]

@@ -124,6 +124,8 @@ async fn http2_adds_no_reading() -> Result<()> {
         &[("content-length", "5")],
         &[("content-length", "0"), ("content-length", "0")],
         &[("te", "gzip")],
+        &[("x", " y")],
+        &[("x", "y\t")],
     ] {
         let mut raw = open(&gateway).await?;
         let head = frame(HEADERS, END_STREAM | END_HEADERS, 1, &request(fields));
