@@ -4,17 +4,16 @@
 //! Neither side is read while the other has too much to take, so that memory stays bounded.
 
 use std::future::poll_fn;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::StatusCode;
 use http::header::EXPECT;
+use http::{Method, StatusCode};
 
 use crate::answer::{Answer, Marks};
 use crate::downstream::{Appetite, Downstream, FromClient, RequestHead, ResponseHead};
 use crate::features::retry;
-use crate::features::timeout::{Deadline, LONGEST_SILENCE};
+use crate::features::timeout::LONGEST_SILENCE;
 use crate::moment::Moment;
 use crate::patience::Patience;
 use crate::request::Request;
@@ -41,45 +40,63 @@ pub(crate) enum Ended {
     Gone,
 }
 
-/// What has come of a request's body, as far as another try can begin with it.
+/// What has come of a request's body, and as much of it as another try can begin with.
 #[derive(Debug, Default)]
-pub(crate) struct Replay {
-    kept: Vec<Bytes>,
-    bytes: usize,
+pub(crate) struct Upload {
+    /// All of it, or nothing.
+    kept: Vec<u8>,
+    bytes: u64,
     is_whole: bool,
+    /// How long it was waited for.
+    waited: Duration,
 }
 
-impl Replay {
-    fn keep(&mut self, data: Bytes) {
-        self.bytes += data.len();
-        if self.can_begin_again() {
-            self.kept.push(data);
+impl Upload {
+    fn take(&mut self, data: &[u8], method: &Method) {
+        let is_worth_keeping = self.can_begin_again()
+            && retry::is_safe(retry::Failure::Unanswered, method)
+            && self.kept.len() + data.len() <= MOST_KEPT;
+        self.bytes += data.len() as u64;
+        if is_worth_keeping {
+            self.kept.extend_from_slice(data);
         } else {
-            self.kept.clear();
+            self.kept = Vec::new();
         }
     }
 
+    /// Whether everything that came is still at hand.
     pub(crate) fn can_begin_again(&self) -> bool {
-        self.bytes <= MOST_KEPT
+        self.bytes == self.kept.len() as u64
+    }
+
+    fn is_too_slow(&self) -> bool {
+        self.waited > GRACE && self.bytes / self.waited.as_secs().max(1) < LEAST_RATE
     }
 }
 
-/// Whom an exchange waits for.
+/// Whose turn it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Slow {
+enum Awaited {
     Replica,
-    /// To send its request.
+    /// The client, to send its request.
     Sender,
-    /// To take its answer.
+    /// The client, to take its answer.
     Reader,
 }
 
+/// A rest of the exchange, until something happens.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    awaited: Awaited,
+    since: Moment,
+    /// The longest that it may last.
+    limit: Duration,
+}
+
 /// What happened next.
-enum Turn {
+enum Event {
     Replica(Result<FromReplica, Broken>),
     Client(FromClient),
-    /// One of them can take more, or no more.
-    Appetite,
 }
 
 /// A client, a replica, and what is between them.
@@ -88,11 +105,14 @@ pub(crate) struct Exchange<'e, D> {
     request: &'e mut Request,
     client: &'e mut D,
     replica: Connection,
-    replay: &'e mut Replay,
+    upload: &'e mut Upload,
     patience: &'e mut Patience,
     stage: Stage,
+    /// Whether the client was told to go on with its body.
+    invitation: Invitation,
     of_client: Appetite,
     of_replica: Appetite,
+    wait: Option<Wait>,
 }
 
 /// How far the answer has come.
@@ -108,6 +128,15 @@ enum Stage {
     Switched,
 }
 
+/// Whether a client may be expected to send its body (RFC 9110, section 10.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Invitation {
+    /// It waits for one.
+    Awaited,
+    /// It has one, or needs none.
+    Given,
+}
+
 impl<'e, D: Downstream> Exchange<'e, D> {
     /// An exchange whose request's head has been written to `replica`.
     pub(crate) fn new(
@@ -115,105 +144,161 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         request: &'e mut Request,
         client: &'e mut D,
         replica: Connection,
-        replay: &'e mut Replay,
+        upload: &'e mut Upload,
         patience: &'e mut Patience,
     ) -> Self {
+        let is_patient = upload.bytes == 0 && head.fields.contains_key(EXPECT);
         Self {
             head,
             request,
             client,
             replica,
-            replay,
+            upload,
             patience,
             stage: Stage::Asked,
+            invitation: if is_patient {
+                Invitation::Awaited
+            } else {
+                Invitation::Given
+            },
             of_client: Appetite::Hungry,
             of_replica: Appetite::Hungry,
+            wait: None,
         }
     }
 
     /// Runs to the end.
     pub(crate) async fn run(mut self) -> Ended {
-        for data in &self.replay.kept {
-            self.replica.send(data);
-        }
+        self.replica.send(&self.upload.kept);
         // A replica may be quicker than the client is asked for a body that there is not.
-        self.replay.is_whole |= self.head.framing.is_empty();
-        if self.replay.is_whole {
+        self.upload.is_whole |= self.head.framing.is_empty();
+        if self.upload.is_whole {
             self.replica.finish();
         }
+        let ended = poll_fn(|cx| self.poll(cx)).await;
+        if matches!(ended, Ended::Answered)
+            && let Some(replica) = self.request.answering()
+        {
+            replica.keep(self.replica, Moment::now());
+        }
+        ended
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         loop {
-            self.notice_appetites();
-            let (limit, slow) = self.limit();
-            let (client, replica) = (&mut *self.client, &mut self.replica);
-            let (of_client, of_replica) = (self.of_client, self.of_replica);
-            let turn = poll_fn(|cx| {
-                if let Poll::Ready(event) = replica.poll(cx, of_client) {
-                    return Poll::Ready(Turn::Replica(event));
-                }
-                if let Poll::Ready(event) = client.poll(cx, of_replica) {
-                    return Poll::Ready(Turn::Client(event));
-                }
-                let is_same = of_client == of_client.after(client.waiting())
-                    && of_replica == of_replica.after(replica.waiting());
-                if is_same {
-                    Poll::Pending
-                } else {
-                    Poll::Ready(Turn::Appetite)
-                }
-            });
-            let ended = match self.patience.within(limit, turn).await {
-                Some(Turn::Replica(Ok(event))) => self.heard(event),
-                Some(Turn::Replica(Err(broken))) => Some(self.broke(broken)),
-                Some(Turn::Client(event)) => self.asked(event),
-                Some(Turn::Appetite) => None,
-                None => Some(self.waited_for(slow)),
+            let Poll::Ready(event) = self.next(cx) else {
+                return self.rest(cx);
             };
-            match ended {
-                None => {}
-                Some(Ended::Answered) => {
-                    if let Some(replica) = self.request.answering() {
-                        replica.keep(self.replica, Moment::now());
-                    }
-                    return Ended::Answered;
-                }
-                Some(ended) => return ended,
+            self.end_wait();
+            let ended = match event {
+                Event::Replica(Ok(event)) => self.heard(event),
+                Event::Replica(Err(broken)) => Some(self.broke(broken)),
+                Event::Client(event) => self.asked(event),
+            };
+            if let Some(ended) = ended {
+                return Poll::Ready(ended);
             }
         }
     }
 
-    fn notice_appetites(&mut self) {
-        self.of_client = self.of_client.after(self.client.waiting());
-        self.of_replica = self.of_replica.after(self.replica.waiting());
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        loop {
+            let appetites = self.appetites();
+            (self.of_client, self.of_replica) = appetites;
+            if let Poll::Ready(event) = self.replica.poll(cx, self.of_client) {
+                return Poll::Ready(Event::Replica(event));
+            }
+            if let Poll::Ready(event) = self.client.poll(cx, self.of_replica) {
+                return Poll::Ready(Event::Client(event));
+            }
+            // What could be sent meanwhile may have made room for more.
+            if self.appetites() == appetites {
+                return Poll::Pending;
+            }
+        }
     }
 
-    /// How long to wait for what comes next, and whose fault it is if that does not come.
-    fn limit(&self) -> (Duration, Slow) {
-        let limits = &self.request.live.config.limits;
-        let (limit, slow) = match self.stage {
-            Stage::Switched => return (LONGEST_SILENCE, Slow::Replica),
-            Stage::Answered => (limits.idle_timeout, Slow::Reader),
-            _ if self.of_client == Appetite::Full => (limits.idle_timeout, Slow::Reader),
-            Stage::Asked if self.is_up_to_the_sender() => (limits.header_timeout, Slow::Sender),
-            Stage::Asked | Stage::Answering => (LONGEST_SILENCE, Slow::Replica),
+    /// Of the client and of the replica, as much as waits for them.
+    fn appetites(&self) -> (Appetite, Appetite) {
+        (
+            self.of_client.after(self.client.waiting()),
+            self.of_replica.after(self.replica.waiting()),
+        )
+    }
+
+    /// Nothing happens for now, and not for ever.
+    fn rest(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let awaited = self.awaited();
+        let wait = match self.wait {
+            Some(wait) if wait.awaited == awaited => wait,
+            _ => {
+                self.end_wait();
+                let since = Moment::now();
+                let limit = self.limit(awaited, since);
+                *self.wait.insert(Wait {
+                    awaited,
+                    since,
+                    limit,
+                })
+            }
         };
-        if self.request.deadline == Deadline::NONE {
-            return (limit, slow);
+        let end = wait.since.instant() + wait.limit;
+        ready!(self.patience.poll_until(cx, end));
+        Poll::Ready(self.waited_for(awaited))
+    }
+
+    /// The time in which it was the client's turn is none of the replica's.
+    fn end_wait(&mut self) {
+        let Some(wait) = self.wait.take() else { return };
+        if wait.awaited == Awaited::Replica {
+            return;
         }
-        match self.request.deadline.left(Moment::now()) {
-            Some(left) if left < limit => (left, Slow::Replica),
-            _ => (limit, slow),
+        let waited = Moment::now().since(wait.since);
+        self.request.deadline = self.request.deadline.later_by(waited);
+        if wait.awaited == Awaited::Sender {
+            self.upload.waited += waited;
+        }
+    }
+
+    fn awaited(&self) -> Awaited {
+        match self.stage {
+            Stage::Switched => Awaited::Replica,
+            Stage::Answered => Awaited::Reader,
+            _ if self.of_client == Appetite::Full => Awaited::Reader,
+            Stage::Asked if self.is_up_to_the_sender() => Awaited::Sender,
+            Stage::Asked | Stage::Answering => Awaited::Replica,
         }
     }
 
     fn is_up_to_the_sender(&self) -> bool {
-        let may_send = || self.replay.bytes > 0 || !self.head.fields.contains_key(EXPECT);
-        !self.replay.is_whole && self.of_replica == Appetite::Hungry && may_send()
+        !self.upload.is_whole
+            && self.of_replica == Appetite::Hungry
+            && self.invitation == Invitation::Given
+    }
+
+    /// How long to wait for whom it is up to.
+    fn limit(&self, awaited: Awaited, now: Moment) -> Duration {
+        let limits = &self.request.live.config.limits;
+        match awaited {
+            Awaited::Sender => limits.header_timeout,
+            Awaited::Reader => limits.idle_timeout,
+            Awaited::Replica if self.stage == Stage::Switched => LONGEST_SILENCE,
+            Awaited::Replica => match self.request.deadline.left(now) {
+                Some(left) => left.min(LONGEST_SILENCE),
+                None => LONGEST_SILENCE,
+            },
+        }
     }
 
     /// The replica said something.
     fn heard(&mut self, event: FromReplica) -> Option<Ended> {
         match event {
-            FromReplica::Interim(head) => self.client.interim(&head),
+            FromReplica::Interim(head) => {
+                if head.status == StatusCode::CONTINUE {
+                    self.invitation = Invitation::Given;
+                }
+                self.client.interim(&head);
+            }
             FromReplica::Head(head) => return self.begin(head),
             FromReplica::Data(data) => self.client.send(data),
             FromReplica::End => {
@@ -246,9 +331,9 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     /// The client said something.
     fn asked(&mut self, event: FromClient) -> Option<Ended> {
         match event {
-            FromClient::Data(data) => return self.pass(data),
+            FromClient::Data(data) => return self.pass(&data),
             FromClient::End => {
-                self.replay.is_whole = true;
+                self.upload.is_whole = true;
                 self.replica.finish();
             }
             FromClient::Malformed(refused) => return Some(self.refuse(Answer::malformed(refused))),
@@ -259,18 +344,16 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     }
 
     /// Some of the request's body.
-    fn pass(&mut self, data: Bytes) -> Option<Ended> {
-        self.replica.send(&data);
+    fn pass(&mut self, data: &[u8]) -> Option<Ended> {
+        self.replica.send(data);
         if self.stage == Stage::Switched {
             return None;
         }
-        let request = &mut *self.request;
-        request.body += data.len() as u64;
-        self.replay.keep(data);
-        let took = Moment::now().since(request.started);
-        if request.body > request.live.config.limits.max_body {
+        self.invitation = Invitation::Given;
+        self.upload.take(data, &self.head.method);
+        if self.upload.bytes > self.request.live.config.limits.max_body {
             Some(self.refuse(Answer::body_too_large()))
-        } else if took > GRACE && request.body / took.as_secs().max(1) < LEAST_RATE {
+        } else if self.upload.is_too_slow() {
             Some(self.refuse(Answer::body_too_slow()))
         } else {
             None
@@ -302,11 +385,11 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     }
 
     /// Something did not come in time.
-    fn waited_for(&mut self, slow: Slow) -> Ended {
-        match slow {
-            Slow::Reader => return Ended::Gone,
-            Slow::Sender => return self.refuse(Answer::body_too_slow()),
-            Slow::Replica => {}
+    fn waited_for(&mut self, awaited: Awaited) -> Ended {
+        match awaited {
+            Awaited::Reader => return Ended::Gone,
+            Awaited::Sender => return self.refuse(Answer::body_too_slow()),
+            Awaited::Replica => {}
         }
         let replica = self.request.upstream.replica;
         tracing::warn!(request_id = %self.request.id, ?replica, reason = "it took too long", "replica failed");
@@ -315,7 +398,10 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             return Ended::Cut;
         };
         attempt.in_flight.replica().metrics.timeouts.inc();
-        attempt.failed(now);
+        // A client that waits to be told to go on can have a replica look slow that never says so.
+        if self.invitation == Invitation::Given {
+            attempt.failed(now);
+        }
         if self.may_try_again() {
             return Ended::TryAgain;
         }
@@ -324,6 +410,43 @@ impl<'e, D: Downstream> Exchange<'e, D> {
 
     fn may_try_again(&self) -> bool {
         self.request
-            .may_try_again(retry::Failure::Unanswered, self.head, self.replay)
+            .may_try_again(retry::Failure::Unanswered, self.head, self.upload)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_kept_as_long_as_it_could_be_sent_again() {
+        let mut upload = Upload::default();
+        upload.take(b"ab", &Method::PUT);
+        upload.take(b"c", &Method::PUT);
+        assert!(upload.can_begin_again());
+        assert_eq!(upload.kept, b"abc");
+        upload.take(&vec![b'x'; MOST_KEPT], &Method::PUT);
+        assert!(!upload.can_begin_again());
+        assert_eq!(upload.kept.capacity(), 0);
+        upload.take(b"d", &Method::PUT);
+        assert!(!upload.can_begin_again());
+
+        let mut once = Upload::default();
+        assert!(once.can_begin_again(), "nothing came yet");
+        once.take(b"ab", &Method::POST);
+        assert!(!once.can_begin_again());
+    }
+
+    #[test]
+    fn a_body_is_slow_by_the_time_that_it_was_waited_for() {
+        let upload = |bytes, seconds| Upload {
+            bytes,
+            waited: Duration::from_secs(seconds),
+            ..Upload::default()
+        };
+        assert!(!upload(0, 10).is_too_slow());
+        assert!(upload(0, 11).is_too_slow());
+        assert!(upload(LEAST_RATE * 20 - 1, 20).is_too_slow());
+        assert!(!upload(LEAST_RATE * 20, 20).is_too_slow());
     }
 }

@@ -77,11 +77,30 @@ impl Decoder {
         self == Self::Done
     }
 
-    /// The next piece of what is at hand, `None` where that needs more bytes.
+    /// The next piece of what is at hand, `None` where that needs more bytes. Chunks that came
+    /// together are one piece, so that a byte in each does not cost what a chunk does.
     ///
     /// # Errors
     /// When the chunks have another reading, or none.
     pub(crate) fn next(&mut self, input: &mut BytesMut) -> Result<Option<Piece>, Malformed> {
+        let first = match self.piece(input)? {
+            Some(Piece::Data(data)) => data,
+            other => return Ok(other),
+        };
+        let mut joined: Option<BytesMut> = None;
+        // What is malformed is so again the next time.
+        while !input.is_empty()
+            && matches!(self, Self::Chunk(_))
+            && let Ok(Some(Piece::Data(more))) = self.piece(input)
+        {
+            joined
+                .get_or_insert_with(|| BytesMut::from(&first[..]))
+                .extend_from_slice(&more);
+        }
+        Ok(Some(Piece::Data(joined.map_or(first, BytesMut::freeze))))
+    }
+
+    fn piece(&mut self, input: &mut BytesMut) -> Result<Option<Piece>, Malformed> {
         loop {
             match self {
                 Self::Done => return Ok(Some(Piece::End)),
@@ -292,6 +311,20 @@ mod tests {
         let chunks = b"1;x=\"y\"\r\na\r\n002\r\nbc\r\n0;z\r\nx: y\r\n\r\nGET";
         let (body, rest) = decode(Framing::Chunked, chunks, 3).unwrap();
         assert_eq!((&body[..], &rest[..]), (&b"abc"[..], &b"GET"[..]));
+    }
+
+    #[test]
+    fn chunks_that_came_together_are_one_piece() {
+        let mut input = BytesMut::from("1\r\na\r\n2\r\nbc\r\n3\r\nde");
+        let mut decoder = Decoder::from(Framing::Chunked);
+        let piece = |text: &str| Ok(Some(Piece::Data(Bytes::copy_from_slice(text.as_bytes()))));
+        assert_eq!(decoder.next(&mut input), piece("abcde"));
+        input.extend_from_slice(b"f\r\n1\r\ng\r\nx");
+        assert_eq!(decoder.next(&mut input), piece("fg"));
+        assert_eq!(decoder.next(&mut input), Ok(None));
+        input.extend_from_slice(b"\r\n");
+        assert_eq!(decoder.next(&mut input), Err(Malformed));
+        assert_eq!(decoder.next(&mut input), Err(Malformed));
     }
 
     proptest! {

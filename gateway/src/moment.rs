@@ -14,6 +14,11 @@ impl Moment {
         Self(nanoseconds(START.elapsed()))
     }
 
+    /// As timers count it.
+    pub(crate) fn instant(self) -> tokio::time::Instant {
+        (*START + Duration::from_nanos(self.0)).into()
+    }
+
     /// How long ago `earlier` was; nothing where it is yet to come.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

@@ -1,6 +1,8 @@
 //! How long a connection may be silent, measured with one timer for all of its requests.
 
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
@@ -22,18 +24,23 @@ impl Patience {
         work: impl Future<Output = T>,
     ) -> Option<T> {
         let end = Instant::now() + limit;
+        let mut work = pin!(work);
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending => self.poll_until(cx, end).map(|()| None),
+        })
+        .await
+    }
+
+    /// Whether it is `end` yet. The task is woken then, and may be before.
+    pub(crate) fn poll_until(&mut self, cx: &mut Context<'_>, end: Instant) -> Poll<()> {
         if self.0.deadline() > end {
             self.0.as_mut().reset(end);
         }
-        let mut work = pin!(work);
         loop {
-            tokio::select! {
-                biased;
-                done = &mut work => return Some(done),
-                () = self.0.as_mut() => {}
-            }
+            ready!(self.0.as_mut().poll(cx));
             if self.0.deadline() >= end {
-                return None;
+                return Poll::Ready(());
             }
             self.0.as_mut().reset(end);
         }

@@ -10,7 +10,7 @@ use http::{Method, Version};
 use crate::access_log::Entry;
 use crate::answer::{Answer, Marks};
 use crate::downstream::{Appetite, Downstream, FromClient, RequestHead};
-use crate::exchange::{Ended, Exchange, Replay};
+use crate::exchange::{Ended, Exchange, Upload};
 use crate::features::circuit_breaker::Permission;
 use crate::features::rate_limit::Verdict;
 use crate::features::timeout::Deadline;
@@ -159,7 +159,7 @@ async fn forward(
 ) -> Ended {
     let mut now = Moment::now();
     request.deadline = Deadline::of(request.route().timeout.as_ref(), now);
-    let mut replay = Replay::default();
+    let mut upload = Upload::default();
     loop {
         request.attempts += 1;
         if request.attempts > 1 {
@@ -170,7 +170,7 @@ async fn forward(
         if let Err(answer) = pick_replica(gateway, request, now) {
             return Ended::Say(answer);
         }
-        let ended = attempt(gateway, head, request, client, &mut replay, patience).await;
+        let ended = attempt(gateway, head, request, client, &mut upload, patience).await;
         let Ended::TryAgain = ended else {
             return ended;
         };
@@ -217,7 +217,7 @@ async fn attempt(
     head: &RequestHead,
     request: &mut Request,
     client: &mut impl Downstream,
-    replay: &mut Replay,
+    upload: &mut Upload,
     patience: &mut Patience,
 ) -> Ended {
     let attempt = request.upstream.attempt.as_ref();
@@ -228,11 +228,11 @@ async fn attempt(
         .connect(attempt.in_flight.replica(), limit);
     let mut replica = match connected.await {
         Ok(connection) => connection,
-        Err(error) => return not_connected(error, head, request, replay),
+        Err(error) => return not_connected(error, head, request, upload),
     };
     let output = replica.begin(&head.method, head.framing, head.upgrade.as_ref());
     forward::write(output, head, request);
-    Exchange::new(head, request, client, replica, replay, patience)
+    Exchange::new(head, request, client, replica, upload, patience)
         .run()
         .await
 }
@@ -241,7 +241,7 @@ fn not_connected(
     error: NotConnected,
     head: &RequestHead,
     request: &mut Request,
-    replay: &Replay,
+    upload: &Upload,
 ) -> Ended {
     let now = Moment::now();
     let replica = request.upstream.replica;
@@ -250,7 +250,7 @@ fn not_connected(
         attempt.failed(now);
         attempt.in_flight.replica().failed_to_connect();
     }
-    if request.may_try_again(retry::Failure::NoConnection, head, replay) {
+    if request.may_try_again(retry::Failure::NoConnection, head, upload) {
         return Ended::TryAgain;
     }
     Ended::Say(match error {
@@ -315,7 +315,7 @@ impl Request {
         &self,
         failure: retry::Failure,
         head: &RequestHead,
-        replay: &Replay,
+        upload: &Upload,
     ) -> bool {
         let most = self
             .route()
@@ -328,7 +328,7 @@ impl Request {
         };
         has_tries_left
             && retry::is_safe(failure, &head.method)
-            && replay.can_begin_again()
+            && upload.can_begin_again()
             && head.upgrade.is_none()
             && !self.deadline.is_over(Moment::now())
             && (failure == retry::Failure::NoConnection || self.route().retry_budget.spend())

@@ -31,8 +31,6 @@ pub(crate) struct Request {
     route: usize,
     pub(crate) standing: Option<Standing>,
     pub(crate) deadline: Deadline,
-    /// Bytes of its body so far.
-    pub(crate) body: u64,
     pub(crate) attempts: u32,
     pub(crate) upstream: Upstream,
     _in_flight: Counted,
@@ -71,7 +69,6 @@ impl Request {
             client,
             standing: None,
             deadline: Deadline::NONE,
-            body: 0,
             attempts: 0,
             upstream: Upstream::default(),
             _in_flight: Counted::one_more(&gateway.metrics.in_flight),

@@ -142,6 +142,23 @@ async fn a_body_is_framed_as_its_reader_can_read_it() -> Result<()> {
 }
 
 #[tokio::test]
+async fn bytes_that_come_in_chunks_of_their_own_go_on_together() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address]).start().await?;
+    let mut raw = Raw::connect(&gateway).await?;
+    let head = "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunks = "1\r\ny\r\n".repeat(10_000);
+    raw.send(format!("{head}{chunks}0\r\n\r\n")).await?;
+    assert_eq!(status(&raw.until("ok").await?), 200);
+    let received = back_end.received().concat();
+    let (_, body) = received.split_once("\r\n\r\n").unwrap_or_default();
+    let chunks = body.split("\r\n").filter(|line| line.starts_with('y'));
+    assert_eq!(chunks.clone().map(str::len).sum::<usize>(), 10_000);
+    assert!(chunks.count() < 1000, "{body}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn large_bodies_pass_whole_both_ways() -> Result<()> {
     let large = noise(4_000_000);
     let answer = large.clone();

@@ -7,11 +7,13 @@ use anyhow::Result;
 use reqwest::Method;
 use serde_json::json;
 use tests::client::send;
+use tests::raw::Raw;
 use tests::{BackEnd, Gateway, Reply, address, wait};
 
 const PATHS: &str = r#"
 premier:
   health_check: {interval: 0.2}
+  limits: {header_timeout: 1}
   paths:
     - pattern: "/slow"
       features:
@@ -22,6 +24,10 @@ premier:
     - pattern: "/broken"
       features:
         circuit_breaker: {failure_threshold: 3, recovery_timeout: 0.5}
+    - pattern: "/guarded"
+      features:
+        timeout: {seconds: 0.5}
+        circuit_breaker: {failure_threshold: 1, recovery_timeout: 600}
     - pattern: "/leaky"
       features:
         rate_limit: {quota: 10, duration: 1, algorithm: leaky_bucket, bucket_size: 3, per: []}
@@ -191,7 +197,7 @@ async fn a_websocket_passes() -> Result<()> {
     })
     .await?;
     let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let mut raw = tests::raw::Raw::connect(&gateway).await?;
+    let mut raw = Raw::connect(&gateway).await?;
     raw.send(
         "GET /socket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
@@ -215,5 +221,56 @@ async fn a_connection_that_a_replica_has_closed_is_not_used_again() -> Result<()
         let answer = send(client.request(Method::POST, "/any").body("{}")).await?;
         assert_eq!(answer.status, 200, "{number}: {}", answer.text);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_withholds_its_body_is_no_failure_of_a_replica() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address])
+        .config(PATHS)
+        .start()
+        .await?;
+    let head = "POST /guarded HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n";
+    for (expectation, body) in [
+        ("", ""),
+        ("", "some"),
+        ("Expect: 100-continue\r\n", ""),
+        ("Expect: 100-continue\r\n", "some"),
+    ] {
+        let mut raw = Raw::connect(&gateway).await?;
+        raw.send(format!("{head}{expectation}\r\n{body}")).await?;
+        let answer = raw.rest().await?;
+        let last = answer.split("HTTP/1.1 ").last().unwrap_or_default();
+        assert!(last.starts_with("408"), "{expectation} {body}: {answer}");
+    }
+    assert_eq!(gateway.client()?.get("/guarded").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_takes_an_answer_slowly_has_its_own_time() -> Result<()> {
+    let large = "x".repeat(8 << 20);
+    let back_end = BackEnd::start(move |request| {
+        if request.contains("large=yes") {
+            Reply::of(200, &large)
+        } else {
+            Reply::Silence
+        }
+    })
+    .await?;
+    let gateway = Gateway::before(&[back_end.address])
+        .config(PATHS)
+        .start()
+        .await?;
+    let mut slow = Raw::connect(&gateway).await?;
+    slow.send("GET /slow?large=yes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await?;
+    let begun = slow.until("xxx").await?;
+    // Whoever asks now is told when its time is over, which is later than when the first one's is.
+    assert_eq!(gateway.client()?.get("/slow").await?.status, 504);
+    let rest = slow.rest().await?;
+    let body = begun.matches('x').count() + rest.matches('x').count();
+    assert!(body >= 8 << 20, "{body} bytes came");
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The time that a whole exchange with the replicas may take, waits and retries included.
+//! The time that a whole exchange with the replicas may take, waits between tries included. The time
+//! in which the client sends its request or takes its answer is not theirs.
 
 use std::time::Duration;
 
@@ -24,6 +25,12 @@ impl Deadline {
 
     pub(crate) fn is_over(self, now: Moment) -> bool {
         self.0.is_some_and(|end| end <= now)
+    }
+
+    /// The same, when for so long it was not the replicas' turn.
+    pub(crate) fn later_by(self, waited: Duration) -> Self {
+        let later = |end: Moment| Moment(end.0.saturating_add(nanoseconds(waited)));
+        Self(self.0.map(later))
     }
 
     /// What is left, `None` where there is no deadline.
