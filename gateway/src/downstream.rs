@@ -77,7 +77,8 @@ pub(crate) enum FromClient {
 
 /// A client in an exchange. What is said to it waits until it is polled.
 pub(crate) trait Downstream {
-    /// Sends what waits, and reads on.
+    /// Sends what waits, and reads on. With [`Appetite::Full`] it tells nothing but that the client has
+    /// its answer, or is gone.
     fn poll(&mut self, cx: &mut Context<'_>, appetite: Appetite) -> Poll<FromClient>;
 
     /// Bytes of the answer that wait.

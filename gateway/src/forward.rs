@@ -4,7 +4,7 @@
 //! trusted proxy they are kept and appended to.
 
 use bytes::BufMut;
-use http::header::{COOKIE, FORWARDED, HOST};
+use http::header::{COOKIE, FORWARDED, HOST, TE, TRAILER};
 use http::{HeaderMap, HeaderName};
 
 use crate::answer::REQUEST_ID;
@@ -62,7 +62,12 @@ fn passes(name: &HeaderName, trust: Trust, goes_on: bool) -> bool {
         b'x' if *name == REQUEST_ID || *name == FORWARDED_FOR => true,
         b'x' => trust == Trust::Nobody && (*name == REAL_IP || text.starts_with(OURS)),
         b'f' => trust == Trust::Nobody && *name == FORWARDED,
-        b't' => !goes_on && (*name == TRACE_PARENT || *name == TRACE_STATE),
+        // The latter two are for one connection: HTTP/2 has no more of them.
+        b't' => {
+            !goes_on && (*name == TRACE_PARENT || *name == TRACE_STATE)
+                || *name == TE
+                || *name == TRAILER
+        }
         _ => false,
     };
     !is_left_out

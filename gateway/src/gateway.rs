@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::Result;
 use arc_swap::{ArcSwap, Guard};
+use prometheus::IntGauge;
 
 use crate::access_log::AccessLog;
 use crate::config::Config;
@@ -33,6 +34,8 @@ pub(crate) struct Gateway {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access_log: AccessLog,
     pub(crate) started: SystemTime,
+    /// Connections that have no request in flight, and answers that are not sent yet.
+    pub(crate) unsent: IntGauge,
     ending: AtomicBool,
 }
 
@@ -59,6 +62,7 @@ impl Gateway {
             metrics,
             access_log,
             started: since,
+            unsent: IntGauge::new("unsent", "connections").expect("it is a good name"),
             ending: AtomicBool::new(false),
         })
     }

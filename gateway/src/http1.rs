@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use http::header::EXPECT;
-use http::{StatusCode, Version};
+use http::{Method, StatusCode, Version};
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 
@@ -30,7 +30,7 @@ const LINGER: Duration = Duration::from_secs(1);
 const LAST_CALL: Duration = Duration::from_millis(800);
 /// What is left of a request's body is read, so that its connection can go on, if it is this small.
 const SMALL_BODY: u64 = 64 * 1024;
-/// Bytes of further requests that are read before this one is answered.
+/// Bytes that are read before anybody has a use for them, to see the end of a connection.
 const AHEAD: usize = 16 * 1024;
 
 /// A client's connection, and the exchange that is under way on it.
@@ -69,12 +69,15 @@ pub(crate) async fn serve(
     let mut client = Http1::new(stream, shutdown);
     let mut patience = Patience::new();
     let mut ending = pin!(last_call(shutdown.clone()));
-    let mut bounds = Bounds {
-        idle: limits.header_timeout,
-        whole: limits.header_timeout,
-        size: limits.max_header,
-    };
+    let mut idle = limits.header_timeout;
     loop {
+        // A reload holds for the next request.
+        let limits = gateway.glance().config.limits;
+        let bounds = Bounds {
+            idle,
+            whole: limits.header_timeout,
+            size: limits.max_header,
+        };
         let head = tokio::select! {
             biased;
             head = client.read_head(bounds, &mut patience) => head,
@@ -85,17 +88,29 @@ pub(crate) async fn serve(
             Err(NoHead::Closed) => return client.close().await,
             Err(NoHead::Refused(refused)) => {
                 client.begin_response();
-                proxy::refuse(gateway, peer, refused, Version::HTTP_11, &mut client);
+                proxy::refuse(
+                    gateway,
+                    peer,
+                    refused,
+                    &unread(),
+                    Version::HTTP_11,
+                    &mut client,
+                );
                 return client.linger().await;
             }
         }
         match client.settle(limits, &mut patience).await {
-            Next::Request => bounds.idle = limits.idle_timeout,
+            Next::Request => idle = limits.idle_timeout,
             Next::Close => return client.close().await,
             Next::Linger => return client.linger().await,
             Next::Drop => return,
         }
     }
+}
+
+/// The method of a request that could not be read.
+fn unread() -> Method {
+    Method::from_bytes(b"-").expect("a dash is a token")
 }
 
 /// Until the end has begun and nobody may be in the middle of sending any more.
@@ -246,11 +261,8 @@ impl Http1 {
 
     /// What the client says next, once what was to be sent is sent.
     fn poll_request(&mut self, cx: &mut Context<'_>, appetite: Appetite) -> Poll<FromClient> {
-        if self.request == Phase::Done {
+        if self.request == Phase::Done || appetite == Appetite::Full {
             return self.poll_gone(cx);
-        }
-        if appetite == Appetite::Full {
-            return Poll::Pending;
         }
         loop {
             match self.decoder.next(&mut self.wire.input) {
@@ -270,7 +282,7 @@ impl Http1 {
         }
     }
 
-    /// Notices that the client has gone, while it waits for its answer.
+    /// Notices that the client has gone, whatever else it is waited for.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<FromClient> {
         while self.wire.input.len() < AHEAD {
             match ready!(self.wire.poll_fill(cx)) {

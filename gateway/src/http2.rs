@@ -1,25 +1,27 @@
 //! Clients that speak HTTP/2: many requests at once on a connection (RFC 9113).
 
-use std::collections::VecDeque;
+mod stream;
+mod traffic;
+mod watch;
+
 use std::future::{pending, poll_fn};
 use std::pin::pin;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::task::{Poll, ready};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::Either;
 use futures::stream::FuturesUnordered;
 use h2::server::{Builder, SendResponse};
-use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, request};
+use h2::{Reason, RecvStream};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Method, Request, Version, request};
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 
 use crate::bell::Quiet;
 use crate::config::Limits;
-use crate::downstream::{Appetite, Downstream, FromClient, RequestHead, ResponseHead};
+use crate::downstream::{Appetite, Downstream, RequestHead};
 use crate::framing::Framing;
 use crate::gateway::Gateway;
 use crate::handshake::Peer;
@@ -27,19 +29,25 @@ use crate::head::{self, Refused};
 use crate::path::Target;
 use crate::patience::Patience;
 use crate::proxy;
+use crate::request::Counted;
+use stream::Http2;
+use traffic::Watched;
+use watch::{Awaited, LINGER, Verdict, Watch};
 
 /// Streams of one connection at once.
 const MAX_STREAMS: u32 = 128;
-/// Bytes that a client may send ahead, of a stream and of a connection.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes that a client may send ahead, of a stream and of all of a connection: a stream that nobody
+/// reads keeps no other one from being sent.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
+/// Bytes of an answer that wait in the library.
+const SEND_BUFFER: usize = 64 * 1024;
 /// Streams that a client may reset before they are served (CVE-2023-44487).
 const MAX_EARLY_RESETS: usize = 32;
-/// Bytes at the end of an answer that need no room in the client's windows to be let go of: they wait
-/// in the library, and a client that never takes them is idle.
-const SMALL_REST: usize = 4 * 1024;
-/// For a client to take the farewell.
-const LINGER: Duration = Duration::from_secs(1);
+/// Streams that a client may reset before they are answered, if those are most of its streams.
+const MAX_RESETS: u64 = 100;
+/// What the library adds to a field's size (RFC 9113, section 6.5.2).
+const FIELD_OVERHEAD: usize = 32;
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(
@@ -49,6 +57,7 @@ pub(crate) async fn serve(
     limits: Limits,
     shutdown: &ShutdownWatch,
 ) {
+    let (stream, traffic) = Watched::new(stream);
     let handshake = options(limits).handshake(stream);
     let Ok(Ok(mut connection)) = tokio::time::timeout(limits.header_timeout, handshake).await
     else {
@@ -60,7 +69,9 @@ pub(crate) async fn serve(
         let _ = shutdown.wait_for(|is_ending| *is_ending).await;
     });
     let mut stage = Stage::Serving;
-    let mut idle = Patience::new();
+    let mut watch = Watch::new(traffic, limits);
+    let mut unsent = None;
+    let (mut begun, mut resets) = (0_u64, 0_u64);
     let quiet = Quiet::new();
     // Of streams that have ended, for those to come.
     let mut spare = Vec::new();
@@ -68,57 +79,71 @@ pub(crate) async fn serve(
     // is always one that never does.
     let mut streams = FuturesUnordered::from_iter([Either::Left(pending())]);
     loop {
-        let is_idle = streams.len() == 1;
-        let accepted = async {
-            let accept = poll_fn(|cx| quiet.look(cx, |cx| connection.poll_accept(cx)));
-            let accepted = if is_idle {
-                idle.within(limits.idle_timeout, accept).await
-            } else {
-                Some(accept.await)
-            };
-            match accepted {
-                Some(accepted) => accepted
-                    .and_then(Result::ok)
-                    .map_or(Event::Closed, Event::Accepted),
-                None => Event::Idle,
-            }
-        };
-        let ended = poll_fn(|cx| {
+        let event = poll_fn(|cx| {
             quiet.hush();
-            streams.poll_next_unpin(cx)
+            if let Poll::Ready(Some(ended)) = streams.poll_next_unpin(cx) {
+                return Poll::Ready(Event::StreamEnded(ended));
+            }
+            if stage == Stage::Serving && ending.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::Ending);
+            }
+            if let Poll::Ready(accepted) = quiet.look(cx, |cx| connection.poll_accept(cx)) {
+                let accepted = accepted.and_then(Result::ok);
+                return Poll::Ready(accepted.map_or(Event::Closed, Event::Accepted));
+            }
+            let between_requests = match (streams.len(), stage) {
+                (2.., _) => None,
+                // Answers that are whole may still be on their way.
+                _ if connection.has_streams() => {
+                    unsent.get_or_insert_with(|| Counted::one_more(&gateway.unsent));
+                    None
+                }
+                (_, Stage::Serving) => Some(Awaited::Request),
+                (_, Stage::Ending) => Some(Awaited::LastRequest),
+            };
+            if between_requests.is_some() {
+                unsent = None;
+            }
+            let awaited = watch.awaited(between_requests);
+            Poll::Ready(match ready!(watch.poll(cx, awaited)) {
+                Verdict::Farewell => Event::Ending,
+                Verdict::Close(reason) => Event::Over(reason),
+            })
         });
-        let event = tokio::select! {
-            biased;
-            Some(patience) = ended => Event::StreamEnded(patience),
-            () = &mut ending, if stage == Stage::Serving => Event::Ending,
-            event = accepted => event,
-        };
-        match event {
-            Event::StreamEnded(patience) => spare.push(patience),
+        let over = match event.await {
+            Event::StreamEnded(ended) => {
+                spare.push(ended.patience);
+                resets += u64::from(ended.was_reset);
+                (resets > MAX_RESETS && resets > begun / 2).then_some(Reason::ENHANCE_YOUR_CALM)
+            }
             Event::Ending => {
                 stage = Stage::Ending;
                 connection.graceful_shutdown();
+                None
             }
             Event::Accepted((request, respond)) => {
+                begun += 1;
+                unsent = None;
                 let patience = spare.pop().unwrap_or_else(Patience::new);
-                let client = Http2::new(respond);
-                let stream = serve_stream(gateway, request, client, peer, limits, patience);
+                let stream = serve_stream(gateway, request, respond, peer, patience);
                 streams.push(Either::Right(stream));
+                None
             }
-            Event::Closed => {
-                drop(connection);
-                // They find that out each for itself, and are counted like any other.
-                while streams.len() > 1 {
-                    streams.next().await;
-                }
-                return;
-            }
-            Event::Idle => break,
+            Event::Closed => break,
+            Event::Over(reason) => Some(reason),
+        };
+        if let Some(reason) = over {
+            connection.abrupt_shutdown(reason);
+            let closed = poll_fn(|cx| connection.poll_closed(cx));
+            let _ = tokio::time::timeout(LINGER, closed).await;
+            break;
         }
     }
-    connection.graceful_shutdown();
-    let closed = poll_fn(|cx| connection.poll_closed(cx));
-    let _ = tokio::time::timeout(LINGER, closed).await;
+    drop(connection);
+    // They find that out each for itself, and are counted like any other.
+    while streams.len() > 1 {
+        streams.next().await;
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,23 +158,34 @@ enum Stage {
     reason = "it is taken apart where it was made"
 )]
 enum Event {
-    StreamEnded(Patience),
+    StreamEnded(StreamEnd),
+    /// The client is to be told that the connection ends.
     Ending,
     Accepted((Request<RecvStream>, SendResponse<Bytes>)),
     /// The client has closed, or did what it must not.
     Closed,
-    /// No stream was open for too long.
-    Idle,
+    /// The client has had its time.
+    Over(Reason),
+}
+
+/// What is left of a stream.
+struct StreamEnd {
+    patience: Patience,
+    was_reset: bool,
 }
 
 /// Bounds on what a client may make us keep (RFC 9113, section 10.5).
 fn options(limits: Limits) -> Builder {
+    // What is too large by a little is refused by us, who say so as always.
+    let slack = (head::MAX_FIELDS + 1) * FIELD_OVERHEAD;
+    let max_header = 2 * limits.max_header + slack;
     let mut options = Builder::new();
     options
         .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(limits.max_header).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(max_header).unwrap_or(u32::MAX))
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(MAX_EARLY_RESETS);
     options
 }
@@ -157,24 +193,36 @@ fn options(limits: Limits) -> Builder {
 async fn serve_stream(
     gateway: &Gateway,
     request: Request<RecvStream>,
-    mut client: Http2,
+    respond: SendResponse<Bytes>,
     peer: &Peer,
-    limits: Limits,
     mut patience: Patience,
-) -> Patience {
+) -> StreamEnd {
+    let mut client = Http2::new(respond);
+    let limits = gateway.glance().config.limits;
     let (parts, body) = request.into_parts();
+    let method = parts.method.clone();
     match read_head(parts, &body, limits.max_header) {
         Ok(head) => {
             client.body = Some(body);
             proxy::serve(gateway, peer, head, &mut client, &mut patience).await;
         }
         Err(refused) => {
-            proxy::refuse(gateway, peer, refused, Version::HTTP_2, &mut client);
+            proxy::refuse(
+                gateway,
+                peer,
+                refused,
+                &method,
+                Version::HTTP_2,
+                &mut client,
+            );
             let sent = poll_fn(|cx| client.poll(cx, Appetite::Full));
             let _ = patience.within(limits.idle_timeout, sent).await;
         }
     }
-    patience
+    StreamEnd {
+        patience,
+        was_reset: client.was_reset(),
+    }
 }
 
 /// HTTP/2 adds no reading to a request (RFC 9113, section 8.3.1): `:authority` is the host, and a
@@ -203,21 +251,7 @@ fn read_head(
         let host = HeaderValue::from_bytes(named).map_err(|_| Refused::Host)?;
         fields.insert(HOST, host);
     }
-    let size: usize = fields
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + 2)
-        .sum();
-    if fields.len() > head::MAX_FIELDS || size > max_header {
-        return Err(Refused::TooLarge);
-    }
-    // HTTP/1.1 would take them off, and so see another value than we (RFC 9113, section 8.2.1).
-    let has_outer_blank = |value: &HeaderValue| {
-        let ends = [value.as_bytes().first(), value.as_bytes().last()];
-        ends.into_iter().flatten().any(|end| head::is_blank(*end))
-    };
-    if fields.values().any(has_outer_blank) {
-        return Err(Refused::Field);
-    }
+    check_fields(&fields, max_header)?;
     let target = parts.uri.path_and_query().ok_or(Refused::Target)?;
     head::check_target(target.as_str().as_bytes())?;
     let target = Target::new(Bytes::copy_from_slice(target.as_str().as_bytes()));
@@ -246,193 +280,23 @@ fn read_head(
     })
 }
 
-/// A client's stream: one exchange.
-struct Http2 {
-    /// Of the request, until it has come to its end.
-    body: Option<RecvStream>,
-    respond: SendResponse<Bytes>,
-    /// Of the answer, once it has begun.
-    stream: Option<SendStream<Bytes>>,
-    waiting: VecDeque<Bytes>,
-    waiting_bytes: usize,
-    response: Phase,
-    status: Option<StatusCode>,
-    sent: u64,
-}
-
-/// How far the answer has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// It is whole, and waits.
-    Done,
-    Sent,
-}
-
-/// The stream is no more.
-struct Reset;
-
-impl From<h2::Error> for Reset {
-    fn from(_: h2::Error) -> Self {
-        Self
-    }
-}
-
-impl Http2 {
-    fn new(respond: SendResponse<Bytes>) -> Self {
-        Self {
-            body: None,
-            respond,
-            stream: None,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            response: Phase::Open,
-            status: None,
-            sent: 0,
+/// Whether fields are no more than there may be, and none reads otherwise behind us.
+fn check_fields(fields: &HeaderMap, max_header: usize) -> Result<(), Refused> {
+    let mut size = 0;
+    for (name, value) in fields {
+        let value = value.as_bytes();
+        size += name.as_str().len() + value.len() + 2;
+        // HTTP/1.1 would take them off, and so see another value than we (RFC 9113, section 8.2.1).
+        let ends = [value.first(), value.last()];
+        if ends.into_iter().flatten().any(|end| head::is_blank(*end)) {
+            return Err(Refused::Field);
         }
     }
-
-    /// Sends as much as the client has room for.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reset>> {
-        let Some(stream) = &mut self.stream else {
-            return Poll::Ready(Ok(()));
-        };
-        while self.response != Phase::Sent {
-            let is_rest = self.response == Phase::Done && self.waiting_bytes <= SMALL_REST;
-            let data = match self.waiting.front_mut() {
-                Some(data) => data,
-                // Something has to carry the end.
-                None if is_rest => {
-                    stream.send_data(Bytes::new(), true)?;
-                    self.response = Phase::Sent;
-                    break;
-                }
-                None => break,
-            };
-            let mut room = data.len();
-            if !is_rest {
-                stream.reserve_capacity(data.len());
-                room = stream.capacity();
-                if room == 0 {
-                    match ready!(stream.poll_capacity(cx)) {
-                        Some(room_now) => room = room_now?,
-                        None => return Poll::Ready(Err(Reset)),
-                    }
-                }
-            }
-            let part = data.split_to(room.min(data.len()));
-            self.waiting_bytes -= part.len();
-            if data.is_empty() {
-                self.waiting.pop_front();
-            }
-            let is_last = self.waiting.is_empty() && self.response == Phase::Done;
-            stream.send_data(part, is_last)?;
-            if is_last {
-                self.response = Phase::Sent;
-            }
-        }
-        Poll::Ready(Ok(()))
+    // However many crumbs a cookie came in, it goes on as one field.
+    let crumbs = fields.get_all(COOKIE).iter().count();
+    let count = fields.len() - crumbs.saturating_sub(1);
+    if count > head::MAX_FIELDS || size > max_header {
+        return Err(Refused::TooLarge);
     }
-
-    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<FromClient> {
-        let Some(body) = &mut self.body else {
-            let _ = ready!(match &mut self.stream {
-                Some(stream) => stream.poll_reset(cx),
-                None => self.respond.poll_reset(cx),
-            });
-            return Poll::Ready(FromClient::Gone);
-        };
-        loop {
-            match ready!(body.poll_data(cx)) {
-                Some(Ok(data)) if data.is_empty() => {}
-                Some(Ok(data)) => {
-                    // An error means that the stream is no more, as the next poll will tell.
-                    let _ = body.flow_control().release_capacity(data.len());
-                    return Poll::Ready(FromClient::Data(data));
-                }
-                Some(Err(_)) => return Poll::Ready(FromClient::Gone),
-                None => {
-                    self.body = None;
-                    return Poll::Ready(FromClient::End);
-                }
-            }
-        }
-    }
-}
-
-impl Downstream for Http2 {
-    fn poll(&mut self, cx: &mut Context<'_>, appetite: Appetite) -> Poll<FromClient> {
-        match self.poll_send(cx) {
-            Poll::Ready(Err(Reset)) => return Poll::Ready(FromClient::Gone),
-            Poll::Ready(Ok(())) if self.response == Phase::Sent => {
-                return Poll::Ready(FromClient::Finished);
-            }
-            Poll::Pending if self.response == Phase::Done => return Poll::Pending,
-            _ => {}
-        }
-        match appetite {
-            Appetite::Hungry => self.poll_request(cx),
-            Appetite::Full => Poll::Pending,
-        }
-    }
-
-    fn waiting(&self) -> usize {
-        self.waiting_bytes
-    }
-
-    fn interim(&mut self, head: &ResponseHead) {
-        let mut response = Response::new(());
-        *response.status_mut() = head.status;
-        response.headers_mut().clone_from(&head.fields);
-        // A client that is gone is found out when it is polled.
-        let _ = self.respond.send_informational(response);
-    }
-
-    fn begin(&mut self, head: ResponseHead) {
-        self.status = Some(head.status);
-        let mut response = Response::new(());
-        *response.status_mut() = head.status;
-        *response.headers_mut() = head.fields;
-        if let Framing::Length(length) = head.framing {
-            response.headers_mut().insert(CONTENT_LENGTH, length.into());
-        }
-        let is_empty = head.framing.is_empty();
-        self.stream = self.respond.send_response(response, is_empty).ok();
-        if is_empty {
-            self.response = Phase::Sent;
-        }
-    }
-
-    fn send(&mut self, data: Bytes) {
-        if !data.is_empty() {
-            self.sent += data.len() as u64;
-            self.waiting_bytes += data.len();
-            self.waiting.push_back(data);
-        }
-    }
-
-    fn finish(&mut self) {
-        if self.response == Phase::Open {
-            self.response = Phase::Done;
-        }
-    }
-
-    fn cut(&mut self) {
-        match &mut self.stream {
-            Some(stream) => stream.send_reset(Reason::INTERNAL_ERROR),
-            None => self.respond.send_reset(Reason::INTERNAL_ERROR),
-        }
-    }
-
-    fn close_after(&mut self) {
-        // A stream that is malformed says nothing of the others (RFC 9113, section 8.1.1).
-    }
-
-    fn status(&self) -> Option<StatusCode> {
-        self.status
-    }
-
-    fn sent(&self) -> u64 {
-        self.sent
-    }
+    Ok(())
 }

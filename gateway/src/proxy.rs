@@ -3,6 +3,8 @@
 //! identify client ▸ read path ▸ match ▸ quota ▸ breaker and replica ▸ forward ▸ answer ▸ record
 
 use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{Method, Version};
@@ -40,13 +42,10 @@ pub(crate) async fn serve(
 ) {
     let mut request = Request::new(gateway, peer, &head.fields);
     let ended = match admit(gateway, peer, &mut head, &mut request) {
-        Ok(delay) => {
-            if !delay.is_zero() {
-                // What is rare waits in a box of its own.
-                Box::pin(tokio::time::sleep(delay)).await;
-            }
-            forward(gateway, &head, &mut request, client, patience).await
-        }
+        Ok(delay) => match pause(delay, client).await {
+            Some(()) => forward(gateway, &head, &mut request, client, patience).await,
+            None => Ended::Gone,
+        },
         Err(answer) => Ended::Say(answer),
     };
     match ended {
@@ -65,20 +64,20 @@ pub(crate) fn refuse(
     gateway: &Gateway,
     peer: &Peer,
     refused: Refused,
+    method: &Method,
     version: Version,
     client: &mut impl Downstream,
 ) {
     let (id, started, answer) = (RequestId::new(), Moment::now(), Answer::malformed(refused));
-    let unread = Method::from_bytes(b"-").expect("a dash is a token");
-    answer.say(&unread, client, Marks::Unread(id));
+    answer.say(method, client, Marks::Unread(id));
     let live = gateway.glance();
     let route = live.routes.get(live.routes.default_number());
-    route.metrics.answered(&unread, Some(answer.status));
+    route.metrics.answered(method, Some(answer.status));
     gateway.access_log.record(&Entry {
         id,
         client: Some(peer.address.to_canonical()),
         version,
-        method: &unread,
+        method,
         path: "-",
         pattern: &route.pattern,
         status: Some(answer.status),
@@ -164,7 +163,9 @@ async fn forward(
         request.attempts += 1;
         if request.attempts > 1 {
             request.route().metrics.retries.inc();
-            Box::pin(tokio::time::sleep(request.wait(now))).await;
+            if pause(request.wait(now), client).await.is_none() {
+                return Ended::Gone;
+            }
             now = Moment::now();
         }
         if let Err(answer) = pick_replica(gateway, request, now) {
@@ -226,9 +227,10 @@ async fn attempt(
     let connected = gateway
         .upstreams
         .connect(attempt.in_flight.replica(), limit);
-    let mut replica = match connected.await {
-        Ok(connection) => connection,
-        Err(error) => return not_connected(error, head, request, upload),
+    let mut replica = match unless_gone(client, connected).await {
+        Some(Ok(connection)) => connection,
+        Some(Err(error)) => return not_connected(error, head, request, upload),
+        None => return Ended::Gone,
     };
     let output = replica.begin(&head.method, head.framing, head.upgrade.as_ref());
     forward::write(output, head, request);
@@ -257,6 +259,27 @@ fn not_connected(
         NotConnected::TimedOut => request.time_is_up(),
         NotConnected::Failed => Answer::BAD_GATEWAY,
     })
+}
+
+/// Holds a request back, unless its client goes away: `None`.
+async fn pause(delay: Duration, client: &mut impl Downstream) -> Option<()> {
+    if delay.is_zero() {
+        return Some(());
+    }
+    // What is rare waits in a box of its own.
+    unless_gone(client, Box::pin(tokio::time::sleep(delay))).await
+}
+
+/// What `work` comes to, `None` where the client goes away meanwhile.
+async fn unless_gone<T>(client: &mut impl Downstream, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        client.poll(cx, Appetite::Full).map(|_gone| None)
+    })
+    .await
 }
 
 /// Until the client has taken an answer of ours, or shows that it will not.

@@ -167,7 +167,7 @@ fn drain(gateway: &Gateway) {
     let start = Instant::now();
     let mut busy = start;
     while gateway.metrics.connections.get() > 0 && busy.elapsed() < FAREWELL {
-        let in_flight = gateway.metrics.in_flight.get();
+        let in_flight = gateway.metrics.in_flight.get() + gateway.unsent.get();
         if in_flight > 0 {
             busy = Instant::now();
         }

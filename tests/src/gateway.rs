@@ -163,4 +163,28 @@ impl Gateway {
         let line = text.lines().find(is_it);
         Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()))
     }
+
+    /// Until no request is under way any more.
+    ///
+    /// # Errors
+    /// When that does not come.
+    pub async fn until_quiet(&self) -> Result<()> {
+        wait::until("the requests in flight to end", async || {
+            let in_flight = self.metric("gateway_requests_in_flight", &[]).await;
+            in_flight.is_ok_and(|count| count == Some(0.0))
+        })
+        .await
+    }
+
+    /// Until no client is connected any more.
+    ///
+    /// # Errors
+    /// When that does not come.
+    pub async fn until_deserted(&self) -> Result<()> {
+        wait::until("the connections to end", async || {
+            let connections = self.metric("gateway_connections", &[]).await;
+            connections.is_ok_and(|count| count == Some(0.0))
+        })
+        .await
+    }
 }

@@ -55,6 +55,34 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Bytes that it has in memory.
+    ///
+    /// # Errors
+    /// When the program is gone.
+    pub fn memory(&self) -> Result<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// The most bytes that it ever had in memory.
+    ///
+    /// # Errors
+    /// When the program is gone.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.status("VmHWM:")
+    }
+
+    /// What the kernel tells in KiB, in bytes.
+    fn status(&self, name: &str) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
+        Ok(kib
+            .with_context(|| format!("{name} of {}", self.name))?
+            .parse::<u64>()?
+            << 10)
+    }
+
     /// Sends a signal.
     ///
     /// # Errors

@@ -128,6 +128,18 @@ impl Raw {
         Ok(bytes)
     }
 
+    /// Some bytes that the other side sent, none where it has closed.
+    ///
+    /// # Errors
+    /// When it says nothing.
+    pub async fn some(&mut self) -> Result<Vec<u8>> {
+        let mut chunk = vec![0; 16 * 1024];
+        let read = tokio::time::timeout(PATIENCE, self.0.read(&mut chunk));
+        let count = read.await.context("nothing came")??;
+        chunk.truncate(count);
+        Ok(chunk)
+    }
+
     /// Until `end` has been read.
     ///
     /// # Errors

@@ -319,15 +319,6 @@ async fn a_body_is_sent_again_with_its_request() -> Result<()> {
     Ok(())
 }
 
-/// Until no request is under way any more.
-async fn until_quiet(gateway: &Gateway) -> Result<()> {
-    wait::until("the exchange to end", async || {
-        let in_flight = gateway.metric("gateway_requests_in_flight", &[]).await;
-        in_flight.is_ok_and(|count| count == Some(0.0))
-    })
-    .await
-}
-
 #[tokio::test]
 async fn a_client_that_goes_away_ends_its_request() -> Result<()> {
     let back_end = BackEnd::start(|_| Reply::Silence).await?;
@@ -338,8 +329,40 @@ async fn a_client_that_goes_away_ends_its_request() -> Result<()> {
         let request = tokio::spawn(async move { client.get("/").await });
         wait::until("the request", async || back_end.received().len() > before).await?;
         request.abort();
-        until_quiet(&gateway).await?;
+        gateway.until_quiet().await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_that_is_held_back_ends_with_its_client() -> Result<()> {
+    const HELD_BACK: &str = r"
+premier:
+  default_features:
+    rate_limit: {quota: 1, duration: 60, algorithm: leaky_bucket, bucket_size: 9, per: []}
+";
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address])
+        .config(HELD_BACK)
+        .start()
+        .await?;
+    assert_eq!(gateway.client()?.get("/").await?.status, 200);
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        for body in [0, 10_000] {
+            let client = gateway.client_speaking(protocol)?;
+            let request = client.request(Method::POST, "/").body(noise(body));
+            let request = tokio::spawn(send(request));
+            wait::until("the request", async || {
+                let in_flight = gateway.metric("gateway_requests_in_flight", &[]).await;
+                in_flight.is_ok_and(|count| count == Some(1.0))
+            })
+            .await?;
+            request.abort();
+            drop(client);
+            gateway.until_quiet().await?;
+        }
+    }
+    assert_eq!(back_end.received().len(), 1);
     Ok(())
 }
 
@@ -355,7 +378,7 @@ async fn a_client_that_does_not_take_its_answer_is_closed() -> Result<()> {
     raw.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .await?;
     wait::until("the request", async || !back_end.received().is_empty()).await?;
-    until_quiet(&gateway).await?;
+    gateway.until_quiet().await?;
     let answer = raw.rest().await?;
     assert_eq!(status(&answer), 200);
     assert!(answer.len() < 16 << 20, "it was cut off");

@@ -298,24 +298,9 @@ async fn start() -> Result<String> {
     let of_gateway = begun.elapsed();
     Ok(format!(
         "| auth-api | {auth_api:.0?}, {} MiB at rest |\n| gateway | {of_gateway:.0?}, {} MiB at rest |\n",
-        memory(edge.replicas.all[number].process.id()),
-        memory(gateway.process.id()),
+        edge.replicas.all[number].process.memory()? >> 20,
+        gateway.process.memory()? >> 20,
     ))
-}
-
-/// MiB that a process has in memory.
-fn memory(id: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| {
-            line.strip_prefix("VmRSS:")?
-                .trim()
-                .strip_suffix(" kB")?
-                .parse::<u64>()
-                .ok()
-        })
-        .map_or(0, |kib| kib / 1024)
 }
 
 /// Connections that have made one request and stay.
@@ -325,7 +310,7 @@ async fn idle() -> Result<String> {
         .config("premier: {limits: {idle_timeout: 600}}")
         .start()
         .await?;
-    let before = memory(gateway.process.id());
+    let before = gateway.process.memory()? >> 20;
     let mut kept = Vec::with_capacity(IDLE_CONNECTIONS);
     for _ in 0..IDLE_CONNECTIONS {
         let mut connection = Raw::connect(&gateway).await?;
@@ -335,6 +320,6 @@ async fn idle() -> Result<String> {
         connection.until("\r\n\r\n").await?;
         kept.push(connection);
     }
-    let after = memory(gateway.process.id());
+    let after = gateway.process.memory()? >> 20;
     Ok(format!("| 0 | {before} |\n| {} | {after} |\n", kept.len()))
 }
