@@ -312,7 +312,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     /// The head of the answer: it is passed on, unless another try may bring a better one.
     fn begin(&mut self, mut head: ResponseHead) -> Option<Ended> {
         let now = Moment::now();
-        if let Some(attempt) = self.request.end_attempt(now) {
+        if let Some(mut attempt) = self.request.end_attempt(now) {
             attempt.answered(head.status, now);
             if retry::is_temporary(head.status) && self.may_try_again() {
                 return Some(Ended::TryAgain);
@@ -373,7 +373,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         let replica = self.request.upstream.replica;
         tracing::warn!(request_id = %self.request.id, ?replica, reason = %broken, "replica failed");
         let now = Moment::now();
-        let Some(attempt) = self.request.end_attempt(now) else {
+        let Some(mut attempt) = self.request.end_attempt(now) else {
             return Ended::Cut;
         };
         attempt.in_flight.replica().metrics.broken.inc();
@@ -394,7 +394,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         let replica = self.request.upstream.replica;
         tracing::warn!(request_id = %self.request.id, ?replica, reason = "it took too long", "replica failed");
         let now = Moment::now();
-        let Some(attempt) = self.request.end_attempt(now) else {
+        let Some(mut attempt) = self.request.end_attempt(now) else {
             return Ended::Cut;
         };
         attempt.in_flight.replica().metrics.timeouts.inc();

@@ -193,16 +193,16 @@ fn pick_replica(gateway: &Gateway, request: &mut Request, now: Moment) -> Result
         )
         .map_err(|none| Answer::unavailable(whole_seconds(none.retry_after)))?;
     let replica = in_flight.replica();
-    let breaker = breakers.map(|all| all.of(replica.address));
     // Another request may have become the probe in between.
-    if let Some(Permission::Wait(left)) = breaker.as_ref().map(|breaker| breaker.enter(now)) {
-        return Err(Answer::unavailable(whole_seconds(left)));
-    }
+    let pass = breakers
+        .map(|all| all.enter(replica.address, now))
+        .transpose()
+        .map_err(|left| Answer::unavailable(whole_seconds(left)))?;
     request.upstream.replica = Some(replica.address);
     request.upstream.attempt = Some(Attempt {
         started: now,
         in_flight,
-        breaker,
+        pass,
     });
     Ok(())
 }
@@ -248,7 +248,7 @@ fn not_connected(
     let now = Moment::now();
     let replica = request.upstream.replica;
     tracing::warn!(request_id = %request.id, ?replica, reason = ?error, "replica failed");
-    if let Some(attempt) = request.end_attempt(now) {
+    if let Some(mut attempt) = request.end_attempt(now) {
         attempt.failed(now);
         attempt.in_flight.replica().failed_to_connect();
     }

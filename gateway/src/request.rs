@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use prometheus::IntGauge;
 
 use crate::client::Client;
-use crate::features::circuit_breaker::Breaker;
+use crate::features::circuit_breaker::Pass;
 use crate::features::rate_limit::Standing;
 use crate::features::timeout::Deadline;
 use crate::gateway::{Gateway, Live};
@@ -54,7 +54,7 @@ pub(crate) struct Upstream {
 pub(crate) struct Attempt {
     pub(crate) started: Moment,
     pub(crate) in_flight: InFlight,
-    pub(crate) breaker: Option<Arc<Breaker>>,
+    pub(crate) pass: Option<Pass>,
 }
 
 impl Request {
@@ -104,25 +104,23 @@ impl Request {
 
 impl Attempt {
     /// The replica answered.
-    pub(crate) fn answered(&self, status: StatusCode, now: Moment) {
+    pub(crate) fn answered(&mut self, status: StatusCode, now: Moment) {
         let metrics = &self.in_flight.replica().metrics;
         metrics.answered(status);
         metrics
             .duration
             .observe(now.since(self.started).as_secs_f64());
-        if let Some(breaker) = &self.breaker {
-            if status.is_server_error() {
-                breaker.failed(now);
-            } else {
-                breaker.succeeded();
-            }
+        match self.pass.take() {
+            Some(pass) if status.is_server_error() => pass.failed(now),
+            Some(pass) => pass.succeeded(),
+            None => {}
         }
     }
 
     /// The replica did not.
-    pub(crate) fn failed(&self, now: Moment) {
-        if let Some(breaker) = &self.breaker {
-            breaker.failed(now);
+    pub(crate) fn failed(&mut self, now: Moment) {
+        if let Some(pass) = self.pass.take() {
+            pass.failed(now);
         }
     }
 }

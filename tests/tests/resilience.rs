@@ -161,6 +161,47 @@ async fn failures_in_a_row_open_the_breaker_until_a_probe_goes_well() -> Result<
 }
 
 #[tokio::test]
+async fn a_probe_whose_client_goes_away_is_followed_by_another() -> Result<()> {
+    let back_end = BackEnd::start(|request| {
+        if request.contains("well=no") {
+            Reply::of(500, "broken")
+        } else if request.contains("silent=yes") {
+            Reply::Silence
+        } else {
+            Reply::of(200, "well")
+        }
+    })
+    .await?;
+    let gateway = Gateway::before(&[back_end.address])
+        .config(PATHS)
+        .start()
+        .await?;
+    let client = gateway.client()?;
+    for _ in 0..3 {
+        assert_eq!(client.get("/broken?well=no").await?.status, 500);
+    }
+    // One that is let through is the probe.
+    let mut tries = 0;
+    while back_end.received().len() < 4 {
+        tries += 1;
+        let (client, path) = (gateway.client()?, "/broken?silent=yes");
+        let mut probe = tokio::spawn(async move { client.get(path).await });
+        let begun = wait::until("the probe, or a refusal", async || {
+            back_end.received().len() == 4 || probe.is_finished()
+        });
+        begun.await?;
+        if back_end.received().len() == 4 {
+            probe.abort();
+        }
+        let _ = (&mut probe).await;
+        anyhow::ensure!(tries < 10_000, "no probe was let through");
+    }
+    gateway.until_quiet().await?;
+    assert_eq!(client.get("/broken").await?.text, "well");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_leaky_bucket_holds_requests_back() -> Result<()> {
     let back_end = BackEnd::good().await?;
     let gateway = Gateway::before(&[back_end.address])

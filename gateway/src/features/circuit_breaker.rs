@@ -59,7 +59,7 @@ impl Breaker {
     }
 
     /// Asks to let a request through. An open breaker whose time is over lets one, the probe.
-    pub(crate) fn enter(&self, now: Moment) -> Permission {
+    fn enter(&self, now: Moment) -> Permission {
         let mut state = self.state.lock();
         let permission = match *state {
             State::Closed(_) => return Permission::Go,
@@ -87,7 +87,7 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn succeeded(&self) {
+    fn succeeded(&self) {
         let mut state = self.state.lock();
         if *state != State::Closed(0) {
             *state = State::Closed(0);
@@ -95,7 +95,7 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn failed(&self, now: Moment) {
+    fn failed(&self, now: Moment) {
         let mut state = self.state.lock();
         let failures = match *state {
             State::Closed(failures) => failures.saturating_add(1),
@@ -112,12 +112,51 @@ impl Breaker {
         self.gauge.set(2);
     }
 
+    /// A request that entered then will never tell: if it was the probe, the next one is.
+    fn abandoned(&self, entered: Moment) {
+        let mut state = self.state.lock();
+        if *state == State::HalfOpen(entered) {
+            *state = State::Open(entered);
+            self.gauge.set(2);
+        }
+    }
+
     /// For a person who looks.
     pub(crate) fn state(&self) -> &'static str {
         match *self.state.lock() {
             State::Closed(_) => "closed",
             State::Open(_) => "open",
             State::HalfOpen(_) => "half-open",
+        }
+    }
+}
+
+/// A request that a breaker has let through, until its replica has answered or failed.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// Until it was told.
+    breaker: Option<Arc<Breaker>>,
+    entered: Moment,
+}
+
+impl Pass {
+    pub(crate) fn succeeded(mut self) {
+        if let Some(breaker) = self.breaker.take() {
+            breaker.succeeded();
+        }
+    }
+
+    pub(crate) fn failed(mut self, now: Moment) {
+        if let Some(breaker) = self.breaker.take() {
+            breaker.failed(now);
+        }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if let Some(breaker) = &self.breaker {
+            breaker.abandoned(self.entered);
         }
     }
 }
@@ -147,7 +186,22 @@ impl Breakers {
         self.pattern == pattern && self.settings == settings
     }
 
-    pub(crate) fn of(&self, replica: SocketAddr) -> Arc<Breaker> {
+    /// Asks to let a request through to a replica.
+    ///
+    /// # Errors
+    /// When it may not go there, for how long.
+    pub(crate) fn enter(&self, replica: SocketAddr, now: Moment) -> Result<Pass, Duration> {
+        let breaker = self.of(replica);
+        match breaker.enter(now) {
+            Permission::Go => Ok(Pass {
+                breaker: Some(breaker),
+                entered: now,
+            }),
+            Permission::Wait(left) => Err(left),
+        }
+    }
+
+    fn of(&self, replica: SocketAddr) -> Arc<Breaker> {
         if let Some(breaker) = find(&self.each.read(), replica) {
             return Arc::clone(breaker);
         }
@@ -238,5 +292,20 @@ mod tests {
         breaker.succeeded();
         assert_eq!(breaker.enter(at(63)), Permission::Go);
         assert_eq!(breaker.enter(at(63)), Permission::Go);
+    }
+
+    #[test]
+    fn a_probe_that_never_tells_makes_room_for_the_next() {
+        let breaker = breaker();
+        let at = |seconds: u64| Moment(seconds * SECOND);
+        for _ in 0..3 {
+            breaker.failed(at(1));
+        }
+        assert_eq!(breaker.enter(at(31)), Permission::Go);
+        breaker.abandoned(at(0));
+        assert!(matches!(breaker.enter(at(32)), Permission::Wait(_)));
+        breaker.abandoned(at(31));
+        assert_eq!(breaker.enter(at(32)), Permission::Go);
+        assert!(matches!(breaker.enter(at(32)), Permission::Wait(_)));
     }
 }
