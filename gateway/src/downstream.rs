@@ -4,10 +4,11 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 
 use crate::framing::Framing;
 use crate::head::Refused;
+use crate::hop::Upgrade;
 use crate::path::Target;
 use crate::wire::FULL;
 
@@ -21,7 +22,7 @@ pub(crate) struct RequestHead {
     pub(crate) fields: HeaderMap,
     pub(crate) framing: Framing,
     /// The protocol that the client would like to go on with.
-    pub(crate) upgrade: Option<HeaderValue>,
+    pub(crate) upgrade: Upgrade,
 }
 
 impl RequestHead {

@@ -32,6 +32,8 @@ pub(crate) enum Ended {
     Answered,
     /// Nothing was said to the client yet: another try may go better.
     TryAgain,
+    /// The connection had ended before it was used: a new one may do.
+    Stale,
     /// Nothing was said to the client yet: this should be.
     Say(Answer),
     /// The answer has begun and cannot be brought to its end.
@@ -370,6 +372,10 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     }
 
     fn broke(&mut self, broken: Broken) -> Ended {
+        let is_stale = broken == Broken::Connection && self.replica.may_have_been_stale();
+        if is_stale && self.may_repeat() {
+            return Ended::Stale;
+        }
         let replica = self.request.upstream.replica;
         tracing::warn!(request_id = %self.request.id, ?replica, reason = %broken, "replica failed");
         let now = Moment::now();
@@ -406,6 +412,12 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             return Ended::TryAgain;
         }
         Ended::Say(self.request.time_is_up())
+    }
+
+    /// Whether all that was asked can be asked once more without harm.
+    fn may_repeat(&self) -> bool {
+        retry::is_safe(retry::Failure::Unanswered, &self.head.method)
+            && self.upload.can_begin_again()
     }
 
     fn may_try_again(&self) -> bool {

@@ -11,6 +11,7 @@ use crate::answer::REQUEST_ID;
 use crate::client::{Client, FORWARDED_FOR, Trust};
 use crate::downstream::RequestHead;
 use crate::framing;
+use crate::hop::{Upgrade, WEBSOCKET};
 use crate::http1::put_field;
 use crate::request::Request;
 use crate::text;
@@ -46,9 +47,9 @@ pub(crate) fn write(output: &mut Vec<u8>, head: &RequestHead, request: &Request)
         put_field(output, b"traceparent", &request.id.trace());
     }
     put_field(output, b"x-request-id", request.id.as_str().as_bytes());
-    if let Some(protocol) = &head.upgrade {
+    if head.upgrade == Upgrade::WebSocket {
         put_field(output, b"connection", b"upgrade");
-        put_field(output, b"upgrade", protocol.as_bytes());
+        put_field(output, b"upgrade", WEBSOCKET.as_bytes());
     }
     framing::put_field(output, head.framing);
     output.put_slice(b"\r\n");
@@ -57,6 +58,9 @@ pub(crate) fn write(output: &mut Vec<u8>, head: &RequestHead, request: &Request)
 /// Whether a field goes on as it is: the others the gateway writes itself, or nobody may.
 fn passes(name: &HeaderName, trust: Trust, goes_on: bool) -> bool {
     let text = name.as_str();
+    if memchr::memchr(b'_', text.as_bytes()).is_some() && is_a_disguise(text) {
+        return false;
+    }
     let is_left_out = match text.as_bytes()[0] {
         b'c' => *name == COOKIE,
         b'x' if *name == REQUEST_ID || *name == FORWARDED_FOR => true,
@@ -71,6 +75,13 @@ fn passes(name: &HeaderName, trust: Trust, goes_on: bool) -> bool {
         _ => false,
     };
     !is_left_out
+}
+
+/// Whether a back end that takes `_` for `-`, as CGI and WSGI do, would read one of our names.
+fn is_a_disguise(text: &str) -> bool {
+    let name = text.replace('_', "-");
+    let ours = [REQUEST_ID, REAL_IP, FORWARDED, TRACE_PARENT, TRACE_STATE];
+    name.starts_with(OURS) || ours.iter().any(|our| *our == *name)
 }
 
 /// HTTP/2 may cut a cookie into crumbs; HTTP/1.1 has one line of them (RFC 9113, section 8.2.3).

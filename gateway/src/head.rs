@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::downstream::RequestHead;
 use crate::framing::Framing;
-use crate::hop::{Fate, Hop, Persistence};
+use crate::hop::{Fate, Hop, Persistence, Upgrade};
 use crate::path::Target;
 
 /// Header fields.
@@ -181,13 +181,19 @@ fn parse(head: &Bytes) -> Result<(RequestHead, Persistence), Refused> {
     }
     check_host(facts.host.ok_or(Refused::Host)?, target)?;
     let persistence = hop.persistence(is_http_1_0);
+    let may_upgrade =
+        !is_http_1_0 && method == Method::GET && facts.framing.is_none_or(Framing::is_empty);
     let head = RequestHead {
         version,
         method,
         target: Target::new(head.slice_ref(target)),
         fields,
         framing: facts.framing.unwrap_or(Framing::Empty),
-        upgrade: hop.upgrade().filter(|_| !is_http_1_0),
+        upgrade: if may_upgrade {
+            hop.upgrade()
+        } else {
+            Upgrade::Nothing
+        },
     };
     Ok((head, persistence))
 }

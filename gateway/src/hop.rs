@@ -5,12 +5,25 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// Of an upgrade to HTTP/2 (RFC 7540, section 3.2.1), which nobody is let through to.
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// The protocol of RFC 6455.
+pub(crate) const WEBSOCKET: &str = "websocket";
 
 /// What such fields of one message say.
 #[derive(Debug, Default)]
 pub(crate) struct Hop {
     options: Vec<HeaderName>,
-    upgrade: Option<HeaderValue>,
+    upgrade: Option<Upgrade>,
+}
+
+/// What the peers of a connection go over to (RFC 9110, section 7.8). Behind any other protocol than
+/// this one no request would be seen any more: none is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Upgrade {
+    WebSocket,
+    Nothing,
 }
 
 /// What becomes of the connection after a message.
@@ -38,9 +51,17 @@ impl Hop {
                     .split(|byte| *byte == b',')
                     .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok()),
             ),
-            UPGRADE => self.upgrade = Some(value.clone()),
+            UPGRADE => {
+                let is_good = self.upgrade.is_none()
+                    && value.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes());
+                self.upgrade = Some(if is_good {
+                    Upgrade::WebSocket
+                } else {
+                    Upgrade::Nothing
+                });
+            }
             TE | TRAILER | TRANSFER_ENCODING | CONTENT_LENGTH => {}
-            _ if *name == KEEP_ALIVE || *name == PROXY_CONNECTION => {}
+            _ if [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS].contains(name) => {}
             _ => return Fate::Passes,
         }
         Fate::Stays
@@ -68,12 +89,10 @@ impl Hop {
         }
     }
 
-    /// The protocol to go on with (RFC 9110, section 7.8).
-    pub(crate) fn upgrade(self) -> Option<HeaderValue> {
-        if self.says("upgrade") {
-            self.upgrade
-        } else {
-            None
+    pub(crate) fn upgrade(&self) -> Upgrade {
+        match self.upgrade {
+            Some(upgrade) if self.says("upgrade") => upgrade,
+            _ => Upgrade::Nothing,
         }
     }
 }
@@ -108,7 +127,7 @@ mod tests {
         let names: Vec<_> = passed.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["host", "x-other"]);
         assert_eq!(hop.persistence(false), Persistence::Close);
-        assert_eq!(hop.upgrade(), None);
+        assert_eq!(hop.upgrade(), Upgrade::Nothing);
     }
 
     #[test]
@@ -131,8 +150,13 @@ mod tests {
     #[test]
     fn an_upgrade_is_one_only_where_the_connection_says_so() {
         let (hop, _) = read(&[("upgrade", "websocket")]);
-        assert_eq!(hop.upgrade(), None);
-        let (hop, _) = read(&[("upgrade", "websocket"), ("connection", "Upgrade")]);
-        assert_eq!(hop.upgrade().unwrap(), "websocket");
+        assert_eq!(hop.upgrade(), Upgrade::Nothing);
+        let (hop, _) = read(&[("upgrade", "WebSocket"), ("connection", "Upgrade")]);
+        assert_eq!(hop.upgrade(), Upgrade::WebSocket);
+        for protocols in [&["h2c"][..], &["websocket, h2c"], &["websocket", "h2c"]] {
+            let mut fields = vec![("connection", "upgrade")];
+            fields.extend(protocols.iter().map(|protocol| ("upgrade", *protocol)));
+            assert_eq!(read(&fields).0.upgrade(), Upgrade::Nothing, "{protocols:?}");
+        }
     }
 }

@@ -19,12 +19,17 @@ use crate::gateway::Gateway;
 use crate::handshake::Peer;
 use crate::head::{Bounds, NoHead, Refused, Scan};
 use crate::hop::Persistence;
+use crate::moment::Moment;
 use crate::patience::Patience;
 use crate::proxy;
 use crate::wire::Wire;
 
-/// For a client to read why it was refused, before its connection is reset.
-const LINGER: Duration = Duration::from_secs(1);
+/// For a client to take the last of what it is sent.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// For a client to read why it was refused, before its connection is reset: between two reads of what
+/// it goes on sending, and in all.
+const LINGER_BETWEEN: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(30);
 /// For a client that is about to send a request when the end begins: its answer tells it. Shorter
 /// than what [`crate::serve`] waits for silent clients.
 const LAST_CALL: Duration = Duration::from_millis(800);
@@ -96,13 +101,13 @@ pub(crate) async fn serve(
                     Version::HTTP_11,
                     &mut client,
                 );
-                return client.linger().await;
+                return client.linger(&mut patience).await;
             }
         }
         match client.settle(limits, &mut patience).await {
             Next::Request => idle = limits.idle_timeout,
             Next::Close => return client.close().await,
-            Next::Linger => return client.linger().await,
+            Next::Linger => return client.linger(&mut patience).await,
             Next::Drop => return,
         }
     }
@@ -205,7 +210,7 @@ impl Http1 {
     async fn settle(&mut self, limits: Limits, patience: &mut Patience) -> Next {
         if self.response == Phase::Open || !self.wire.is_flushed() {
             let rest = poll_fn(|cx| self.wire.poll_send(cx));
-            let _ = tokio::time::timeout(LINGER, rest).await;
+            let _ = tokio::time::timeout(FAREWELL, rest).await;
             return Next::Drop;
         }
         match (self.persistence, self.decoder.is_done()) {
@@ -243,20 +248,20 @@ impl Http1 {
     async fn close(&mut self) {
         let closing = poll_fn(|cx| self.wire.poll_close(cx));
         // A client that does not take the farewell has had its time.
-        let _ = tokio::time::timeout(LINGER, closing).await;
+        let _ = tokio::time::timeout(FAREWELL, closing).await;
     }
 
     /// Closes once the client has had the chance to read the answer: what is unread when a socket is
     /// closed resets it, and with it the answer.
-    async fn linger(&mut self) {
-        let lingering = async {
-            poll_fn(|cx| self.wire.poll_close(cx)).await?;
-            while self.fill().await? > 0 {
-                self.wire.input.clear();
+    async fn linger(&mut self, patience: &mut Patience) {
+        self.close().await;
+        let start = Moment::now();
+        while Moment::now().since(start) < LINGER {
+            match patience.within(LINGER_BETWEEN, self.fill()).await {
+                Some(Ok(1..)) => self.wire.input.clear(),
+                _ => return,
             }
-            io::Result::Ok(())
-        };
-        let _ = tokio::time::timeout(LINGER, lingering).await;
+        }
     }
 
     /// What the client says next, once what was to be sent is sent.

@@ -26,6 +26,7 @@ use crate::framing::Framing;
 use crate::gateway::Gateway;
 use crate::handshake::Peer;
 use crate::head::{self, Refused};
+use crate::hop::Upgrade;
 use crate::path::Target;
 use crate::patience::Patience;
 use crate::proxy;
@@ -276,7 +277,7 @@ fn read_head(
         target,
         fields,
         framing,
-        upgrade: None,
+        upgrade: Upgrade::Nothing,
     })
 }
 

@@ -22,10 +22,11 @@ use crate::framing::Framing;
 use crate::gateway::Gateway;
 use crate::handshake::Peer;
 use crate::head::Refused;
+use crate::hop::Upgrade;
 use crate::moment::Moment;
 use crate::patience::Patience;
 use crate::request::{Attempt, Request, RequestId};
-use crate::upstream::NotConnected;
+use crate::upstream::{NotConnected, Wanted};
 
 /// Paths of a replica that are for operators.
 const INTERNAL: [&str; 4] = ["/ready", "/ready/", "/metrics", "/metrics/"];
@@ -49,7 +50,7 @@ pub(crate) async fn serve(
         Err(answer) => Ended::Say(answer),
     };
     match ended {
-        Ended::Answered | Ended::Gone | Ended::TryAgain => {}
+        Ended::Answered | Ended::Gone | Ended::TryAgain | Ended::Stale => {}
         Ended::Cut => client.cut(),
         Ended::Say(answer) => {
             answer.say(&head.method, client, Marks::Of(&request));
@@ -224,19 +225,25 @@ async fn attempt(
     let attempt = request.upstream.attempt.as_ref();
     let attempt = attempt.expect("a replica was just picked");
     let limit = request.deadline.patience(attempt.started);
-    let connected = gateway
-        .upstreams
-        .connect(attempt.in_flight.replica(), limit);
-    let mut replica = match unless_gone(client, connected).await {
-        Some(Ok(connection)) => connection,
-        Some(Err(error)) => return not_connected(error, head, request, upload),
-        None => return Ended::Gone,
-    };
-    let output = replica.begin(&head.method, head.framing, head.upgrade.as_ref());
-    forward::write(output, head, request);
-    Exchange::new(head, request, client, replica, upload, patience)
-        .run()
-        .await
+    let mut wanted = Wanted::Any;
+    loop {
+        let attempt = request.upstream.attempt.as_ref();
+        let attempt = attempt.expect("a stale connection does not end it");
+        let replica = attempt.in_flight.replica();
+        let connected = gateway.upstreams.connect(replica, wanted, limit);
+        let mut replica = match unless_gone(client, connected).await {
+            Some(Ok(connection)) => connection,
+            Some(Err(error)) => return not_connected(error, head, request, upload),
+            None => return Ended::Gone,
+        };
+        let output = replica.begin(&head.method, head.framing, head.upgrade);
+        forward::write(output, head, request);
+        let exchange = Exchange::new(head, request, client, replica, upload, patience);
+        match exchange.run().await {
+            Ended::Stale => wanted = Wanted::New,
+            ended => return ended,
+        }
+    }
 }
 
 fn not_connected(
@@ -352,9 +359,9 @@ impl Request {
         has_tries_left
             && retry::is_safe(failure, &head.method)
             && upload.can_begin_again()
-            && head.upgrade.is_none()
             && !self.deadline.is_over(Moment::now())
-            && (failure == retry::Failure::NoConnection || self.route().retry_budget.spend())
+            && (failure == retry::Failure::NoConnection
+                || head.upgrade == Upgrade::Nothing && self.route().retry_budget.spend())
     }
 
     /// What is said to a client whose request took too long.

@@ -77,13 +77,16 @@ impl Replica {
         peer
     }
 
-    /// A connection for one exchange: an idle one, or a new one.
+    /// A connection for one exchange.
     async fn connect(
         &self,
         connector: &TransportConnector,
+        wanted: Wanted,
         patience: Duration,
     ) -> Result<Connection, NotConnected> {
-        if let Some(connection) = self.idle.take() {
+        if wanted == Wanted::Any
+            && let Some(connection) = self.idle.take()
+        {
             return Ok(connection);
         }
         let peer = self.peer(patience);
@@ -159,6 +162,14 @@ impl Drop for InFlight {
     }
 }
 
+/// Which connection an exchange can do with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// An idle one, or else a new one.
+    Any,
+    New,
+}
+
 /// A replica that could not be connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NotConnected {
@@ -202,9 +213,10 @@ impl Upstreams {
     pub(crate) async fn connect(
         &self,
         replica: &Replica,
+        wanted: Wanted,
         patience: Duration,
     ) -> Result<Connection, NotConnected> {
-        replica.connect(&self.connector, patience).await
+        replica.connect(&self.connector, wanted, patience).await
     }
 
     /// Picks a replica that is well, that was not `tried` before if there is another one, and that

@@ -220,6 +220,44 @@ async fn what_is_said_before_the_answer_is_passed_on() -> Result<()> {
     Ok(())
 }
 
+/// Answers the first request of each connection, and closes on the second without a word.
+async fn answer_once(listener: TcpListener) {
+    // They end with this task.
+    let mut connections = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        connections.spawn(async move {
+            let mut head = [0; 4096];
+            if let Ok(1..) = stream.read(&mut head).await {
+                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.read(&mut head).await;
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_as_it_is_used_again_costs_no_request() -> Result<()> {
+    let listener = TcpListener::bind(address::free()).await?;
+    let address = listener.local_addr()?;
+    let replica = tokio::spawn(answer_once(listener));
+    let gateway = Gateway::before(&[address])
+        .config("premier: {default_features: {circuit_breaker: {failure_threshold: 1}}}")
+        .start()
+        .await?;
+    let client = gateway.client()?;
+    for number in 0..20 {
+        let method = [Method::GET, Method::PUT][number % 2].clone();
+        let answer = send(client.request(method, "/").body("some")).await?;
+        assert_eq!(answer.status, 200, "{number}");
+    }
+    // It may have been done: that is for the client to repeat.
+    let posted = send(client.request(Method::POST, "/").body("some")).await?;
+    assert_eq!(posted.status, 502);
+    replica.abort();
+    Ok(())
+}
+
 /// Answers every POST before its body has come, after a hint.
 async fn answer_early(listener: TcpListener) {
     // They end with this task.
@@ -265,7 +303,7 @@ async fn a_client_that_was_not_told_to_go_on_is_not_waited_for() -> Result<()> {
 async fn after_an_upgrade_both_sides_say_what_they_like() -> Result<()> {
     let back_end = BackEnd::start(|request| {
         if request.starts_with("GET /socket") {
-            let switch = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\nhello";
+            let switch = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n\r\nhello";
             return Reply::Bytes(switch.into());
         }
         Reply::Bytes(format!("<{request}>").into_bytes())
@@ -273,11 +311,10 @@ async fn after_an_upgrade_both_sides_say_what_they_like() -> Result<()> {
     .await?;
     let gateway = Gateway::before(&[back_end.address]).start().await?;
     let mut raw = Raw::connect(&gateway).await?;
-    let upgrade =
-        "GET /socket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+    let upgrade = "GET /socket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     raw.send(upgrade).await?;
     let answer = raw.until("hello").await?;
-    assert!(answer.contains("upgrade: echo\r\n"), "{answer}");
+    assert!(answer.contains("upgrade: websocket\r\n"), "{answer}");
     for word in ["\0one\r\n\r\n", "\u{7f}two\r\n\r\n"] {
         raw.send(word).await?;
         assert_eq!(raw.until(">").await?, format!("<{word}>"));
@@ -292,6 +329,31 @@ async fn after_an_upgrade_both_sides_say_what_they_like() -> Result<()> {
         502,
         "nobody asked for that"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_is_let_through_to_another_protocol_than_websocket() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address]).start().await?;
+    for fields in [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
+        "Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c",
+        "Connection: Upgrade\r\nUpgrade: websocket, h2c",
+        "Upgrade: websocket",
+    ] {
+        let mut raw = Raw::connect(&gateway).await?;
+        raw.send(format!(
+            "GET / HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n\r\n"
+        ))
+        .await?;
+        assert_eq!(status(&raw.until("ok").await?), 200, "{fields}");
+    }
+    let received = back_end.received().concat().to_lowercase();
+    for trace in ["upgrade", "http2-settings", "websocket"] {
+        assert!(!received.contains(trace), "{received}");
+    }
     Ok(())
 }
 

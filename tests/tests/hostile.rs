@@ -154,7 +154,8 @@ async fn a_client_cannot_speak_for_another() -> Result<()> {
         "GET / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: gopher\r\n\
          X-Forwarded-Host: evil\r\nX-Forwarded-Anything: evil\r\nForwarded: for=6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\n\
          X-Request-Id: evil\r\ntraceparent: 00-11111111111111111111111111111111-1111111111111111-01\r\n\
-         tracestate: evil=1\r\nKeep-Alive: evil\r\nConnection: close\r\n\r\n",
+         tracestate: evil=1\r\nX_Forwarded_For: 6.6.6.6\r\nX-Real_IP: 6.6.6.6\r\nX_Request_Id: evil\r\n\
+         Keep-Alive: evil\r\nConnection: close\r\n\r\n",
     )
     .await?;
     assert_eq!(status(&raw.rest().await?), 200);
@@ -269,6 +270,9 @@ async fn a_replica_that_lies_harms_only_its_own_request() -> Result<()> {
             "/both" => Reply::Last(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabc".to_vec()),
             "/short" => Reply::Last(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc".to_vec()),
             "/rubbish" => Reply::Last(b"rubbish\r\n\r\n".to_vec()),
+            "/bare" => Reply::Bytes(b"HTTP/1.1 200 OK\nContent-Length: 3\n\nabc".to_vec()),
+            "/hints" => Reply::Bytes([b"HTTP/1.1 103 Early Hints\r\nLink: ".to_vec(), vec![b'a'; 20 << 10], b"\r\n\r\n".to_vec()].concat().repeat(4)),
+            "/inside" => Reply::Bytes(b"HTTP/1.1 200 OK\r\nServer: evil/1\r\nVia: 1.1 evil\r\nX-Powered-By: evil\r\nContent-Length: 2\r\n\r\nok".to_vec()),
             "/endless" => Reply::Last([b"HTTP/1.1 200 OK\r\nX: ".to_vec(), vec![b'a'; 2 << 20]].concat()),
             "/close" => Reply::Last(Vec::new()),
             "/long" => Reply::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nevil!".to_vec()),
@@ -277,7 +281,9 @@ async fn a_replica_that_lies_harms_only_its_own_request() -> Result<()> {
     })
     .await?;
     let gateway = Gateway::before(&[back_end.address]).start().await?;
-    for path in ["/both", "/short", "/rubbish", "/endless", "/close", "/long"] {
+    for path in [
+        "/both", "/short", "/rubbish", "/bare", "/hints", "/inside", "/endless", "/close", "/long",
+    ] {
         let mut raw = Raw::connect(&gateway).await?;
         raw.send(format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

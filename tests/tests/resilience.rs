@@ -33,6 +33,11 @@ premier:
         rate_limit: {quota: 10, duration: 1, algorithm: leaky_bucket, bucket_size: 3, per: []}
 "#;
 
+const UPGRADE: &str = "GET /socket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const SWITCH: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nframes";
+
 #[tokio::test]
 async fn an_exchange_that_takes_too_long_is_given_up() -> Result<()> {
     let back_end = BackEnd::start(|_| Reply::Silence).await?;
@@ -82,6 +87,24 @@ async fn a_replica_that_cannot_be_reached_costs_no_request() -> Result<()> {
     for _ in 0..20 {
         let answer = send(client.request(Method::POST, "/any").body("{}")).await?;
         assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upgrade_that_cannot_be_connected_goes_elsewhere() -> Result<()> {
+    let back_end = BackEnd::start(|_| Reply::Last(SWITCH.to_vec())).await?;
+    for _ in 0..8 {
+        let passing = BackEnd::good().await?;
+        let gateway = Gateway::before(&[passing.address, back_end.address])
+            .config("premier: {health_check: {interval: 600}}")
+            .start()
+            .await?;
+        drop(passing);
+        let mut raw = Raw::connect(&gateway).await?;
+        raw.send(UPGRADE).await?;
+        let answer = raw.until("frames").await?;
+        assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
     }
     Ok(())
 }
@@ -231,19 +254,10 @@ async fn a_leaky_bucket_holds_requests_back() -> Result<()> {
 
 #[tokio::test]
 async fn a_websocket_passes() -> Result<()> {
-    let back_end = BackEnd::start(|_| {
-        Reply::Bytes(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nframes".to_vec(),
-        )
-    })
-    .await?;
+    let back_end = BackEnd::start(|_| Reply::Bytes(SWITCH.to_vec())).await?;
     let gateway = Gateway::before(&[back_end.address]).start().await?;
     let mut raw = Raw::connect(&gateway).await?;
-    raw.send(
-        "GET /socket HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-    )
-    .await?;
+    raw.send(UPGRADE).await?;
     let answer = raw.until("frames").await?;
     assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
     Ok(())

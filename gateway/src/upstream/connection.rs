@@ -3,7 +3,7 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes};
-use http::header::{CONTENT_LENGTH, UPGRADE};
+use http::header::{CONTENT_LENGTH, SERVER, UPGRADE, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora::protocols::Stream;
 use thiserror::Error;
@@ -11,13 +11,14 @@ use thiserror::Error;
 use crate::downstream::{Appetite, ResponseHead};
 use crate::framing::{self, Decoder, Framing, Piece};
 use crate::head;
-use crate::hop::{Fate, Hop, Persistence};
+use crate::hop::{Fate, Hop, Persistence, Upgrade, WEBSOCKET};
 use crate::wire::Wire;
 
-/// Bytes of an answer's head.
+/// Bytes of an answer's head, with those of the answers before it.
 const MAX_HEAD: usize = 64 * 1024;
 /// Answers before the last one: more is a game.
 const MAX_INTERIM: u32 = 8;
+const POWERED_BY: HeaderName = HeaderName::from_static("x-powered-by");
 /// Room for the fields of most answers, and ours.
 const USUAL_FIELDS: usize = 16;
 
@@ -56,8 +57,11 @@ pub(crate) struct Connection {
     framing: Framing,
     /// What the answer depends on.
     method: Method,
-    upgrade: Option<HeaderValue>,
+    upgrade: Upgrade,
+    past: Past,
     interim: u32,
+    /// Bytes of heads that came before the last one.
+    heads: usize,
     request: Phase,
     response: Answer,
     persistence: Persistence,
@@ -69,6 +73,14 @@ enum Phase {
     Done,
     /// The replica takes no more.
     Deaf,
+}
+
+/// What a connection was used for before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Past {
+    Nothing,
+    /// Another exchange: the replica may close it at any moment.
+    Rested,
 }
 
 /// How far the answer has come.
@@ -85,8 +97,10 @@ impl Connection {
             wire: Wire::new(stream),
             framing: Framing::Empty,
             method: Method::GET,
-            upgrade: None,
+            upgrade: Upgrade::Nothing,
+            past: Past::Nothing,
             interim: 0,
+            heads: 0,
             request: Phase::Open,
             response: Answer::Done,
             persistence: Persistence::Keep,
@@ -98,12 +112,12 @@ impl Connection {
         &mut self,
         method: &Method,
         framing: Framing,
-        upgrade: Option<&HeaderValue>,
+        upgrade: Upgrade,
     ) -> &mut Vec<u8> {
         self.method = method.clone();
         self.framing = framing;
-        self.upgrade = upgrade.cloned();
-        self.interim = 0;
+        self.upgrade = upgrade;
+        (self.interim, self.heads) = (0, 0);
         self.request = Phase::Open;
         self.response = Answer::Head { searched: 0 };
         self.persistence = Persistence::Keep;
@@ -136,6 +150,19 @@ impl Connection {
             && self.request == Phase::Done
             && self.response == Answer::Done
             && self.wire.is_flushed()
+            && self.wire.input.is_empty()
+    }
+
+    /// It waits for the next exchange.
+    pub(super) fn rest(&mut self) {
+        self.past = Past::Rested;
+    }
+
+    /// Whether it may have been closed before the current exchange began: nothing has come of that.
+    pub(crate) fn may_have_been_stale(&self) -> bool {
+        self.past == Past::Rested
+            && self.response == (Answer::Head { searched: 0 })
+            && self.heads == 0
             && self.wire.input.is_empty()
     }
 
@@ -189,10 +216,12 @@ impl Connection {
                 if let Some(found) = memchr::memmem::find(&input[from..], b"\r\n\r\n") {
                     return self.head(from + found + 4).map(Some);
                 }
-                *searched = input.len();
-                if input.len() > MAX_HEAD {
+                // Whoever ends lines by line feeds alone would have ended the head by two of them.
+                let has_ended = memchr::memmem::find(&input[from..], b"\n\n").is_some();
+                if has_ended || input.len() + self.heads > MAX_HEAD {
                     return Err(Broken::Head);
                 }
+                *searched = input.len();
                 Ok(None)
             }
             Answer::Body(decoder) => match decoder.next(&mut self.wire.input)? {
@@ -257,6 +286,9 @@ impl Connection {
                 }
                 _ => {}
             }
+            if tells_of_the_inside(&name) {
+                continue;
+            }
             let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value))
                 .map_err(|_| Broken::Head)?;
             if hop.look(&name, &value) == Fate::Passes {
@@ -279,10 +311,11 @@ impl Connection {
             framing,
         };
         if status == StatusCode::SWITCHING_PROTOCOLS {
-            return self.switch(head, hop);
+            return self.switch(head, &hop);
         }
         if status.is_informational() {
             self.interim += 1;
+            self.heads += bytes.len();
             self.response = Answer::Head { searched: 0 };
             return if self.interim <= MAX_INTERIM {
                 Ok(FromReplica::Interim(head))
@@ -308,11 +341,11 @@ impl Connection {
     }
 
     /// From here on both sides say what they like (RFC 9110, section 15.2.2).
-    fn switch(&mut self, mut head: ResponseHead, hop: Hop) -> Result<FromReplica, Broken> {
-        let protocol = hop.upgrade();
-        let (Some(_), Some(protocol)) = (&self.upgrade, protocol) else {
+    fn switch(&mut self, mut head: ResponseHead, hop: &Hop) -> Result<FromReplica, Broken> {
+        if self.upgrade == Upgrade::Nothing || hop.upgrade() != self.upgrade {
             return Err(Broken::Head);
-        };
+        }
+        let protocol = HeaderValue::from_static(WEBSOCKET);
         head.fields.insert(UPGRADE, protocol);
         head.framing = Framing::UntilClose;
         self.framing = Framing::UntilClose;
@@ -320,6 +353,16 @@ impl Connection {
         self.request = Phase::Open;
         self.response = Answer::Body(Decoder::UntilClose);
         Ok(FromReplica::Head(head))
+    }
+}
+
+/// Whether a field says what a replica is made of, or where it is.
+fn tells_of_the_inside(name: &HeaderName) -> bool {
+    match name.as_str().len() {
+        3 => *name == VIA,
+        6 => *name == SERVER,
+        12 => *name == POWERED_BY,
+        _ => false,
     }
 }
 

@@ -35,10 +35,11 @@ impl Pool {
     }
 
     /// Keeps a connection for later, if it can have a later.
-    pub(super) fn put(&self, connection: Connection, now: Moment) {
+    pub(super) fn put(&self, mut connection: Connection, now: Moment) {
         if !connection.is_reusable() {
             return;
         }
+        connection.rest();
         let idle = Idle {
             connection,
             since: now,
