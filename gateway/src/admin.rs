@@ -3,38 +3,34 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use async_trait::async_trait;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{Method, Response, StatusCode};
-use pingora::apps::http_app::ServeHttp;
-use pingora::protocols::http::ServerSession;
+use http::{HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::downstream::RequestHead;
 use crate::gateway::{Gateway, unix_seconds};
+use crate::plain::{Oracle, Said};
 use crate::upstream::Condition;
 
-const JSON: &str = "application/json";
-
-/// What serves the admin listener.
+/// What the admin listener says.
 #[derive(Debug)]
 pub(crate) struct Admin(pub(crate) Arc<Gateway>);
 
-#[async_trait]
-impl ServeHttp for Admin {
-    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        let header = session.req_header();
-        let is_read = matches!(header.method, Method::GET | Method::HEAD);
+impl Oracle for Admin {
+    fn say(&self, head: &RequestHead) -> Said {
+        let is_read = matches!(head.method, Method::GET | Method::HEAD);
         let gateway = &self.0;
-        match header.uri.path() {
-            _ if !is_read => answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": "Use GET"})),
+        match head.target.path() {
+            _ if !is_read => {
+                Said::json(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": "Use GET"}))
+            }
             "/metrics" => {
                 let (text, content_type) = gateway.metrics.text();
-                response(StatusCode::OK, content_type, text)
+                Said::new(StatusCode::OK, HeaderValue::from_static(content_type), text)
             }
-            "/health" => answer(StatusCode::OK, &json!("Healthy")),
+            "/health" => Said::json(StatusCode::OK, &json!("Healthy")),
             "/ready" => ready(gateway),
-            "/status" => answer(StatusCode::OK, &status(gateway)),
-            _ => answer(
+            "/status" => Said::json(StatusCode::OK, &status(gateway)),
+            _ => Said::json(
                 StatusCode::NOT_FOUND,
                 &json!({"error": "There are /metrics, /health, /ready and /status"}),
             ),
@@ -43,7 +39,7 @@ impl ServeHttp for Admin {
 }
 
 /// Whether new connections are welcome: some replica is well and the end has not begun.
-fn ready(gateway: &Gateway) -> Response<Vec<u8>> {
+fn ready(gateway: &Gateway) -> Said {
     let replicas = gateway.upstreams.all();
     let up = replicas
         .iter()
@@ -60,7 +56,7 @@ fn ready(gateway: &Gateway) -> Response<Vec<u8>> {
         "ending": gateway.is_ending(),
         "replicas": {"up": up, "all": replicas.len()},
     });
-    answer(status, &facts)
+    Said::json(status, &facts)
 }
 
 /// Everything that a person wants to know at a glance.
@@ -157,66 +153,4 @@ fn time(unix_seconds: i64) -> String {
         .unwrap_or_default()
         .format("%Y-%m-%dT%H:%M:%SZ")
         .to_string()
-}
-
-fn answer(status: StatusCode, body: &Value) -> Response<Vec<u8>> {
-    response(status, JSON, body.to_string().into_bytes())
-}
-
-fn response(status: StatusCode, content_type: &str, body: Vec<u8>) -> Response<Vec<u8>> {
-    Response::builder()
-        .status(status)
-        .header(CONTENT_TYPE, content_type)
-        .header(CONTENT_LENGTH, body.len())
-        .body(body)
-        .expect("the headers are constants and a number")
-}
-
-/// What serves the http listener: nothing but the way to https.
-#[derive(Debug)]
-pub(crate) struct ToHttps {
-    /// Of the https listener.
-    pub(crate) port: u16,
-}
-
-#[async_trait]
-impl ServeHttp for ToHttps {
-    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        session.set_keepalive(None);
-        let header = session.req_header();
-        let host = header
-            .headers
-            .get(http::header::HOST)
-            .filter(|host| crate::head::is_authority(host.as_bytes()))
-            .and_then(|host| host.to_str().ok());
-        let Some(host) = host else {
-            return answer(StatusCode::BAD_REQUEST, &json!({"error": "Which host?"}));
-        };
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if !port.contains(']') => name,
-            _ => host,
-        };
-        let target = header
-            .uri
-            .path_and_query()
-            .map_or("/", |target| target.as_str());
-        let target = if target.starts_with('/') { target } else { "/" };
-        let location = match self.port {
-            443 => format!("https://{name}{target}"),
-            port => format!("https://{name}:{port}{target}"),
-        };
-        let mut redirect = answer(
-            StatusCode::PERMANENT_REDIRECT,
-            &json!({"error": "Use https"}),
-        );
-        match location.parse() {
-            Ok(location) => {
-                redirect
-                    .headers_mut()
-                    .insert(http::header::LOCATION, location);
-                redirect
-            }
-            Err(_) => answer(StatusCode::BAD_REQUEST, &json!({"error": "Which path?"})),
-        }
-    }
 }

@@ -19,7 +19,7 @@ use crate::request::{Request, RequestId};
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const METHODS: HeaderValue =
     HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
@@ -149,26 +149,30 @@ impl Answer {
     }
 }
 
-/// What every answer of the edge carries.
+/// What every answer carries.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Marks<'r> {
     /// Of a request that was understood.
     Of(&'r Request),
     /// Of one that was not.
     Unread(RequestId),
+    /// Of one that came without TLS, and has no name.
+    Plain,
 }
 
 impl Marks<'_> {
     /// Puts them on an answer.
     pub(crate) fn put(self, fields: &mut HeaderMap) {
-        fields.insert(STRICT_TRANSPORT_SECURITY, HSTS);
         let request = match self {
             Self::Of(request) => request,
             Self::Unread(id) => {
+                fields.insert(STRICT_TRANSPORT_SECURITY, HSTS);
                 fields.insert(REQUEST_ID, id.header());
                 return;
             }
+            Self::Plain => return,
         };
+        fields.insert(STRICT_TRANSPORT_SECURITY, HSTS);
         fields.insert(REQUEST_ID, once(request.id.header()));
         if let (Some(quota), Some(standing)) = (&request.route().quota, request.standing) {
             fields.insert(RATE_LIMIT_POLICY, quota.policy().clone());

@@ -1,6 +1,8 @@
 //! The client's side of an exchange, whatever version of HTTP it speaks.
 
+use std::future::poll_fn;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -10,6 +12,7 @@ use crate::framing::Framing;
 use crate::head::Refused;
 use crate::hop::Upgrade;
 use crate::path::Target;
+use crate::patience::Patience;
 use crate::wire::FULL;
 
 /// The head of a request. Fields that are for one connection only are not among its fields, nor is
@@ -108,4 +111,21 @@ pub(crate) trait Downstream {
 
     /// Bytes of the answer's body so far.
     fn sent(&self) -> u64;
+}
+
+/// Until the client has taken an answer that is whole, or shows that it will not.
+pub(crate) async fn until_taken(
+    client: &mut impl Downstream,
+    patience: &mut Patience,
+    limit: Duration,
+) {
+    let taken = async {
+        loop {
+            match poll_fn(|cx| client.poll(cx, Appetite::Full)).await {
+                FromClient::Finished | FromClient::Gone => return,
+                _ => {}
+            }
+        }
+    };
+    let _ = patience.within(limit, taken).await;
 }

@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use prometheus::IntGauge;
 
 use crate::access_log::AccessLog;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::features::rate_limit::QuotaStore;
 use crate::metrics::Metrics;
 use crate::route::Routes;
@@ -75,6 +75,11 @@ impl Gateway {
     /// [`Gateway::live`] for a moment.
     pub(crate) fn glance(&self) -> Guard<Arc<Live>> {
         self.live.load()
+    }
+
+    /// What connections and requests may cost now.
+    pub(crate) fn limits(&self) -> Limits {
+        self.glance().config.limits
     }
 
     /// Puts a configuration into effect, for the next request. Quotas of rules that did not change

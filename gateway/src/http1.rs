@@ -15,13 +15,10 @@ use pingora::server::ShutdownWatch;
 use crate::config::Limits;
 use crate::downstream::{Appetite, Downstream, FromClient, RequestHead, ResponseHead};
 use crate::framing::{self, Decoder, Framing, Piece};
-use crate::gateway::Gateway;
-use crate::handshake::Peer;
 use crate::head::{Bounds, NoHead, Refused, Scan};
 use crate::hop::Persistence;
 use crate::moment::Moment;
 use crate::patience::Patience;
-use crate::proxy;
 use crate::wire::Wire;
 
 /// For a client to take the last of what it is sent.
@@ -63,21 +60,26 @@ enum Phase {
     Done,
 }
 
+/// What is answered on a connection.
+pub(crate) trait Answers {
+    /// What holds for the next request: a reload may change it.
+    fn limits(&self) -> Limits;
+
+    /// Answers a request whose head has been read.
+    async fn serve(&self, head: RequestHead, client: &mut Http1, patience: &mut Patience);
+
+    /// Answers one that has no single reading.
+    fn refuse(&self, refused: Refused, client: &mut Http1);
+}
+
 /// Serves a connection to its end.
-pub(crate) async fn serve(
-    gateway: &Gateway,
-    stream: Stream,
-    peer: &Peer,
-    limits: Limits,
-    shutdown: &ShutdownWatch,
-) {
+pub(crate) async fn serve(answers: &impl Answers, stream: Stream, shutdown: &ShutdownWatch) {
     let mut client = Http1::new(stream, shutdown);
     let mut patience = Patience::new();
     let mut ending = pin!(last_call(shutdown.clone()));
-    let mut idle = limits.header_timeout;
+    let mut idle = answers.limits().header_timeout;
     loop {
-        // A reload holds for the next request.
-        let limits = gateway.glance().config.limits;
+        let limits = answers.limits();
         let bounds = Bounds {
             idle,
             whole: limits.header_timeout,
@@ -89,18 +91,11 @@ pub(crate) async fn serve(
             () = &mut ending => Err(NoHead::Closed),
         };
         match head {
-            Ok(head) => proxy::serve(gateway, peer, head, &mut client, &mut patience).await,
+            Ok(head) => answers.serve(head, &mut client, &mut patience).await,
             Err(NoHead::Closed) => return client.close().await,
             Err(NoHead::Refused(refused)) => {
                 client.begin_response();
-                proxy::refuse(
-                    gateway,
-                    peer,
-                    refused,
-                    &unread(),
-                    Version::HTTP_11,
-                    &mut client,
-                );
+                answers.refuse(refused, &mut client);
                 return client.linger(&mut patience).await;
             }
         }
@@ -114,7 +109,7 @@ pub(crate) async fn serve(
 }
 
 /// The method of a request that could not be read.
-fn unread() -> Method {
+pub(crate) fn unread() -> Method {
     Method::from_bytes(b"-").expect("a dash is a token")
 }
 

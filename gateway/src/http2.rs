@@ -199,7 +199,7 @@ async fn serve_stream(
     mut patience: Patience,
 ) -> StreamEnd {
     let mut client = Http2::new(respond);
-    let limits = gateway.glance().config.limits;
+    let limits = gateway.limits();
     let (parts, body) = request.into_parts();
     let method = parts.method.clone();
     match read_head(parts, &body, limits.max_header) {

@@ -3,6 +3,7 @@
 
 mod access_log;
 mod admin;
+mod admission;
 mod answer;
 mod bell;
 mod cli;
@@ -25,7 +26,9 @@ mod metrics;
 mod moment;
 mod path;
 mod patience;
+mod plain;
 mod proxy;
+mod redirect;
 mod reload;
 mod request;
 mod route;

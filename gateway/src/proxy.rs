@@ -11,7 +11,7 @@ use http::{Method, Version};
 
 use crate::access_log::Entry;
 use crate::answer::{Answer, Marks};
-use crate::downstream::{Appetite, Downstream, FromClient, RequestHead};
+use crate::downstream::{Appetite, Downstream, RequestHead, until_taken};
 use crate::exchange::{Ended, Exchange, Upload};
 use crate::features::circuit_breaker::Permission;
 use crate::features::rate_limit::Verdict;
@@ -54,7 +54,7 @@ pub(crate) async fn serve(
         Ended::Cut => client.cut(),
         Ended::Say(answer) => {
             answer.say(&head.method, client, Marks::Of(&request));
-            send(client, patience, request.live.config.limits.idle_timeout).await;
+            until_taken(client, patience, request.live.config.limits.idle_timeout).await;
         }
     }
     record(gateway, &head, &request, client);
@@ -287,19 +287,6 @@ async fn unless_gone<T>(client: &mut impl Downstream, work: impl Future<Output =
         client.poll(cx, Appetite::Full).map(|_gone| None)
     })
     .await
-}
-
-/// Until the client has taken an answer of ours, or shows that it will not.
-async fn send(client: &mut impl Downstream, patience: &mut Patience, limit: Duration) {
-    let taken = async {
-        loop {
-            match poll_fn(|cx| client.poll(cx, Appetite::Full)).await {
-                FromClient::Finished | FromClient::Gone => return,
-                _ => {}
-            }
-        }
-    };
-    let _ = patience.within(limit, taken).await;
 }
 
 /// Counts it, and writes its line.

@@ -14,10 +14,13 @@ use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 
 use crate::access_log::AccessLog;
-use crate::admin::{Admin, ToHttps};
+use crate::admin::Admin;
+use crate::admission::Admission;
 use crate::config::{Config, Environment};
 use crate::edge::Edge;
 use crate::gateway::Gateway;
+use crate::plain::Plain;
+use crate::redirect::ToHttps;
 use crate::reload::{self, Reload};
 use crate::telemetry::Logs;
 use crate::upstream::discovery::Discovery;
@@ -75,18 +78,21 @@ pub(crate) fn serve(file: PathBuf, environment: Environment, start: Start) -> Re
         );
     }
     server.bootstrap();
-    let mut edge = Service::new("https".to_owned(), Edge::new(&gateway)?);
+    let admission = Admission::new(&gateway.metrics);
+    let mut edge = Service::new("https".to_owned(), Edge::new(&gateway, &admission)?);
     // TLS has a buffer of its own to read into: a second one would hold 64 KiB for each connection.
     let unbuffered = L4BufferSettings::default().read(0);
     edge.add_listener(ListenerConfig::tcp(listen.https.to_string()).l4_buffer(unbuffered));
     let edge = server.add_service(edge);
-    let mut admin = Service::new("admin".to_owned(), Admin(Arc::clone(&gateway)));
+    let oracle = Admin(Arc::clone(&gateway));
+    let mut admin = Service::new("admin".to_owned(), Plain::for_operators(&gateway, oracle));
     admin.threads = Some(1);
     admin.add_tcp(&listen.admin.to_string());
     server.add_service(admin);
     if let Some(address) = listen.http {
         let port = listen.https.port();
-        let mut http = Service::new("http".to_owned(), ToHttps { port });
+        let plain = Plain::for_clients(&gateway, ToHttps { port }, &admission);
+        let mut http = Service::new("http".to_owned(), plain);
         http.threads = Some(1);
         http.add_tcp(&address.to_string());
         server.add_service(http);

@@ -1,6 +1,7 @@
 //! What operators do with a gateway: check, reload, watch, upgrade, end.
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -8,7 +9,10 @@ use anyhow::Result;
 use rustix::process::Signal;
 use serde_json::json;
 use tests::process::{bound, program};
+use tests::raw::status;
 use tests::{BackEnd, Gateway, Reply, wait};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 fn quota(quota: u32) -> String {
@@ -209,6 +213,54 @@ async fn the_http_listener_leads_to_https() -> Result<()> {
         location,
         format!("https://example.org:{}/a?b=c", gateway.address.port())
     );
+    Ok(())
+}
+
+/// What comes of bytes that are sent to a listener without TLS, until it closes.
+async fn told(listener: SocketAddr, bytes: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(listener).await?;
+    stream.write_all(bytes.as_bytes()).await?;
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    // A reset after the answer is as good an end as any.
+    let _ = tokio::time::timeout(wait::PATIENCE, read).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[tokio::test]
+async fn listeners_without_tls_bear_any_client_and_repeat_nothing_of_it() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let http = tests::address::free();
+    let gateway = Gateway::before(&[back_end.address])
+        .config("premier: {limits: {header_timeout: 0.5, max_connections_per_client: 3}}")
+        .set("GATEWAY_HTTP", &http.to_string())
+        .start()
+        .await?;
+    for listener in [http, gateway.admin] {
+        let half = "GET / HTTP/1.1\r\nHost: loc";
+        assert_eq!(status(&told(listener, half).await?), 408);
+        assert_eq!(told(listener, "").await?, "");
+        for bad in [
+            "POST /api/login HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer SECRET\r\nno field\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\nAuthorization: Bearer SECRET\n\n",
+            "\u{16}\u{3}\u{1} SECRET\r\n\r\n",
+        ] {
+            let answer = told(listener, bad).await?;
+            assert_eq!(status(&answer), 400, "{answer}");
+            assert!(answer.contains(r#"{"error":""#), "{answer}");
+        }
+    }
+    assert!(!gateway.process.log().contains("SECRET"));
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(TcpStream::connect(http).await?);
+    }
+    let good = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    wait::until(
+        "no more connections of this client to be let in",
+        async || told(http, good).await.is_ok_and(|answer| answer.is_empty()),
+    )
+    .await?;
     Ok(())
 }
 
