@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Environment, SCHEMA};
+use crate::output::Output;
 use crate::serve::{self, Start};
 use crate::telemetry::Logs;
 use crate::tls;
@@ -59,13 +60,16 @@ pub(crate) fn run() -> Result<()> {
     let environment = Environment::of_process();
     match cli.command.unwrap_or(Command::Run(Run::default())) {
         Command::Run(run) => {
-            Logs::of(&environment)?.start();
+            let (logs, output) = (Logs::of(&environment)?, Output::start());
+            logs.start(output.clone());
             let start = if run.upgrade {
                 Start::Upgrade
             } else {
                 Start::Fresh
             };
-            serve::serve(cli.config, environment, start)
+            let ended = serve::serve(cli.config, environment, start, logs, &output);
+            output.flush();
+            ended
         }
         Command::Check { file } => check(&file.unwrap_or(cli.config), &environment),
         Command::Schema => say(SCHEMA),

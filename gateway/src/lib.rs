@@ -24,6 +24,7 @@ mod http2;
 pub mod measure;
 mod metrics;
 mod moment;
+mod output;
 mod path;
 mod patience;
 mod plain;

@@ -218,6 +218,11 @@ impl Metrics {
         }
     }
 
+    /// Tells of what is counted elsewhere too.
+    pub(crate) fn tell_of(&self, counter: &IntCounter) {
+        Family(&self.registry).register(Ok(counter.clone()));
+    }
+
     /// The counters of a path pattern: the same ones each time.
     pub(crate) fn route(&self, pattern: &str) -> Arc<RouteMetrics> {
         let mut routes = self.routes.lock();

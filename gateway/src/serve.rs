@@ -13,12 +13,12 @@ use pingora::server::{ExecutionPhase, RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 
-use crate::access_log::AccessLog;
 use crate::admin::Admin;
 use crate::admission::Admission;
 use crate::config::{Config, Environment};
 use crate::edge::Edge;
 use crate::gateway::Gateway;
+use crate::output::Output;
 use crate::plain::Plain;
 use crate::redirect::ToHttps;
 use crate::reload::{self, Reload};
@@ -44,7 +44,13 @@ pub(crate) enum Start {
 ///
 /// # Errors
 /// What keeps it from starting.
-pub(crate) fn serve(file: PathBuf, environment: Environment, start: Start) -> Result<()> {
+pub(crate) fn serve(
+    file: PathBuf,
+    environment: Environment,
+    start: Start,
+    logs: Logs,
+    output: &Output,
+) -> Result<()> {
     let config = Config::load(&file, &environment)?;
     reload::warn_of(&config);
     let listen = config.listen;
@@ -57,13 +63,8 @@ pub(crate) fn serve(file: PathBuf, environment: Environment, start: Start) -> Re
             must_be_free(key, address)?;
         }
     }
-    let logs = Logs::of(&environment)?;
-    let access_log = if logs.level >= tracing::Level::INFO {
-        AccessLog::start(logs.format)
-    } else {
-        AccessLog::off()
-    };
-    let gateway = Arc::new(Gateway::new(config, access_log)?);
+    let gateway = Arc::new(Gateway::new(config, logs.access_log(output))?);
+    gateway.metrics.tell_of(output.dropped());
 
     let options = Opt {
         upgrade: start == Start::Upgrade,
@@ -119,7 +120,6 @@ pub(crate) fn serve(file: PathBuf, environment: Environment, start: Start) -> Re
     );
     run(server, &gateway);
     tracing::info!("ended");
-    gateway.access_log.flush();
     Ok(())
 }
 

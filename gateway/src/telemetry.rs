@@ -10,7 +10,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
+use crate::access_log::AccessLog;
 use crate::config::Environment;
+use crate::output::Output;
 
 /// What is logged, and how.
 #[derive(Debug, Clone, Copy)]
@@ -45,8 +47,8 @@ impl Logs {
         Ok(Self { level, format })
     }
 
-    /// Sends every event from now on to standard output.
-    pub(crate) fn start(self) {
+    /// Sends every event from now on to an output.
+    pub(crate) fn start(self, output: Output) {
         // What these say below an error is about single clients, and may quote what they sent.
         let filter = Targets::new()
             .with_default(LevelFilter::WARN)
@@ -58,9 +60,11 @@ impl Logs {
                 .json()
                 .flatten_event(true)
                 .with_current_span(false)
+                .with_writer(output)
                 .boxed(),
             Format::Text => fmt::layer()
                 .with_ansi(std::io::stdout().is_terminal())
+                .with_writer(output)
                 .boxed(),
         };
         // The filter stands before all layers and not at the one: a filter of a layer loses the
@@ -69,6 +73,15 @@ impl Logs {
             .with(filter)
             .with(layer)
             .init();
+    }
+
+    /// Requests are told of at INFO.
+    pub(crate) fn access_log(self, output: &Output) -> AccessLog {
+        if self.level >= Level::INFO {
+            AccessLog::to(output.clone(), self.format)
+        } else {
+            AccessLog::off()
+        }
     }
 }
 

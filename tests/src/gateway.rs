@@ -1,5 +1,6 @@
 //! A running gateway, in front of whatever answers at the addresses that it is given.
 
+use std::io::PipeWriter;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -20,6 +21,7 @@ pub struct Setup {
     servers: Vec<SocketAddr>,
     config: String,
     settings: Environment,
+    output: Option<PipeWriter>,
 }
 
 impl Setup {
@@ -35,6 +37,13 @@ impl Setup {
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Where its standard output goes, if not into its log.
+    #[must_use]
+    pub fn printing_to(mut self, output: PipeWriter) -> Self {
+        self.output = Some(output);
         self
     }
 
@@ -67,7 +76,10 @@ impl Setup {
             .envs(self.settings)
             .current_dir(folder.path());
         let log = folder.path().join("gateway.log");
-        let process = Process::start("gateway", &mut command, &log)?;
+        let process = match self.output {
+            None => Process::start("gateway", &mut command, &log)?,
+            Some(output) => Process::start_printing("gateway", &mut command, output.into(), &log)?,
+        };
         let mut gateway = Gateway {
             process,
             address,
@@ -108,6 +120,7 @@ impl Gateway {
             servers: servers.to_vec(),
             config: "premier: {}".to_owned(),
             settings: Environment::new(),
+            output: None,
         }
     }
 

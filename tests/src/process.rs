@@ -25,15 +25,24 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
-        let out = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .with_context(|| format!("opening {}", log.display()))?;
+        let out = file(log)?;
+        Self::start_printing(name, command, out.into(), log)
+    }
+
+    /// [`Process::start`] with standard output going elsewhere.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_printing(
+        name: &str,
+        command: &mut Command,
+        output: Stdio,
+        log: &Path,
+    ) -> Result<Self> {
         let child = command
             .stdin(Stdio::null())
-            .stdout(out.try_clone()?)
-            .stderr(out)
+            .stdout(output)
+            .stderr(file(log)?)
             .spawn()
             .with_context(|| format!("starting {name}"))?;
         Ok(Self {
@@ -143,6 +152,15 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A file that grows.
+fn file(path: &Path) -> Result<File> {
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("opening {}", path.display()))
 }
 
 /// Sends a signal to a program and its children: PostgreSQL serves each connection by one.

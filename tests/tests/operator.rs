@@ -78,7 +78,10 @@ async fn a_bad_file_changes_nothing_and_shows() -> Result<()> {
     let client = gateway.client()?;
     assert_eq!(client.get("/a").await?.status, 200);
     assert_eq!(client.get("/a").await?.status, 429);
-    assert!(gateway.process.log().contains("did you mean `paths`?"));
+    wait::until("the reason", async || {
+        gateway.process.log().contains("did you mean `paths`?")
+    })
+    .await?;
     Ok(())
 }
 
@@ -261,6 +264,27 @@ async fn listeners_without_tls_bear_any_client_and_repeat_nothing_of_it() -> Res
         async || told(http, good).await.is_ok_and(|answer| answer.is_empty()),
     )
     .await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stuck_standard_output_stops_nobody() -> Result<()> {
+    let (stuck, output) = std::io::pipe()?;
+    let back_end = BackEnd::good().await?;
+    let mut gateway = Gateway::before(&[back_end.address])
+        .config("premier: {default_features: {monitoring: {log_threshold: 0}}}")
+        .printing_to(output)
+        .start()
+        .await?;
+    let client = gateway.client()?;
+    // Far more lines than the pipe takes.
+    for _ in 0..1000 {
+        let answer = tokio::time::timeout(wait::PATIENCE, client.get("/")).await??;
+        assert_eq!(answer.status, 200);
+    }
+    drop(client);
+    assert!(gateway.process.stop()?.success());
+    drop(stuck);
     Ok(())
 }
 
