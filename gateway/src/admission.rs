@@ -9,12 +9,15 @@ use pingora::protocols::Stream;
 use crate::client::ClientKey;
 use crate::config::Limits;
 use crate::metrics::{Metrics, TooMany};
+use crate::open_files;
 use crate::request::Counted;
 
 /// Lets connections of clients in.
 #[derive(Debug, Clone)]
 pub(crate) struct Admission {
     metrics: Arc<Metrics>,
+    /// What there are files for, whatever the configuration allows.
+    room: usize,
     open: Arc<Mutex<HashMap<ClientKey, usize>>>,
 }
 
@@ -22,6 +25,7 @@ impl Admission {
     pub(crate) fn new(metrics: &Arc<Metrics>) -> Self {
         Self {
             metrics: Arc::clone(metrics),
+            room: open_files::connections(),
             open: Arc::default(),
         }
     }
@@ -34,7 +38,7 @@ impl Admission {
         let client = ClientKey::from(digest.peer_addr()?.as_inet()?.ip());
         let counted = Counted::one_more(&metrics.connections);
         let total = usize::try_from(metrics.connections.get()).unwrap_or(0);
-        if total > limits.max_connections {
+        if total > limits.max_connections.min(self.room) {
             metrics.refused_connection(TooMany::InTotal);
             return None;
         }

@@ -254,8 +254,13 @@ fn not_connected(
 ) -> Ended {
     let now = Moment::now();
     let replica = request.upstream.replica;
+    let attempt = request.end_attempt(now);
+    if error == NotConnected::NoSocket {
+        tracing::error!(request_id = %request.id, "no socket for a replica: too many files are open");
+        return Ended::Say(Answer::unavailable(1));
+    }
     tracing::warn!(request_id = %request.id, ?replica, reason = ?error, "replica failed");
-    if let Some(mut attempt) = request.end_attempt(now) {
+    if let Some(mut attempt) = attempt {
         attempt.failed(now);
         attempt.in_flight.replica().failed_to_connect();
     }
@@ -264,7 +269,7 @@ fn not_connected(
     }
     Ended::Say(match error {
         NotConnected::TimedOut => request.time_is_up(),
-        NotConnected::Failed => Answer::BAD_GATEWAY,
+        NotConnected::Failed | NotConnected::NoSocket => Answer::BAD_GATEWAY,
     })
 }
 

@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, Environment, Listen};
 use crate::gateway::Gateway;
+use crate::open_files;
 
 /// Between two looks at the files. A look costs a system call a file, and sees what no watch of
 /// the kernel does: a network file system, a mounted secret that is swapped by its folder.
@@ -118,6 +119,7 @@ fn state_of(file: &Path) -> Option<(SystemTime, u64)> {
 
 /// Says what a configuration asks for in vain.
 pub(crate) fn warn_of(config: &Config) {
+    open_files::warn_of(config.limits.max_connections);
     for warning in &config.warnings {
         tracing::warn!(setting = warning, "setting has no effect");
     }

@@ -1,7 +1,7 @@
 //! From a configuration to a running gateway, and to its end.
 
-use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,16 +12,19 @@ use pingora::server::configuration::{Opt, ServerConf};
 use pingora::server::{ExecutionPhase, RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
+use rustix::fs::{Access, access};
 
 use crate::admin::Admin;
 use crate::admission::Admission;
-use crate::config::{Config, Environment};
+use crate::config::{Config, Environment, Listen};
 use crate::edge::Edge;
 use crate::gateway::Gateway;
+use crate::open_files;
 use crate::output::Output;
 use crate::plain::Plain;
 use crate::redirect::ToHttps;
 use crate::reload::{self, Reload};
+use crate::signals::{self, Endings};
 use crate::telemetry::Logs;
 use crate::upstream::discovery::Discovery;
 
@@ -29,8 +32,6 @@ use crate::upstream::discovery::Discovery;
 const DRAIN: Duration = Duration::from_secs(30);
 /// For a client to hear that its connection is about to end, before it is closed.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Seconds that a new gateway waits for the sockets of the old one.
-const UPGRADE_PATIENCE: usize = 60;
 
 /// Where the listening sockets come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,17 +52,15 @@ pub(crate) fn serve(
     logs: Logs,
     output: &Output,
 ) -> Result<()> {
+    signals::survive_hangups()?;
+    open_files::allow();
     let config = Config::load(&file, &environment)?;
     reload::warn_of(&config);
     let listen = config.listen;
-    if start == Start::Fresh {
-        let http = listen.http.map(|address| ("http", address));
-        for (key, address) in [("https", listen.https), ("admin", listen.admin)]
-            .into_iter()
-            .chain(http)
-        {
-            must_be_free(key, address)?;
-        }
+    let upgrade_socket = upgrade_socket(&environment)?;
+    match start {
+        Start::Fresh => must_be_free(listen)?,
+        Start::Upgrade => must_be_writable(&upgrade_socket)?,
     }
     let gateway = Arc::new(Gateway::new(config, logs.access_log(output))?);
     gateway.metrics.tell_of(output.dropped());
@@ -70,12 +69,12 @@ pub(crate) fn serve(
         upgrade: start == Start::Upgrade,
         ..Opt::default()
     };
-    let mut server = Server::new_with_opt_and_conf(options, conf(&environment));
+    let mut server = Server::new_with_opt_and_conf(options, conf(&upgrade_socket));
     if start == Start::Upgrade {
-        let socket = &server.configuration.upgrade_sock;
+        let socket = upgrade_socket.display();
         tracing::info!(
-            socket,
-            "waiting for the sockets of the gateway that runs: send it SIGQUIT"
+            %socket,
+            "waiting for the sockets of the gateway that runs: send it SIGQUIT within 5 seconds"
         );
     }
     server.bootstrap();
@@ -118,38 +117,63 @@ pub(crate) fn serve(
         admin,
         "listening"
     );
-    run(server, &gateway);
+    run(server, Endings { upgrade_socket }, &gateway);
     tracing::info!("ended");
     Ok(())
 }
 
-fn conf(environment: &Environment) -> ServerConf {
+fn conf(upgrade_socket: &Path) -> ServerConf {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let upgrade_sock = environment
-        .get("GATEWAY_UPGRADE_SOCKET")
-        .unwrap_or("/run/gateway-upgrade.sock");
     ServerConf {
         threads: cores,
         grace_period_seconds: Some(DRAIN.as_secs()),
         graceful_shutdown_timeout_seconds: Some(1),
-        upgrade_sock: upgrade_sock.to_owned(),
-        upgrade_sock_connect_accept_max_retries: Some(UPGRADE_PATIENCE),
+        upgrade_sock: upgrade_socket.display().to_string(),
         ..ServerConf::default()
     }
 }
 
+const UPGRADE_SOCKET: &str = "GATEWAY_UPGRADE_SOCKET";
+
+/// Where one gateway hands its sockets over to the next.
+fn upgrade_socket(environment: &Environment) -> Result<PathBuf> {
+    let socket = environment.get(UPGRADE_SOCKET);
+    let socket = Path::new(socket.unwrap_or("/run/gateway-upgrade.sock"));
+    // The kernel lists sockets by the path that they were bound to.
+    std::path::absolute(socket).with_context(|| format!("{UPGRADE_SOCKET}: {}", socket.display()))
+}
+
+/// Says at once what Pingora would panic about.
+fn must_be_writable(upgrade_socket: &Path) -> Result<()> {
+    let folder = upgrade_socket.parent().unwrap_or(upgrade_socket);
+    access(folder, Access::WRITE_OK | Access::EXEC_OK)
+        .with_context(|| format!("{UPGRADE_SOCKET}: writing into {}", folder.display()))
+}
+
 /// Says at once what Pingora would only find out later, and not end for.
-fn must_be_free(key: &str, address: SocketAddr) -> Result<()> {
-    TcpListener::bind(address)
-        .map(drop)
-        .with_context(|| format!("premier.listen.{key}: listening on {address}"))
+fn must_be_free(listen: Listen) -> Result<()> {
+    let listeners = [
+        ("https", Some(listen.https)),
+        ("admin", Some(listen.admin)),
+        ("http", listen.http),
+    ];
+    // All are held until the last is had: two of them may want the same.
+    let mut held = Vec::new();
+    for (key, address) in listeners {
+        let Some(address) = address else { continue };
+        let listener = TcpListener::bind(address)
+            .with_context(|| format!("premier.listen.{key}: listening on {address}"))?;
+        held.push(listener);
+    }
+    Ok(())
 }
 
 /// Runs Pingora's server until the last request is answered. Pingora itself would always wait for
 /// the whole of [`DRAIN`], so it runs beside us, and we do not wait for it.
-fn run(server: Server, gateway: &Gateway) {
+fn run(server: Server, endings: Endings, gateway: &Gateway) {
     let mut phases = server.watch_execution_phase();
-    thread::spawn(move || server.run(RunArgs::default()));
+    let shutdown_signal = Box::new(endings);
+    thread::spawn(move || server.run(RunArgs { shutdown_signal }));
     loop {
         match phases.blocking_recv() {
             Ok(

@@ -54,6 +54,8 @@ impl Logs {
             .with_default(LevelFilter::WARN)
             .with_target("gateway", self.level)
             .with_target("pingora_core", LevelFilter::ERROR)
+            // It calls each second of waiting for the other gateway an error.
+            .with_target("pingora_core::server::transfer_fd", LevelFilter::OFF)
             .with_target("h2", LevelFilter::ERROR);
         let layer = match self.format {
             Format::Json => fmt::layer()

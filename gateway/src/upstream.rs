@@ -93,10 +93,7 @@ impl Replica {
         // What is rare waits in a box of its own.
         match Box::pin(connector.new_stream(&peer)).await {
             Ok(stream) => Ok(Connection::new(stream)),
-            Err(error) if *error.etype() == ErrorType::ConnectTimedout => {
-                Err(NotConnected::TimedOut)
-            }
-            Err(_) => Err(NotConnected::Failed),
+            Err(error) => Err(NotConnected::from(error.etype())),
         }
     }
 
@@ -175,6 +172,20 @@ pub(crate) enum Wanted {
 pub(crate) enum NotConnected {
     TimedOut,
     Failed,
+    /// We have no socket for it: too many files are open, or all ports are in use.
+    NoSocket,
+}
+
+impl From<&ErrorType> for NotConnected {
+    fn from(error: &ErrorType) -> Self {
+        match error {
+            ErrorType::ConnectTimedout => Self::TimedOut,
+            ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError => {
+                Self::NoSocket
+            }
+            _ => Self::Failed,
+        }
+    }
 }
 
 /// No replica can take a request.

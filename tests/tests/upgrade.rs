@@ -90,3 +90,41 @@ async fn a_connection_that_is_open_at_the_end_gets_one_more_answer() -> Result<(
     assert!(gateway.process.ended()?.success());
     Ok(())
 }
+
+#[tokio::test]
+async fn sigquit_without_a_successor_ends_nobody() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let mut gateway = Gateway::before(&[back_end.address]).start().await?;
+    gateway.process.signal(Signal::QUIT)?;
+    wait::until("the word about it", async || {
+        let log = gateway.process.log();
+        log.contains("SIGQUIT without a gateway that takes over")
+    })
+    .await?;
+    assert_eq!(gateway.client()?.get("/").await?.status, 200);
+    assert_eq!(gateway.operator()?.get("/health").await?.status, 200);
+    assert!(gateway.process.stop()?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn sighup_ends_no_gateway_that_waits_to_take_over() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let mut gateway = Gateway::before(&[back_end.address]).start().await?;
+    let mut second = gateway.again(&["run", "--upgrade"])?;
+    wait::until("the new one to start", async || {
+        second.log().contains("waiting for the sockets")
+    })
+    .await?;
+    second.signal(Signal::HUP)?;
+    gateway.process.signal(Signal::QUIT)?;
+    assert!(gateway.process.ended()?.success());
+    wait::until("the new one to answer", async || {
+        let client = gateway.client();
+        let answer = async || client?.get("/").await;
+        answer().await.is_ok_and(|answer| answer.status == 200)
+    })
+    .await?;
+    assert!(second.stop()?.success());
+    Ok(())
+}
