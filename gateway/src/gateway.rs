@@ -1,5 +1,6 @@
 //! What all requests share: the configuration that holds now, and what outlives it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -7,6 +8,7 @@ use std::time::SystemTime;
 use anyhow::Result;
 use arc_swap::{ArcSwap, Guard};
 use prometheus::IntGauge;
+use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
 use crate::config::{Config, Limits};
@@ -34,6 +36,8 @@ pub(crate) struct Gateway {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access_log: AccessLog,
     pub(crate) started: SystemTime,
+    /// Told when another configuration is in effect.
+    pub(crate) changed: Notify,
     /// Connections that have no request in flight, and answers that are not sent yet.
     pub(crate) unsent: IntGauge,
     ending: AtomicBool,
@@ -49,7 +53,7 @@ impl Gateway {
         metrics.certificates(certificates.expiries());
         let routes = Routes::new(&config, &quotas, &metrics, None)?;
         let since = SystemTime::now();
-        metrics.reloaded(unix_seconds(since));
+        metrics.in_effect(unix_seconds(since));
         Ok(Self {
             live: ArcSwap::from_pointee(Live {
                 config,
@@ -62,6 +66,7 @@ impl Gateway {
             metrics,
             access_log,
             started: since,
+            changed: Notify::new(),
             unsent: IntGauge::new("unsent", "connections").expect("it is a good name"),
             ending: AtomicBool::new(false),
         })
@@ -90,6 +95,7 @@ impl Gateway {
     pub(crate) fn replace(&self, config: Config) -> Result<()> {
         let before = self.live();
         let routes = Routes::new(&config, &self.quotas, &self.metrics, Some(&before.routes))?;
+        before.routes.forget_breakers_but_of(&routes);
         self.certificates.replace(&config.certificates);
         self.metrics.certificates(self.certificates.expiries());
         let since = SystemTime::now();
@@ -98,14 +104,13 @@ impl Gateway {
             routes,
             since,
         }));
-        self.metrics.reloaded(unix_seconds(since));
+        self.metrics.in_effect(unix_seconds(since));
+        self.metrics.reloaded();
         let live = self.glance();
-        self.metrics.keep_routes(|pattern| {
-            live.routes
-                .all()
-                .iter()
-                .any(|route| route.pattern == pattern)
-        });
+        let patterns: HashSet<_> = live.routes.patterns().collect();
+        self.metrics
+            .keep_routes(|pattern| patterns.contains(pattern));
+        self.changed.notify_one();
         Ok(())
     }
 

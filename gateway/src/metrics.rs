@@ -314,10 +314,14 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn reloaded(&self, unix_seconds: i64) {
-        self.reloads.with_label_values(&["success"]).inc();
+    /// The configuration on disk is in effect since then.
+    pub(crate) fn in_effect(&self, unix_seconds: i64) {
         self.reload_success.set(1);
         self.reload_time.set(unix_seconds);
+    }
+
+    pub(crate) fn reloaded(&self) {
+        self.reloads.with_label_values(&["success"]).inc();
     }
 
     pub(crate) fn reload_failed(&self) {

@@ -55,10 +55,14 @@ impl Routes {
         metrics: &Arc<Metrics>,
         before: Option<&Self>,
     ) -> Result<Self> {
+        let kept = before.map_or_else(HashMap::new, Self::breakers);
         let route = |pattern: String, features: &Features| {
             let breakers = features.circuit_breaker.map(|settings| {
-                let kept = before.and_then(|before| before.breakers(&pattern, settings));
-                kept.unwrap_or_else(|| Arc::new(Breakers::new(&pattern, settings, metrics)))
+                let kept = kept.get(&*pattern).filter(|kept| kept.are_by(settings));
+                kept.map_or_else(
+                    || Arc::new(Breakers::new(&pattern, settings, metrics)),
+                    |kept| Arc::clone(kept),
+                )
             });
             Route {
                 quota: features
@@ -145,18 +149,34 @@ impl Routes {
         &self.all
     }
 
-    fn breakers(&self, pattern: &str, settings: config::CircuitBreaker) -> Option<Arc<Breakers>> {
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.all.iter().map(|route| route.pattern.as_str())
+    }
+
+    /// By their patterns; of two that are the same the first one is the one that matches.
+    fn breakers(&self) -> HashMap<&str, &Arc<Breakers>> {
         self.all
             .iter()
-            .filter_map(|route| route.breakers.as_ref())
-            .find(|breakers| breakers.are_of(pattern, settings))
-            .map(Arc::clone)
+            .rev()
+            .filter_map(|route| Some((route.pattern.as_str(), route.breakers.as_ref()?)))
+            .collect()
     }
 
     /// Forgets the breakers of replicas that are gone.
     pub(crate) fn keep_breakers(&self, stays: impl Fn(SocketAddr) -> bool) {
-        for breakers in self.all.iter().filter_map(|route| route.breakers.as_ref()) {
+        for (_, breakers) in self.breakers() {
             breakers.keep(&stays);
+        }
+    }
+
+    /// Forgets the breakers that routes which take the place of these have no more.
+    pub(crate) fn forget_breakers_but_of(&self, next: &Self) {
+        let kept = next.breakers();
+        for (pattern, breakers) in self.breakers() {
+            let stays = kept.get(pattern);
+            if !stays.is_some_and(|kept| Arc::ptr_eq(kept, breakers)) {
+                breakers.keep(|_| false);
+            }
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::open_files;
 use crate::output::Output;
 use crate::plain::Plain;
 use crate::redirect::ToHttps;
-use crate::reload::{self, Reload};
+use crate::reload::{self, Reload, Source};
 use crate::signals::{self, Endings};
 use crate::telemetry::Logs;
 use crate::upstream::discovery::Discovery;
@@ -102,8 +102,7 @@ pub(crate) fn serve(
     edge.add_dependency(server.add_service(discovery));
     let reload = Reload {
         gateway: Arc::clone(&gateway),
-        file,
-        environment,
+        source: Source { file, environment },
     };
     let mut reload = background_service("reload", reload);
     reload.threads = Some(1);
@@ -126,7 +125,8 @@ fn conf(upgrade_socket: &Path) -> ServerConf {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     ServerConf {
         threads: cores,
-        grace_period_seconds: Some(DRAIN.as_secs()),
+        // We end before, and say what was cut off.
+        grace_period_seconds: Some(DRAIN.as_secs() + 5),
         graceful_shutdown_timeout_seconds: Some(1),
         upgrade_sock: upgrade_socket.display().to_string(),
         ..ServerConf::default()

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -44,6 +44,11 @@ impl Certificates {
     pub(crate) fn replace(&self, all: &[Certificate]) {
         warn_of(all);
         self.0.store(Arc::new(Served::new(all)));
+    }
+
+    /// Warns of those that end soon.
+    pub(crate) fn warn(&self) {
+        warn_of(&self.0.load().all);
     }
 
     /// Each certificate's file and end.
@@ -119,12 +124,18 @@ fn warn_of(certificates: &[Certificate]) {
             tracing::warn!(%file, days = left / (24 * 3600), "certificate expires soon");
         }
         let key = &certificate.files.key;
-        let is_open = fs::metadata(key).is_ok_and(|found| found.permissions().mode() & 0o077 != 0);
-        if is_open {
+        if fs::metadata(key).is_ok_and(|found| is_open(&found)) {
             let file = key.display();
             tracing::warn!(%file, "private key can be read by others: chmod 600");
         }
     }
+}
+
+/// Whether others may read a key. A group may, if the key is root's: so a system hands one over to a
+/// service that is not root.
+fn is_open(key: &fs::Metadata) -> bool {
+    let allowed = if key.uid() == 0 { 0o040 } else { 0 };
+    key.mode() & 0o077 & !allowed != 0
 }
 
 /// Makes our cryptography the process's, before any library takes its own.

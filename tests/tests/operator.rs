@@ -8,8 +8,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use rustix::process::Signal;
 use serde_json::json;
+use tests::certificate::Certificate;
+use tests::client::HOST;
 use tests::process::{bound, program};
-use tests::raw::status;
+use tests::raw::{Raw, status};
 use tests::{BackEnd, Gateway, Reply, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -93,8 +95,7 @@ async fn a_renewed_certificate_is_served_without_a_restart() -> Result<()> {
     assert_eq!(open.get("/").await?.status, 200);
     let folder = gateway.config_file();
     let folder = folder.parent().expect("a file is in a folder");
-    gateway.certificate =
-        tests::certificate::Certificate::make(folder, "cert", &["localhost", "127.0.0.1"])?;
+    gateway.certificate = Certificate::make(folder, "cert", &["localhost", "127.0.0.1"])?;
     wait::until("the new certificate", async || {
         let Ok(client) = gateway.client() else {
             return false;
@@ -139,6 +140,107 @@ async fn a_port_that_is_taken_stops_the_start_with_a_line() -> Result<()> {
         "{}",
         second.log()
     );
+    Ok(())
+}
+
+/// Until the value of `gateway_last_reload_success` is this.
+async fn until_last_reload(gateway: &Gateway, success: f64) -> Result<()> {
+    wait::until("the reload to show", async || {
+        let metric = gateway.metric("gateway_last_reload_success", &[]).await;
+        metric.is_ok_and(|value| value == Some(success))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn files_that_come_after_they_were_named_take_effect() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address]).start().await?;
+    let later = tempfile::tempdir()?;
+    let (cert, key) = (later.path().join("new.pem"), later.path().join("new.key"));
+    let named = format!(
+        "premier: {{tls: {{certificates: [{{cert: {}, key: {}}}]}}}}",
+        cert.display(),
+        key.display()
+    );
+    std::fs::write(gateway.config_file(), named)?;
+    until_last_reload(&gateway, 0.0).await?;
+    let other = tempfile::tempdir()?;
+    let made = Certificate::make(other.path(), "made", &[HOST])?;
+    std::fs::copy(&made.key, &key)?;
+    std::fs::copy(&made.cert, &cert)?;
+    until_last_reload(&gateway, 1.0).await?;
+    Raw::connect_to(&gateway, HOST, &made).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_file_of_the_same_age_and_length_is_another_one() -> Result<()> {
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address])
+        .config(&quota(5))
+        .start()
+        .await?;
+    let place = gateway.config_file();
+    let age = std::fs::metadata(&place)?.modified()?;
+    let other = place.with_extension("new");
+    std::fs::write(&other, quota(7))?;
+    std::fs::File::options()
+        .write(true)
+        .open(&other)?
+        .set_modified(age)?;
+    std::fs::rename(&other, &place)?;
+    wait::until("the other quota", async || {
+        let client = gateway.client();
+        let answer = async || client?.get("/a").await;
+        answer()
+            .await
+            .is_ok_and(|answer| answer.header("ratelimit-policy").contains("q=7"))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn other_servers_and_breakers_take_the_place_of_those_before() -> Result<()> {
+    let (before, after) = (
+        BackEnd::start(|_| Reply::of(500, "before")).await?,
+        BackEnd::start(|_| Reply::of(200, "after")).await?,
+    );
+    let config = |server: SocketAddr, pattern: &str| {
+        format!(
+            r#"
+premier:
+  health_check: {{interval: 600}}
+  servers: ["http://{server}"]
+  paths:
+    - pattern: "{pattern}"
+      features: {{circuit_breaker: {{failure_threshold: 1, recovery_timeout: 600}}}}
+"#
+        )
+    };
+    let gateway = Gateway::before(&[before.address])
+        .config(&config(before.address, "/a*"))
+        .start()
+        .await?;
+    assert_eq!(gateway.client()?.get("/a").await?.status, 500);
+    let open = async |pattern: &str| {
+        let labels = [pattern, &before.address.to_string()];
+        let state = gateway.metric("gateway_circuit_breaker_state", &labels);
+        state.await
+    };
+    assert_eq!(open("/a*").await?, Some(2.0));
+    std::fs::write(gateway.config_file(), config(after.address, "/*"))?;
+    wait::until("the other server", async || {
+        let client = gateway.client();
+        let answer = async || client?.get("/a").await;
+        answer().await.is_ok_and(|answer| answer.text == "after")
+    })
+    .await?;
+    assert_eq!(open("/a*").await?, None);
+    let reloads = gateway
+        .metric("gateway_reloads_total", &["success"])
+        .await?;
+    assert_eq!(reloads, Some(1.0));
     Ok(())
 }
 

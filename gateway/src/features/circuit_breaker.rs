@@ -181,9 +181,9 @@ impl Breakers {
         }
     }
 
-    /// Whether these are the breakers of an unchanged rule.
-    pub(crate) fn are_of(&self, pattern: &str, settings: CircuitBreaker) -> bool {
-        self.pattern == pattern && self.settings == settings
+    /// Whether these follow such settings.
+    pub(crate) fn are_by(&self, settings: CircuitBreaker) -> bool {
+        self.settings == settings
     }
 
     /// Asks to let a request through to a replica.

@@ -47,16 +47,19 @@ impl BackgroundService for Discovery {
             }
         }
         for round in 1_u32.. {
-            tokio::select! {
-                () = tokio::time::sleep(self.pause()) => {}
-                // The list must stay true while the last requests are answered.
-                Ok(()) = shutdown.changed() => {}
-            }
-            let whom = if round.is_multiple_of(EAGERNESS) || self.0.upstreams.all().is_empty() {
+            let is_round = round.is_multiple_of(EAGERNESS) || self.0.upstreams.all().is_empty();
+            let mut whom = if is_round {
                 Whom::Everybody
             } else {
                 Whom::TheUnwell
             };
+            tokio::select! {
+                () = tokio::time::sleep(self.pause()) => {}
+                // There may be other servers now.
+                () = self.0.changed.notified() => whom = Whom::Everybody,
+                // The list must stay true while the last requests are answered.
+                Ok(()) = shutdown.changed() => {}
+            }
             self.round(whom, &connector, &mut unresolved).await;
         }
     }
