@@ -78,8 +78,8 @@ fn origin_form(target: Bytes) -> Bytes {
     }
 }
 
-/// The normalised path: unreserved characters decoded, other encodings in upper case, no empty
-/// and no dot segments. A trailing slash stays. Plain paths come back without a copy.
+/// The normalised path: characters that may stand for themselves do, the others are encoded in upper
+/// case, no segment is empty or a dot. A trailing slash stays. Plain paths come back without a copy.
 ///
 /// # Errors
 /// When the path has more than one reading.
@@ -109,17 +109,25 @@ fn is_plain(path: &[u8]) -> bool {
     true
 }
 
-/// The characters of a path that stand for themselves (RFC 3986, `pchar` and `/`), and those that
-/// clients send unencoded although they should not, and which no server reads in another way.
+/// The characters of a path that stand for themselves (RFC 3986, section 3.3, `pchar`), and `/`.
 const PLAIN: [bool; 256] = {
     let mut plain = [false; 256];
     let mut byte = b'!';
     while byte <= b'~' {
-        plain[byte as usize] = !matches!(byte, b'%' | b'\\' | b'#' | b'?');
+        plain[byte as usize] = !is_sloppy(byte) && !matches!(byte, b'%' | b'\\' | b'#' | b'?');
         byte += 1;
     }
     plain
 };
+
+/// Characters that clients send unencoded although they should not, and which no server reads in
+/// another way.
+const fn is_sloppy(byte: u8) -> bool {
+    matches!(
+        byte,
+        b'"' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}'
+    )
+}
 
 fn decode(path: &[u8]) -> Result<String, Ambiguous> {
     let mut decoded = String::with_capacity(path.len());
@@ -127,10 +135,13 @@ fn decode(path: &[u8]) -> Result<String, Ambiguous> {
     while let [byte, after @ ..] = rest {
         rest = after;
         if *byte != b'%' {
-            if !PLAIN[usize::from(*byte)] {
+            if PLAIN[usize::from(*byte)] {
+                decoded.push(char::from(*byte));
+            } else if is_sloppy(*byte) {
+                encode(&mut decoded, *byte);
+            } else {
                 return Err(Ambiguous::Character);
             }
-            decoded.push(char::from(*byte));
             continue;
         }
         let [high, low, after @ ..] = rest else {
@@ -140,17 +151,20 @@ fn decode(path: &[u8]) -> Result<String, Ambiguous> {
         let byte = hex(*high)? << 4 | hex(*low)?;
         match byte {
             0 | b'/' | b'\\' => return Err(Ambiguous::EncodedDelimiter),
-            _ if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
-                decoded.push(char::from(byte));
-            }
-            _ => {
-                decoded.push('%');
-                decoded.push(char::from(high.to_ascii_uppercase()));
-                decoded.push(char::from(low.to_ascii_uppercase()));
-            }
+            _ if PLAIN[usize::from(byte)] => decoded.push(char::from(byte)),
+            _ => encode(&mut decoded, byte),
         }
     }
     Ok(decoded)
+}
+
+fn encode(path: &mut String, byte: u8) {
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
+    ];
+    path.push('%');
+    path.push(DIGITS[usize::from(byte >> 4)]);
+    path.push(DIGITS[usize::from(byte & 0xf)]);
 }
 
 fn hex(digit: u8) -> Result<u8, Ambiguous> {
@@ -223,6 +237,11 @@ mod tests {
             ("/api/x/..", "/api/"),
             ("/f%c3%bcr", "/f%C3%BCr"),
             ("/a%20b", "/a%20b"),
+            ("/u/%40me", "/u/@me"),
+            ("/a%3Bb%2Cc%3d%3A", "/a;b,c=:"),
+            ("/a|b/{c}", "/a%7Cb/%7Bc%7D"),
+            ("/a%7cb", "/a%7Cb"),
+            ("/a%3Fb%23c%25", "/a%3Fb%23c%25"),
             ("/a.b/.c/..d", "/a.b/.c/..d"),
         ] {
             assert_eq!(normal(spelling).as_deref(), Ok(one), "{spelling}");
@@ -241,7 +260,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn normalising_twice_changes_nothing(path in "/[a-z./%0-9A-F]{0,30}") {
+        fn normalising_twice_changes_nothing(path in "/[a-z./%0-9A-F@|;]{0,30}") {
             if let Ok(once) = normal(&path) {
                 prop_assert_eq!(normal(&once), Ok(once.clone()));
                 prop_assert!(!once.contains("//"));
