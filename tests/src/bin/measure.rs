@@ -1,5 +1,5 @@
 //! What the whole costs: `scripts/bench auth-api`. Prints a table each for profiles, logins, a storm of
-//! logins, and starts.
+//! logins, starts, and idle connections, or only for those that its arguments name.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -31,18 +31,30 @@ const WAITING_LOGINS: usize = 24;
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "the tables are what it is for")]
 async fn main() -> Result<()> {
-    println!("| `GET /api/profile`, 16 connections | µs of CPU for each request |\n|---|---|");
-    println!("{}", profile().await?);
-    println!("| login | ms of CPU for each |\n|---|---|");
-    println!("{}", logins().await?);
-    println!(
-        "| storm of {STORM_CLIENTS} login clients | count | p50 | p99 | slowest |\n|---|---|---|---|---|"
-    );
-    println!("{}", storm().await?);
-    println!("| start to first answer, embedded store | |\n|---|---|");
-    println!("{}", start().await?);
-    println!("| idle TLS connections | MiB of the gateway |\n|---|---|");
-    println!("{}", idle().await?);
+    let wanted: Vec<_> = std::env::args().skip(1).collect();
+    let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|one| one == part);
+    if is_wanted("profile") {
+        println!("| `GET /api/profile`, 16 connections | µs of CPU for each request |\n|---|---|");
+        println!("{}", profile().await?);
+    }
+    if is_wanted("logins") {
+        println!("| login | ms of CPU for each |\n|---|---|");
+        println!("{}", logins().await?);
+    }
+    if is_wanted("storm") {
+        println!(
+            "| storm of {STORM_CLIENTS} login clients | count | p50 | p99 | slowest |\n|---|---|---|---|---|"
+        );
+        println!("{}", storm().await?);
+    }
+    if is_wanted("start") {
+        println!("| start to first answer, embedded store | |\n|---|---|");
+        println!("{}", start().await?);
+    }
+    if is_wanted("idle") {
+        println!("| idle TLS connections | MiB of the gateway |\n|---|---|");
+        println!("{}", idle().await?);
+    }
     Ok(())
 }
 
