@@ -1,5 +1,6 @@
 //! Where users live: PostgreSQL, or a SQLite file.
 
+mod lent;
 mod postgres;
 mod profiles;
 mod sqlite;

@@ -131,6 +131,21 @@ impl Replicas {
         Client::plain(self.all[number].address)
     }
 
+    /// A number from a replica's metrics: the first line of `name` that has all `labels` in it.
+    ///
+    /// # Errors
+    /// When the replica does not tell.
+    pub async fn metric(&self, number: usize, name: &str, labels: &[&str]) -> Result<Option<f64>> {
+        let operator = Client::plain(self.all[number].internal)?;
+        let text = operator.get("/metrics").await?.text;
+        let is_it = |line: &&str| {
+            let metric = line.split(['{', ' ']).next();
+            metric == Some(name) && labels.iter().all(|label| line.contains(label))
+        };
+        let line = text.lines().find(is_it);
+        Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()))
+    }
+
     /// The folder of everything that belongs to these replicas.
     #[must_use]
     pub fn folder(&self) -> &Path {

@@ -8,6 +8,7 @@ use tests::client::Client;
 use tests::postgres;
 use tests::process::signal_family;
 use tests::replica::{self, Replicas};
+use tests::slow::SlowWay;
 use tests::{Store, wait};
 
 /// What a request may take at the most while a store is away: three seconds, and slack for a busy machine.
@@ -106,5 +107,56 @@ async fn postgres_stops_is_silent_and_comes_back() -> Result<()> {
         200,
         "what was acknowledged is there"
     );
+    Ok(())
+}
+
+/// The connections that a replica has to PostgreSQL at the most.
+const POOL: u32 = 10;
+
+/// As many logins at once as would fill the pool; their statuses.
+async fn logins_at_once(client: &Client) -> Result<Vec<u16>> {
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..POOL + 2 {
+        let client = client.clone();
+        all.spawn(async move { client.login("alice").await });
+    }
+    let answers: Vec<_> = all.join_all().await.into_iter().collect::<Result<_>>()?;
+    Ok(answers.iter().map(|answer| answer.status).collect())
+}
+
+#[tokio::test]
+async fn connections_that_fall_silent_are_replaced() -> Result<()> {
+    let database = postgres::Database::shared().await?;
+    let way = SlowWay::to(database.server).await?;
+    let settings = replica::database(way.address, &database.name);
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, settings).await?;
+    let client = replicas.client(0)?;
+    let token = client.token("alice").await?;
+    // Every connection of the pool is made, and none is idle for long.
+    way.delay(Duration::from_millis(100));
+    wait::until("the pool to fill", async || {
+        let _ = logins_at_once(&client).await;
+        let mut connections = 0.0;
+        for state in ["busy", "idle"] {
+            let count = replicas
+                .metric(0, "auth_api_pool_connections", &[state])
+                .await;
+            connections += count.ok().flatten().unwrap_or_default();
+        }
+        connections >= f64::from(POOL)
+    })
+    .await?;
+    way.delay(Duration::ZERO);
+
+    way.silence();
+    let start = Instant::now();
+    wait::until("all logins to work", async || {
+        logins_at_once(&client)
+            .await
+            .is_ok_and(|statuses| statuses.iter().all(|status| *status == 200))
+    })
+    .await?;
+    is_back_soon(&client, &token).await?;
+    assert!(start.elapsed() < 2 * RETURN, "{:?}", start.elapsed());
     Ok(())
 }

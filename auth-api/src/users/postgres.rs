@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{
     PgArguments, PgConnectOptions, PgConnection, PgPoolOptions, PgQueryResult, PgRow,
 };
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgPool, Postgres};
 
 use super::Deleted;
+use super::lent::Lent;
 use super::profiles::Profiles;
 use crate::domain::login::Login;
 use crate::domain::password::PasswordHash;
@@ -25,6 +25,8 @@ const CONNECTIONS: u32 = 10;
 
 /// A connection that was idle for longer is asked whether it still stands before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// Past that it does not stand: enough of the deadline is left to make another.
+const PING_PATIENCE: Duration = Duration::from_millis(500);
 /// The lock under which replicas that start at once migrate one after the other: any number that
 /// nobody else takes.
 const MIGRATION_LOCK: i64 = 0x6175_7468_2d61_7069;
@@ -87,7 +89,11 @@ impl PostgresUsers {
             .test_before_acquire(false)
             .before_acquire(|connection, about| {
                 Box::pin(async move {
-                    Ok(about.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok())
+                    if about.idle_for < TRUSTED_IDLE {
+                        return Ok(true);
+                    }
+                    let pong = tokio::time::timeout(PING_PATIENCE, connection.ping()).await;
+                    Ok(matches!(pong, Ok(Ok(()))))
                 })
             })
             .connect_lazy_with(settings.connection.clone());
@@ -184,7 +190,7 @@ impl PostgresUsers {
     /// asking keeps it.
     pub(super) async fn profiles(
         &self,
-        held: &mut Option<PoolConnection<Postgres>>,
+        held: &mut Option<Lent>,
         users: &[i64],
     ) -> Result<Vec<Profile>, Unavailable> {
         let select: QueryAs<'_, Row> = sqlx::query_as(
@@ -192,20 +198,11 @@ impl PostgresUsers {
         )
         .bind(users)
         .persistent(self.settings.pool_mode.keeps_statements());
-        let connection = held.take();
-        let (connection, rows) = self
-            .within(async {
-                let mut connection = match connection {
-                    Some(connection) => connection,
-                    None => self.pool.acquire().await?,
-                };
-                let fetch =
-                    async |connection: &mut PgConnection| select.fetch_all(connection).await;
-                let rows = self.run_on(&mut connection, fetch).await?;
-                Ok((connection, rows))
+        let rows = self
+            .run(held, async |connection: &mut PgConnection| {
+                select.fetch_all(connection).await
             })
             .await?;
-        *held = Some(connection);
         let profile = |(id, login, created_at, last_login)| Profile {
             id: UserId(id),
             login,
@@ -297,8 +294,10 @@ impl PostgresUsers {
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
         let query = query.persistent(self.settings.pool_mode.keeps_statements());
-        self.run(async |connection: &mut PgConnection| query.fetch_optional(connection).await)
-            .await
+        self.run(&mut None, async |connection: &mut PgConnection| {
+            query.fetch_optional(connection).await
+        })
+        .await
     }
 
     async fn all<T>(&self, query: QueryAs<'_, T>) -> Result<Vec<T>, Unavailable>
@@ -306,29 +305,55 @@ impl PostgresUsers {
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
         let query = query.persistent(self.settings.pool_mode.keeps_statements());
-        self.run(async |connection: &mut PgConnection| query.fetch_all(connection).await)
-            .await
-    }
-
-    async fn execute(&self, query: Query<'_>) -> Result<PgQueryResult, Unavailable> {
-        let query = query.persistent(self.settings.pool_mode.keeps_statements());
-        self.run(async |connection: &mut PgConnection| query.execute(connection).await)
-            .await
-    }
-
-    async fn run<T>(
-        &self,
-        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, Unavailable> {
-        self.within(async {
-            let mut connection = self.pool.acquire().await?;
-            self.run_on(&mut connection, statement).await
+        self.run(&mut None, async |connection: &mut PgConnection| {
+            query.fetch_all(connection).await
         })
         .await
     }
 
-    /// Runs a statement on a connection that is ours for as long as the pool mode says.
+    async fn execute(&self, query: Query<'_>) -> Result<PgQueryResult, Unavailable> {
+        let query = query.persistent(self.settings.pool_mode.keeps_statements());
+        self.run(&mut None, async |connection: &mut PgConnection| {
+            query.execute(connection).await
+        })
+        .await
+    }
+
+    /// Runs a statement on the connection that is `held`, or on one of the pool, which is held then.
+    /// Where it fails none is held any more.
+    async fn run<T>(
+        &self,
+        held: &mut Option<Lent>,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Unavailable> {
+        let timer = self.metrics.start();
+        let work = self.run_on(held, statement);
+        let outcome = match tokio::time::timeout(DEADLINE, work).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(Unavailable::because(STORE, &error)),
+            Err(late) => Err(Unavailable::because(STORE, &late)),
+        };
+        timer.end(&outcome);
+        outcome
+    }
+
     async fn run_on<T>(
+        &self,
+        held: &mut Option<Lent>,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let mut connection = match held.take() {
+            Some(connection) => connection,
+            None => Lent::by(&self.pool).await?,
+        };
+        let done = self.in_pool_mode(connection.begin(), statement).await?;
+        connection.end();
+        *held = Some(connection);
+        Ok(done)
+    }
+
+    /// Runs a statement on a connection that is ours for as long as the pool mode says.
+    async fn in_pool_mode<T>(
         &self,
         connection: &mut PgConnection,
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
@@ -342,20 +367,6 @@ impl PostgresUsers {
                 Ok(done)
             }
         }
-    }
-
-    async fn within<T>(
-        &self,
-        work: impl Future<Output = Result<T, sqlx::Error>>,
-    ) -> Result<T, Unavailable> {
-        let timer = self.metrics.start();
-        let outcome = match tokio::time::timeout(DEADLINE, work).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Unavailable::because(STORE, &error)),
-            Err(late) => Err(Unavailable::because(STORE, &late)),
-        };
-        timer.end(&outcome);
-        outcome
     }
 }
 
