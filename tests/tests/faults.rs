@@ -4,10 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rustix::process::Signal;
-use tests::client::Client;
+use serde_json::json;
+use sqlx::{Connection, Executor, PgConnection};
+use tests::client::{Client, PASSWORD, credentials};
+use tests::pgbouncer::PgBouncer;
 use tests::postgres;
 use tests::process::signal_family;
-use tests::replica::{self, Replicas};
+use tests::replica::{self, Environment, Replicas, settings};
 use tests::slow::SlowWay;
 use tests::{Store, wait};
 
@@ -159,4 +162,91 @@ async fn connections_that_fall_silent_are_replaced() -> Result<()> {
     is_back_soon(&client, &token).await?;
     assert!(start.elapsed() < 2 * RETURN, "{:?}", start.elapsed());
     Ok(())
+}
+
+/// How many statements wait for a row that somebody else holds.
+async fn waiting_for_locks(database: &postgres::Database, look: &mut PgConnection) -> Result<i64> {
+    let count =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'";
+    Ok(sqlx::query_scalar(count)
+        .bind(&database.name)
+        .fetch_one(look)
+        .await?)
+}
+
+#[tokio::test]
+async fn a_row_that_somebody_holds_keeps_nobody_else_waiting() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    client.register("bob").await?;
+    let database = replicas.database.as_ref().expect("it has one");
+    let mut holder = database.connect().await?;
+    let mut held = holder.begin().await?;
+    held.execute("SELECT 1 FROM users WHERE login = 'alice' FOR UPDATE")
+        .await?;
+
+    let of_alice = tokio::spawn({
+        let client = client.clone();
+        async move { logins_at_once(&client).await }
+    });
+    let mut look = database.connect().await?;
+    while waiting_for_locks(database, &mut look).await? == 0 {
+        tokio::task::yield_now().await;
+    }
+    let start = Instant::now();
+    assert_eq!(client.login("bob").await?.status, 200);
+    let statuses = of_alice.await??;
+    assert!(statuses.iter().all(|status| *status == 503), "{statuses:?}");
+    assert!(start.elapsed() < DEADLINE, "{:?}", start.elapsed());
+    assert_eq!(waiting_for_locks(database, &mut look).await?, 0);
+    held.rollback().await?;
+    assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}
+
+/// A change of password that was answered 503 since its row was held.
+async fn what_was_answered_503_is_not_done_later(
+    database: &postgres::Database,
+    settings: Environment,
+) -> Result<()> {
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, settings).await?;
+    let client = replicas.client(0)?;
+    let token = client.token("alice").await?;
+    let mut holder = database.connect().await?;
+    let mut held = holder.begin().await?;
+    held.execute("SELECT 1 FROM users WHERE login = 'alice' FOR UPDATE")
+        .await?;
+
+    let change = json!({"current_password": PASSWORD, "new_password": "another one 1"});
+    let answer = client
+        .post_as(&token, "/api/password", Some(&change))
+        .await?;
+    assert_eq!(answer.status, 503, "{}", answer.text);
+    let mut look = database.connect().await?;
+    assert_eq!(waiting_for_locks(database, &mut look).await?, 0);
+    held.rollback().await?;
+    let new = credentials("alice", "another one 1");
+    assert_eq!(client.post("/api/login", &new).await?.status, 401);
+    assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_answered_503_is_not_done_later_by_the_server() -> Result<()> {
+    let database = postgres::Database::shared().await?;
+    let direct = replica::database(database.server, &database.name);
+    what_was_answered_503_is_not_done_later(&database, direct).await
+}
+
+#[tokio::test]
+async fn what_was_answered_503_is_not_done_later_behind_a_pooler() -> Result<()> {
+    let database = postgres::Database::shared().await?;
+    let pooler = PgBouncer::before(&database)?;
+    let through = [
+        replica::database(pooler.address, &database.name),
+        settings([("DB_POOL_MODE", "transaction".to_owned())]),
+    ]
+    .concat();
+    what_was_answered_503_is_not_done_later(&database, through).await
 }

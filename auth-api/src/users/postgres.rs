@@ -21,6 +21,13 @@ use crate::unavailable::Unavailable;
 pub(super) const STORE: &str = "PostgreSQL";
 /// A statement is over, or given up, well within a request's three seconds.
 pub(super) const DEADLINE: Duration = Duration::from_millis(2500);
+/// The part of it in which a connection has to be had.
+const ACQUIRE_PATIENCE: Duration = Duration::from_secs(1);
+/// The server gives a statement up before we do, so that what was answered 503 is not done later.
+const STATEMENT_PATIENCE: Duration = Duration::from_millis(1250);
+/// And a lock before others stop waiting for a connection: who asks for one row that somebody holds
+/// must not have the whole pool.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 const CONNECTIONS: u32 = 10;
 
 /// A connection that was idle for longer is asked whether it still stands before it is used.
@@ -50,6 +57,22 @@ impl PoolMode {
     fn keeps_statements(self) -> bool {
         self == Self::Session
     }
+}
+
+/// What a session is told once, where it is ours.
+fn limits_of_session() -> AssertSqlSafe<String> {
+    AssertSqlSafe(limits("SET"))
+}
+
+/// What begins a transaction where nothing longer is ours: a pooler refuses settings that come with
+/// a connection, and would lend those of a session to strangers.
+fn begin_within_limits() -> AssertSqlSafe<String> {
+    AssertSqlSafe(format!("BEGIN; {}", limits("SET LOCAL")))
+}
+
+fn limits(set: &str) -> String {
+    let (statement, lock) = (STATEMENT_PATIENCE.as_millis(), LOCK_PATIENCE.as_millis());
+    format!("{set} statement_timeout = {statement}; {set} lock_timeout = {lock}")
 }
 
 /// Where the server is, and how to speak to it.
@@ -82,9 +105,18 @@ type ListedRow = (
 impl PostgresUsers {
     /// A pool that connects when it is first used: the server may come later than we.
     pub(crate) fn new(settings: Settings, metrics: StoreMetrics) -> Self {
+        let pool_mode = settings.pool_mode;
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
-            .acquire_timeout(DEADLINE)
+            .acquire_timeout(ACQUIRE_PATIENCE)
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    if pool_mode == PoolMode::Session {
+                        connection.execute(limits_of_session()).await?;
+                    }
+                    Ok(())
+                })
+            })
             // To ask each time would double the round trips of a request.
             .test_before_acquire(false)
             .before_acquire(|connection, about| {
@@ -361,7 +393,7 @@ impl PostgresUsers {
         match self.settings.pool_mode {
             PoolMode::Session => statement(connection).await,
             PoolMode::Transaction => {
-                let mut transaction = connection.begin().await?;
+                let mut transaction = connection.begin_with(begin_within_limits()).await?;
                 let done = statement(&mut transaction).await?;
                 transaction.commit().await?;
                 Ok(done)
