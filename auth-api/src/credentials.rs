@@ -93,18 +93,8 @@ impl Credentials {
             return Err(Error::LockedOut(locked));
         }
         let account = self.check(app, login).await?;
-        let outcome = match account {
-            Some(_) => Outcome::Right,
-            None => Outcome::Wrong,
-        };
-        if let Err(locked) = app.throttle.settle(login, outcome).await? {
-            visitor.record(Event::LockedOut, subject);
-            return Err(Error::LockedOut(locked));
-        }
-        account.ok_or_else(|| {
-            visitor.record(Event::LoginFailed, subject);
-            Error::InvalidCredentials
-        })
+        let verdict = settle(app.clone(), visitor.clone(), login.clone(), account);
+        app.lifecycle.complete(verdict).await
     }
 
     async fn check(&self, app: &App, login: &Login) -> Result<Option<Account>, Error> {
@@ -119,6 +109,31 @@ impl Credentials {
     pub(crate) fn password(&self) -> &Password {
         &self.password
     }
+}
+
+/// Counts what became of a check, and says it.
+async fn settle(
+    app: App,
+    visitor: Visitor,
+    login: Login,
+    account: Option<Account>,
+) -> Result<Account, Error> {
+    let subject = Subject {
+        user: None,
+        login: Some(login.as_str()),
+    };
+    let outcome = match account {
+        Some(_) => Outcome::Right,
+        None => Outcome::Wrong,
+    };
+    if let Err(locked) = app.throttle.settle(&login, outcome).await? {
+        visitor.record(Event::LockedOut, subject);
+        return Err(Error::LockedOut(locked));
+    }
+    account.ok_or_else(|| {
+        visitor.record(Event::LoginFailed, subject);
+        Error::InvalidCredentials
+    })
 }
 
 /// Both fields, or every problem with them.

@@ -22,6 +22,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a gateway to hear that its connections are about to end.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Between two looks at whether there is still something to do.
+const PAUSE: Duration = Duration::from_millis(10);
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 
 /// Answers requests until SIGTERM or SIGINT, then lets those in flight finish.
@@ -49,10 +51,13 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, app: App) -> R
         () = accept(&public, &public_router, &connections) => {}
     }
     drop((public, internal));
-    if tokio::time::timeout(DRAIN_TIMEOUT, connections.shutdown())
-        .await
-        .is_err()
-    {
+    let drained = async {
+        connections.shutdown().await;
+        while lifecycle.is_at_work() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
         tracing::warn!("requests still in flight were cut off");
     }
     Ok(())
@@ -74,7 +79,6 @@ async fn accept(listener: &TcpListener, router: &Router, connections: &GracefulS
 
 /// Until every connection is closed, or no request has come for [`FAREWELL`] on those that are not.
 async fn farewell(lifecycle: &Lifecycle, connections: &GracefulShutdown) {
-    const PAUSE: Duration = Duration::from_millis(10);
     let (start, mut quiet_since) = (Instant::now(), Instant::now());
     let mut seen = lifecycle.requests();
     while connections.count() > 0

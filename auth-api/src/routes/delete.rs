@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use crate::app::App;
 use crate::audit::{Event, Subject, Visitor};
 use crate::credentials::{self, Credentials};
+use crate::domain::user::Account;
 use crate::error::Error;
 use crate::openapi::Operation;
 use crate::routes::done::Done;
@@ -30,18 +31,24 @@ pub(crate) async fn handle(
     credentials: Credentials,
 ) -> Result<Json<Done>, Error> {
     let account = credentials.account(&app, &visitor).await?;
-    // First the sessions: if their store fails here, nothing has happened yet. Then once more for a
-    // login that came between.
-    let mut ended = app.sessions.end_all(account.id).await?;
+    let deletion = delete(app.clone(), visitor, account);
+    app.lifecycle.complete(deletion).await?;
+    Ok(Json(SUCCESS))
+}
+
+/// First the sessions: if their store fails there, nothing has happened yet. Then once more for a
+/// login that came between.
+async fn delete(app: App, visitor: Visitor, account: Account) -> Result<(), Error> {
+    let ended = &app.metrics.sessions_ended;
+    ended.inc_by(app.sessions.end_all(account.id).await?);
     if app.users.delete(account.id).await? == Deleted::Before {
         return Err(Error::InvalidCredentials);
     }
-    ended += app.sessions.end_all(account.id).await?;
-    app.metrics.sessions_ended.inc_by(ended);
     let subject = Subject {
         user: Some(account.id),
         login: Some(account.login.as_str()),
     };
     visitor.record(Event::Deleted, subject);
-    Ok(Json(SUCCESS))
+    ended.inc_by(app.sessions.end_all(account.id).await?);
+    Ok(())
 }

@@ -52,19 +52,14 @@ async fn log_in(
 ) -> Result<Json<Response>, Error> {
     let account = credentials.account(app, visitor).await?;
     let account = renew_hash(app, account, credentials).await?;
-    let response = begin_session(app, &account, visitor).await?;
-    let subject = Subject {
-        user: Some(account.id),
-        login: Some(account.login.as_str()),
-    };
-    visitor.record(Event::LoggedIn, subject);
-    Ok(response)
+    let session = begin_session(app.clone(), visitor.clone(), account);
+    app.lifecycle.complete(session).await
 }
 
 async fn begin_session(
-    app: &App,
-    account: &Account,
-    visitor: &Visitor,
+    app: App,
+    visitor: Visitor,
+    account: Account,
 ) -> Result<Json<Response>, Error> {
     let now = Utc::now();
     let principal = Principal {
@@ -83,12 +78,17 @@ async fn begin_session(
         .await?;
     // A change of password, a deletion or a disabling since we looked has ended all sessions that
     // it knew of, and ours was not among them.
-    if !app.users.log_in(account, now).await? {
+    if !app.users.log_in(&account, now).await? {
         app.sessions.end(principal).await?;
         return Err(Error::InvalidCredentials);
     }
     app.metrics.sessions_created.inc();
-    Ok(tokens::issue(app, &account.login, &refresh, now))
+    let subject = Subject {
+        user: Some(account.id),
+        login: Some(account.login.as_str()),
+    };
+    visitor.record(Event::LoggedIn, subject);
+    Ok(tokens::issue(&app, &account.login, &refresh, now))
 }
 
 /// A hash of another cost is made again while the password is at hand. One that may not be made

@@ -8,6 +8,7 @@ use crate::app::App;
 use crate::audit::{Event, Visitor};
 use crate::authenticate::{self, Bearer};
 use crate::domain::session::Ended;
+use crate::domain::token::Principal;
 use crate::error::Error;
 use crate::openapi::Operation;
 use crate::routes::done::Done;
@@ -30,12 +31,18 @@ pub(crate) async fn handle(
     visitor: Visitor,
     Bearer(principal): Bearer,
 ) -> Result<Json<Done>, Error> {
+    let end = log_out(app.clone(), visitor, principal);
+    app.lifecycle.complete(end).await?;
+    Ok(Json(SUCCESS))
+}
+
+async fn log_out(app: App, visitor: Visitor, principal: Principal) -> Result<(), Error> {
     match app.sessions.end(principal).await? {
         Ended::Before => Err(Error::NotLoggedOut),
         Ended::Now => {
             app.metrics.sessions_ended.inc();
             visitor.record(Event::LoggedOut, principal.user);
-            Ok(Json(SUCCESS))
+            Ok(())
         }
     }
 }

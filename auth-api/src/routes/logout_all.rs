@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::audit::{Event, Visitor};
 use crate::authenticate::{self, Authenticated};
+use crate::domain::user::UserId;
 use crate::error::Error;
 use crate::openapi::Operation;
 
@@ -39,11 +40,17 @@ pub(crate) async fn handle(
     visitor: Visitor,
     Authenticated(principal): Authenticated,
 ) -> Result<Json<Response>, Error> {
-    let ended = app.sessions.end_all(principal.user).await?;
-    app.metrics.sessions_ended.inc_by(ended);
-    visitor.record(Event::AllSessionsEnded, principal.user);
+    let end = log_out(app.clone(), visitor, principal.user);
+    let ended = app.lifecycle.complete(end).await?;
     Ok(Json(Response {
         message: SUCCESS,
         ended,
     }))
+}
+
+async fn log_out(app: App, visitor: Visitor, user: UserId) -> Result<u64, Error> {
+    let ended = app.sessions.end_all(user).await?;
+    app.metrics.sessions_ended.inc_by(ended);
+    visitor.record(Event::AllSessionsEnded, user);
+    Ok(ended)
 }

@@ -10,7 +10,9 @@ use crate::audit::{Event, Visitor};
 use crate::authenticate::{self, Authenticated};
 use crate::body::{Object, Problem};
 use crate::credentials::{self, Credentials, both};
-use crate::domain::password::{NewPassword, Password};
+use crate::domain::password::{NewPassword, Password, PasswordHash};
+use crate::domain::token::Principal;
+use crate::domain::user::Account;
 use crate::error::Error;
 use crate::openapi::{self, Operation};
 use crate::routes::done::Done;
@@ -86,14 +88,29 @@ pub(crate) async fn handle(
         .account(&app, &visitor)
         .await?;
     let hash = app.hasher.hash(&new).await?;
+    let change = change(app.clone(), visitor, principal, account, hash);
+    app.lifecycle.complete(change).await?;
+    Ok(Json(SUCCESS))
+}
+
+/// First the other sessions: if their store fails there, nothing has happened yet. Then once more
+/// for a login with the old password that came between.
+async fn change(
+    app: App,
+    visitor: Visitor,
+    principal: Principal,
+    account: Account,
+    hash: PasswordHash,
+) -> Result<(), Error> {
+    let ended = &app.metrics.sessions_ended;
+    ended.inc_by(app.sessions.end_others(principal).await?);
     if !app.users.set_hash(account.id, &account.hash, &hash).await? {
         // Another change came between: the password presented is no longer the current one.
         return Err(Error::InvalidCredentials);
     }
-    let ended = app.sessions.end_others(principal).await?;
-    app.metrics.sessions_ended.inc_by(ended);
     visitor.record(Event::PasswordChanged, principal.user);
-    Ok(Json(SUCCESS))
+    ended.inc_by(app.sessions.end_others(principal).await?);
+    Ok(())
 }
 
 fn wrong(why: impl std::fmt::Display) -> Problem {

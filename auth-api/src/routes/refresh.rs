@@ -4,7 +4,7 @@
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -65,14 +65,27 @@ pub(crate) async fn handle(
         .refresh_tokens
         .decode(&text)
         .ok_or(Error::InvalidRefreshToken)?;
-    let principal = presented.principal;
     let now = Utc::now();
     // Asked first, so that what cannot be answered is not exchanged either.
-    let account = app.users.holder(principal.user).await?;
+    let account = app.users.holder(presented.principal.user).await?;
     let login = account
         .filter(|(_, standing)| *standing == Standing::Active)
         .map(|(login, _)| login)
         .ok_or(Error::InvalidRefreshToken)?;
+    let exchange = exchange(app.clone(), visitor, presented, now);
+    let next = app.lifecycle.complete(exchange).await?;
+    app.metrics.refreshes.inc();
+    Ok(tokens::issue(&app, &login, &next, now))
+}
+
+/// The token that follows the one presented.
+async fn exchange(
+    app: App,
+    visitor: Visitor,
+    presented: RefreshToken,
+    now: DateTime<Utc>,
+) -> Result<RefreshToken, Error> {
+    let principal = presented.principal;
     let next = RefreshToken::random(principal);
     let exchange = Exchange {
         principal,
@@ -82,18 +95,16 @@ pub(crate) async fn handle(
         now,
         expires_at: now + app.session_lifetime,
     };
-    let next = match app.sessions.exchange(&exchange).await? {
-        Exchanged::Rotated => next,
-        Exchanged::Repeated(sealed) => presented.open_successor(sealed),
+    match app.sessions.exchange(&exchange).await? {
+        Exchanged::Rotated => Ok(next),
+        Exchanged::Repeated(sealed) => Ok(presented.open_successor(sealed)),
         Exchanged::Used => {
             if app.sessions.end(principal).await? == Ended::Now {
                 app.metrics.sessions_ended.inc();
             }
             visitor.record(Event::RefreshTokenReused, principal.user);
-            return Err(Error::InvalidRefreshToken);
+            Err(Error::InvalidRefreshToken)
         }
-        Exchanged::Gone => return Err(Error::InvalidRefreshToken),
-    };
-    app.metrics.refreshes.inc();
-    Ok(tokens::issue(&app, &login, &next, now))
+        Exchanged::Gone => Err(Error::InvalidRefreshToken),
+    }
 }

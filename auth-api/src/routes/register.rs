@@ -12,7 +12,7 @@ use crate::audit::{Event, Subject, Visitor};
 use crate::body::{Object, Problem};
 use crate::credentials::{both, queue_full};
 use crate::domain::login::Login;
-use crate::domain::password::NewPassword;
+use crate::domain::password::{NewPassword, PasswordHash};
 use crate::domain::user::UserId;
 use crate::error::Error;
 use crate::openapi::{self, Operation};
@@ -65,17 +65,28 @@ pub(crate) async fn handle(
     registration: Registration,
 ) -> Result<(StatusCode, Json<Response>), Error> {
     let hash = app.hasher.hash(&registration.password).await?;
-    let id = match app.users.add(&registration.login, &hash).await {
+    let addition = add(app.clone(), visitor, registration.login, hash);
+    let id = app.lifecycle.complete(addition).await?;
+    Ok((StatusCode::CREATED, Json(Response { id })))
+}
+
+async fn add(
+    app: App,
+    visitor: Visitor,
+    login: Login,
+    hash: PasswordHash,
+) -> Result<UserId, Error> {
+    let id = match app.users.add(&login, &hash).await {
         Ok(id) => id,
         Err(NotAdded::Taken) => return Err(Error::LoginTaken),
         Err(NotAdded::Unavailable(store)) => return Err(store.into()),
     };
     let subject = Subject {
         user: Some(id),
-        login: Some(registration.login.as_str()),
+        login: Some(login.as_str()),
     };
     visitor.record(Event::Registered, subject);
-    Ok((StatusCode::CREATED, Json(Response { id })))
+    Ok(id)
 }
 
 impl<S: Sync> FromRequest<S> for Registration {

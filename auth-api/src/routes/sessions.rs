@@ -95,12 +95,18 @@ pub(crate) async fn end(
         session,
         ..principal
     };
-    match app.sessions.end(other).await? {
+    let end = end_session(app.clone(), visitor, other);
+    app.lifecycle.complete(end).await?;
+    Ok(Json(SUCCESS))
+}
+
+async fn end_session(app: App, visitor: Visitor, session: Principal) -> Result<(), Error> {
+    match app.sessions.end(session).await? {
         Ended::Before => Err(Error::SessionNotFound),
         Ended::Now => {
             app.metrics.sessions_ended.inc();
-            visitor.record(Event::SessionEnded, principal.user);
-            Ok(Json(SUCCESS))
+            visitor.record(Event::SessionEnded, session.user);
+            Ok(())
         }
     }
 }
