@@ -1,6 +1,7 @@
 //! Sessions: refreshed, listed, ended, on whichever replica.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use fred::interfaces::{HashesInterface, KeysInterface};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tests::client::{Answer, Client, send};
@@ -198,5 +199,55 @@ async fn a_token_that_is_logged_out_is_refused_everywhere_at_once(store: Store) 
         assert_eq!(first.get_as(token, "/api/profile").await?.status, 401);
         assert_eq!(second.get_as(token, "/api/profile").await?.status, 401);
     }
+    Ok(())
+}
+
+async fn logout_all(client: &Client, tokens: &Value) -> Result<Value> {
+    let token = text(tokens, "access_token");
+    Ok(client.post_as(token, "/api/logout-all", None).await?.json())
+}
+
+#[tokio::test]
+async fn a_session_that_ends_sooner_than_others_leaves_them_to_be_ended() -> Result<()> {
+    let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    let (one, two) = (
+        login(&client, "alice").await?,
+        login(&client, "alice").await?,
+    );
+    replicas.set("REFRESH_TOKEN_TTL", "0.5");
+    replicas.add()?;
+    replicas.ready(1).await?;
+    let shorter = login(&replicas.client(1)?, "alice").await?;
+    wait::until("the last session to expire", async || {
+        let profile = client.get_as(text(&shorter, "access_token"), "/api/sessions");
+        profile.await.is_ok_and(|answer| answer.status == 401)
+    })
+    .await?;
+    assert_eq!(logout_all(&client, &one).await?["ended"], 2);
+    let other = client.get_as(text(&two, "access_token"), "/api/profile");
+    assert_eq!(other.await?.status, 401);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_that_the_index_forgot_is_noted_again_when_it_is_used() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 2).await?;
+    let (client, other) = (replicas.client(0)?, replicas.client(1)?);
+    let user = client.register("alice").await?.json()["id"].clone();
+    let tokens = login(&client, "alice").await?;
+    let token = text(&tokens, "access_token");
+    let sessions = client.get_as(token, "/api/sessions").await?.json();
+    let session = format!("session:{}", text(&sessions["sessions"][0], "id"));
+    let redis = replicas.redis.as_ref().context("it has one")?;
+    let redis = redis.connect().await?;
+    let _: () = redis.del(format!("sessions:{user}")).await?;
+    // Uses are noted once a minute.
+    let _: () = redis.hset(session, ("used", 0)).await?;
+
+    assert_eq!(other.get_as(token, "/api/profile").await?.status, 200);
+    assert_eq!(logout_all(&client, &tokens).await?["ended"], 1);
+    assert_eq!(other.get_as(token, "/api/profile").await?.status, 401);
     Ok(())
 }

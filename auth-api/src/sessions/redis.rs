@@ -32,12 +32,9 @@ const CHANNEL: &str = "sessions:ended";
 /// The head of an announcement that nobody has to confirm: a channel without listeners, and a number.
 const NO_ANNOUNCEMENT: &str = "sessions:heard 0";
 
-static CREATE: LazyLock<Script> =
-    LazyLock::new(|| Script::from_lua(include_str!("redis/create.lua")));
-static TOUCHED: LazyLock<Script> =
-    LazyLock::new(|| Script::from_lua(include_str!("redis/touch.lua")));
-static ROTATE: LazyLock<Script> =
-    LazyLock::new(|| Script::from_lua(include_str!("redis/rotate.lua")));
+static CREATE: LazyLock<Script> = LazyLock::new(|| noting(include_str!("redis/create.lua")));
+static TOUCHED: LazyLock<Script> = LazyLock::new(|| noting(include_str!("redis/touch.lua")));
+static ROTATE: LazyLock<Script> = LazyLock::new(|| noting(include_str!("redis/rotate.lua")));
 static END: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/end.lua")));
 static END_ALL: LazyLock<Script> =
     LazyLock::new(|| Script::from_lua(include_str!("redis/end_all.lua")));
@@ -128,11 +125,12 @@ impl RedisSessions {
             Err(heard) => heard,
         };
         let arguments = vec![
+            text(principal.session),
             text(principal.user.0),
             text(Utc::now().timestamp_millis()),
             text(TOUCH.as_millis()),
         ];
-        let keys = vec![record(principal.session)];
+        let keys = keys(principal);
         let is_live: bool = self.redis.run(&TOUCHED, keys, arguments).await?;
         if is_live {
             self.cache.keep(principal, heard, Instant::now());
@@ -207,6 +205,11 @@ impl RedisSessions {
     pub(super) async fn ping(&self) -> Result<(), Unavailable> {
         self.redis.ping().await
     }
+}
+
+/// A script that notes sessions.
+fn noting(script: &str) -> Script {
+    Script::from_lua([include_str!("redis/shared.lua"), script].concat())
 }
 
 /// Who listens to Redis for this replica.

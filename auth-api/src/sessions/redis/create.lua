@@ -4,8 +4,7 @@ redis.call('HSET', KEYS[1], 'user', ARGV[2], 'created', ARGV[3], 'used', ARGV[3]
     'address', ARGV[8], 'agent', ARGV[9])
 redis.call('PEXPIREAT', KEYS[1], ARGV[4])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[3])
-redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1])
-redis.call('PEXPIREAT', KEYS[2], ARGV[4])
+note(KEYS[2], ARGV[1], ARGV[4])
 
 -- Without a bound one script could hold Redis up for long. The sessions that would end first go.
 local surplus = redis.call('ZCARD', KEYS[2]) - ARGV[5]

@@ -8,8 +8,7 @@ if session[2] == ARGV[6] then
     redis.call('HSET', KEYS[1], 'refresh', ARGV[7], 'previous', ARGV[6], 'successor', ARGV[8],
         'rotated', ARGV[3], 'used', ARGV[3])
     redis.call('PEXPIREAT', KEYS[1], ARGV[4])
-    redis.call('ZADD', KEYS[2], ARGV[4], ARGV[1])
-    redis.call('PEXPIREAT', KEYS[2], ARGV[4])
+    note(KEYS[2], ARGV[1], ARGV[4])
     return { 'rotated' }
 end
 if session[3] == ARGV[6] and ARGV[3] - session[4] <= tonumber(ARGV[5]) then
