@@ -1,8 +1,8 @@
 //! Sessions in Redis.
 //!
 //! `session:{id}` is a hash with what is known of a session, gone when it expires; `sessions:{user}`
-//! is a sorted set of a user's session ids by expiry. Lua scripts change both as one, and tell every
-//! replica of endings on a channel.
+//! is a sorted set of a user's session ids by expiry. Lua scripts change both as one, by Redis's clock
+//! since those of replicas may differ, and tell every replica of endings on a channel.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -102,8 +102,7 @@ impl RedisSessions {
         let arguments = vec![
             text(session.principal.session),
             text(session.principal.user.0),
-            text(session.created_at.timestamp_millis()),
-            text(session.expires_at.timestamp_millis()),
+            lifetime(session.created_at, session.expires_at),
             text(MOST_OF_A_USER),
             CHANNEL.into(),
             Bytes::copy_from_slice(&session.refresh.0),
@@ -127,7 +126,6 @@ impl RedisSessions {
         let arguments = vec![
             text(principal.session),
             text(principal.user.0),
-            text(Utc::now().timestamp_millis()),
             text(TOUCH.as_millis()),
         ];
         let keys = keys(principal);
@@ -142,8 +140,7 @@ impl RedisSessions {
         let arguments = vec![
             text(exchange.principal.session),
             text(exchange.principal.user.0),
-            text(exchange.now.timestamp_millis()),
-            text(exchange.expires_at.timestamp_millis()),
+            lifetime(exchange.now, exchange.expires_at),
             text(GRACE.as_millis()),
             Bytes::copy_from_slice(&exchange.presented.0),
             Bytes::copy_from_slice(&exchange.next.0),
@@ -255,6 +252,11 @@ fn live((id, created, used, address, user_agent): Listed) -> Result<LiveSession,
             user_agent,
         },
     })
+}
+
+/// Scripts know the present time themselves.
+fn lifetime(from: DateTime<Utc>, to: DateTime<Utc>) -> Bytes {
+    text((to - from).num_milliseconds())
 }
 
 fn keys(principal: Principal) -> Vec<String> {
