@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use fred::interfaces::{ClientLike, HashesInterface};
+use fred::types::CustomCommand;
 use rustix::process::Signal;
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
@@ -249,4 +251,26 @@ async fn what_was_answered_503_is_not_done_later_behind_a_pooler() -> Result<()>
     ]
     .concat();
     what_was_answered_503_is_not_done_later(&database, through).await
+}
+
+#[tokio::test]
+async fn a_full_redis_still_knows_who_is_logged_in() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 2).await?;
+    let (client, other) = (replicas.client(0)?, replicas.client(1)?);
+    let token = client.token("alice").await?;
+    let listed = client.get_as(&token, "/api/sessions").await?.json();
+    let id = listed["sessions"][0]["id"].as_str().expect("an id");
+    let redis = replicas.redis.as_ref().expect("it has one");
+    let redis = redis.connect().await?;
+    // Uses are noted once a minute: the next one is.
+    let _: () = redis.hset(format!("session:{id}"), ("used", 0)).await?;
+    let config = CustomCommand::new_static("CONFIG", None, false);
+    let _: () = redis.custom(config, vec!["SET", "maxmemory", "1"]).await?;
+
+    assert_eq!(other.get_as(&token, "/api/profile").await?.status, 200);
+    assert_eq!(client.login("alice").await?.status, 503);
+    let logout = client.post_as(&token, "/api/logout", None).await?;
+    assert_eq!(logout.status, 200, "{}", logout.text);
+    assert_eq!(other.get_as(&token, "/api/profile").await?.status, 401);
+    Ok(())
 }

@@ -6,7 +6,10 @@ if session[1] ~= ARGV[2] then
 end
 local at = now()
 if at - session[2] >= tonumber(ARGV[3]) then
-    redis.call('HSET', KEYS[1], 'used', at)
-    note(KEYS[2], ARGV[1], at + redis.call('PTTL', KEYS[1]))
+    -- A Redis that takes no writes (it is full, or cannot save) still knows who is logged in.
+    local noted = redis.pcall('HSET', KEYS[1], 'used', at)
+    if type(noted) == 'number' then
+        note(KEYS[2], ARGV[1], at + redis.call('PTTL', KEYS[1]))
+    end
 end
 return 1
