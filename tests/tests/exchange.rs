@@ -246,10 +246,10 @@ async fn a_connection_that_ends_as_it_is_used_again_costs_no_request() -> Result
         .start()
         .await?;
     let client = gateway.client()?;
-    for number in 0..20 {
-        let method = [Method::GET, Method::PUT][number % 2].clone();
-        let answer = send(client.request(method, "/").body("some")).await?;
-        assert_eq!(answer.status, 200, "{number}");
+    for _ in 0..10 {
+        let put = client.request(Method::PUT, "/").body("some");
+        assert_eq!(send(put).await?.status, 200);
+        assert_eq!(client.get("/").await?.status, 200);
     }
     // It may have been done: that is for the client to repeat.
     let posted = send(client.request(Method::POST, "/").body("some")).await?;
