@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, Environment, SCHEMA};
+use crate::config::{Config, Environment, SCHEMA, admin_address};
 use crate::output::Output;
 use crate::serve::{self, Start};
 use crate::telemetry::Logs;
@@ -73,7 +73,7 @@ pub(crate) fn run() -> Result<()> {
         }
         Command::Check { file } => check(&file.unwrap_or(cli.config), &environment),
         Command::Schema => say(SCHEMA),
-        Command::Healthcheck => healthcheck(&Config::load(&cli.config, &environment)?),
+        Command::Healthcheck => healthcheck(admin_address(&cli.config, &environment)),
     }
 }
 
@@ -99,9 +99,8 @@ fn check(file: &std::path::Path, environment: &Environment) -> Result<()> {
     ))
 }
 
-fn healthcheck(config: &Config) -> Result<()> {
+fn healthcheck(mut address: SocketAddr) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(3);
-    let mut address = config.listen.admin;
     if address.ip().is_unspecified() {
         address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port());
     }

@@ -3,6 +3,7 @@
 
 mod certificate;
 mod interpolate;
+mod listen;
 mod mistake;
 mod pattern;
 mod read;
@@ -68,6 +69,13 @@ impl Config {
     ) -> Result<Self, Mistakes> {
         read::read(file, text, environment)
     }
+}
+
+/// Where the admin listener of a gateway with this configuration is. Whatever else is wrong with
+/// the file does not matter: a gateway that runs goes on with what it has read before.
+pub(crate) fn admin_address(file: &Path, environment: &Environment) -> SocketAddr {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    listen::admin_address(&text, environment)
 }
 
 /// Where the gateway listens. Changes need a restart.

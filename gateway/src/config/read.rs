@@ -1,7 +1,6 @@
 //! From YAML to a [`Config`]: each key, its type, its default, in the order of gateway.yml.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
@@ -11,32 +10,18 @@ use ipnet::IpNet;
 use saphyr::{LoadableYamlNode, MarkedYaml};
 
 use super::interpolate::Environment;
+use super::listen::listen;
 use super::mistake::{Mistake, Mistakes, Place};
 use super::section::{Reading, Section, Value};
 use super::{
     Algorithm, Certificate, CertificateFiles, CircuitBreaker, Config, Features, HealthCheck,
-    Limits, Listen, Monitoring, PathRule, Per, RateLimit, Refusal, Retry, Server, Strategy,
-    Timeout,
+    Limits, Monitoring, PathRule, Per, RateLimit, Refusal, Retry, Server, Strategy, Timeout,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
 pub(super) fn read(file: &Path, text: &str, environment: &Environment) -> Result<Config, Mistakes> {
-    let documents = MarkedYaml::load_from_str(text).map_err(|error| {
-        let place = Place {
-            line: error.marker().line(),
-            column: error.marker().col() + 1,
-        };
-        Mistakes::new(
-            file,
-            vec![Mistake {
-                place: Some(place),
-                key: String::new(),
-                problem: format!("is no YAML: {}", error.info()),
-                hint: None,
-            }],
-        )
-    })?;
+    let documents = documents(text).map_err(|mistake| Mistakes::new(file, vec![mistake]))?;
     let [document] = documents.as_slice() else {
         let problem = format!("has {} YAML documents, must have one", documents.len());
         return Err(Mistakes::of_file(file, problem));
@@ -56,6 +41,19 @@ pub(super) fn read(file: &Path, text: &str, environment: &Environment) -> Result
         }),
         _ => Err(Mistakes::new(file, mistakes)),
     }
+}
+
+/// The YAML of a file, before it is looked at whether there is one document in it.
+pub(super) fn documents(text: &str) -> Result<Vec<MarkedYaml<'_>>, Mistake> {
+    MarkedYaml::load_from_str(text).map_err(|error| Mistake {
+        place: Some(Place {
+            line: error.marker().line(),
+            column: error.marker().col() + 1,
+        }),
+        key: String::new(),
+        problem: format!("is no YAML: {}", error.info()),
+        hint: None,
+    })
 }
 
 fn root(document: &Value<'_, '_>, warnings: &mut Vec<String>) -> Option<Config> {
@@ -129,7 +127,7 @@ fn or<'y, 'r, T>(
 }
 
 /// A section that a file may leave out.
-fn subsection<'y, 'r>(
+pub(super) fn subsection<'y, 'r>(
     parent: &mut Section<'y, 'r>,
     key: &'static str,
 ) -> Result<Option<Section<'y, 'r>>, Wrong> {
@@ -140,51 +138,7 @@ fn subsection<'y, 'r>(
 }
 
 /// Something was wrong, and is noted.
-struct Wrong;
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| format!("`{text}` is no address: write IP:PORT, as in 0.0.0.0:443"))
-}
-
-fn listen(premier: &mut Section<'_, '_>) -> Option<Listen> {
-    let environment = premier.environment();
-    let mut listen = subsection(premier, "listen").ok()?;
-    let mut read = |key, variable, default: &'static str| {
-        let value = listen.as_mut().and_then(|section| section.get(key));
-        match value {
-            Some(value) if value.is_null() => Some(None),
-            Some(value) => value.parsed(|text| {
-                if text.is_empty() {
-                    Ok(None)
-                } else {
-                    address(text).map(Some)
-                }
-            }),
-            None => match environment.get(variable).unwrap_or(default) {
-                "" => Some(None),
-                text => premier.parsed_variable(variable, text, address).map(Some),
-            },
-        }
-    };
-    let https = read("https", "GATEWAY_HTTPS", "0.0.0.0:443");
-    let http = read("http", "GATEWAY_HTTP", "");
-    let admin = read("admin", "GATEWAY_ADMIN", "127.0.0.1:9901");
-    if let Some(section) = listen {
-        section.end();
-    }
-    let needed = |key: &str, address: Option<SocketAddr>| {
-        if address.is_none() {
-            premier.wrong(format!("`listen.{key}` cannot be left empty"));
-        }
-        address
-    };
-    Some(Listen {
-        https: needed("https", https?)?,
-        http: http?,
-        admin: needed("admin", admin?)?,
-    })
-}
+pub(super) struct Wrong;
 
 fn certificates(premier: &mut Section<'_, '_>) -> Option<Vec<Certificate>> {
     let mut tls = subsection(premier, "tls").ok()?;
