@@ -86,6 +86,8 @@ pub(crate) struct Listen {
     pub(crate) http: Option<SocketAddr>,
     /// Metrics, health and status, in plain HTTP.
     pub(crate) admin: SocketAddr,
+    /// Where clients know https: not the listener's own where something maps another port to it.
+    pub(crate) public_port: u16,
 }
 
 /// How a replica is picked for a request.

@@ -78,6 +78,14 @@ impl Environment {
             ("SSL_KEYFILE", format!("{fixtures}/key.pem").as_str()),
         ])
     }
+
+    /// The same with some variables more.
+    #[cfg(test)]
+    pub(super) fn with(mut self, variables: &[(&str, &str)]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        self.0.extend(variables.iter().map(owned));
+        self
+    }
 }
 
 impl<const N: usize> From<[(&str, &str); N]> for Environment {

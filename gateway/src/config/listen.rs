@@ -1,6 +1,7 @@
 //! Where the gateway listens: `premier.listen`, and the variables that stand in for it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 
 use super::Listen;
 use super::interpolate::Environment;
@@ -16,14 +17,8 @@ pub(super) fn listen(premier: &mut Section<'_, '_>) -> Option<Listen> {
     let mut read = |key, variable, default| {
         let value = listen.as_mut().and_then(|section| section.get(key));
         match value {
-            Some(value) if value.is_null() => Some(None),
-            Some(value) => value.parsed(|text| {
-                if text.is_empty() {
-                    Ok(None)
-                } else {
-                    address(text).map(Some)
-                }
-            }),
+            Some(value) if value.is_empty() => Some(None),
+            Some(value) => value.parsed(address).map(Some),
             None => match environment.get(variable) {
                 Some(text) => premier.parsed_variable(variable, text, address).map(Some),
                 None => Some(default),
@@ -33,6 +28,7 @@ pub(super) fn listen(premier: &mut Section<'_, '_>) -> Option<Listen> {
     let https = read("https", "GATEWAY_HTTPS", Some(HTTPS));
     let http = read("http", "GATEWAY_HTTP", None);
     let admin = read("admin", "GATEWAY_ADMIN", Some(ADMIN));
+    let public_port = public_port(listen.as_mut(), premier);
     if let Some(section) = listen {
         section.end();
     }
@@ -42,11 +38,39 @@ pub(super) fn listen(premier: &mut Section<'_, '_>) -> Option<Listen> {
         }
         address
     };
+    let https = needed("https", https?)?;
     Some(Listen {
-        https: needed("https", https?)?,
+        https,
         http: http?,
         admin: needed("admin", admin?)?,
+        public_port: public_port?.unwrap_or_else(|| https.port()),
     })
+}
+
+/// `Some(None)` where clients reach the https listener at its own port.
+#[expect(
+    clippy::option_option,
+    reason = "what is wrong and what is left out are two things"
+)]
+fn public_port(
+    listen: Option<&mut Section<'_, '_>>,
+    premier: &Section<'_, '_>,
+) -> Option<Option<u16>> {
+    const VARIABLE: &str = "GATEWAY_PUBLIC_PORT";
+    let port = |text: &str| {
+        text.parse::<NonZeroU16>()
+            .map_err(|_| format!("`{text}` is no port: a number from 1 to 65535"))
+    };
+    match listen.and_then(|section| section.get("public_port")) {
+        Some(value) if value.is_empty() => Some(None),
+        Some(value) => value.port().map(Some),
+        None => match premier.environment().get(VARIABLE) {
+            Some(text) => premier
+                .parsed_variable(VARIABLE, text, port)
+                .map(|port| Some(port.get())),
+            None => Some(None),
+        },
+    }
 }
 
 /// Where the admin listener is, for somebody to whom nothing else in the file matters.
@@ -74,6 +98,39 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+
+    fn listen(yaml: &str, variables: &[(&str, &str)]) -> Result<Listen, String> {
+        let environment = Environment::for_tests().with(variables);
+        Config::parse("gateway.yml".as_ref(), yaml, &environment)
+            .map(|config| config.listen)
+            .map_err(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn the_public_port_is_that_of_the_listener_unless_it_is_named() {
+        let port = |yaml, variables| listen(yaml, variables).map(|listen| listen.public_port);
+        let behind = [("GATEWAY_HTTPS", "0.0.0.0:8443")];
+        assert_eq!(port("premier: {}", &behind), Ok(8443));
+        let mapped = [
+            ("GATEWAY_HTTPS", "0.0.0.0:8443"),
+            ("GATEWAY_PUBLIC_PORT", "443"),
+        ];
+        assert_eq!(port("premier: {}", &mapped), Ok(443));
+        assert_eq!(
+            port("premier: {listen: {public_port: 4443}}", &mapped),
+            Ok(4443)
+        );
+        let left_empty = "premier: {listen: {public_port: '${NONE:-}'}}";
+        assert_eq!(port(left_empty, &behind), Ok(8443));
+        let told = port("premier: {listen: {public_port: 0}}", &[]).unwrap_err();
+        assert!(told.contains("a whole number from 1 to 65535"), "{told}");
+        let told = port("premier: {}", &[("GATEWAY_PUBLIC_PORT", "https")]).unwrap_err();
+        assert!(
+            told.contains("GATEWAY_PUBLIC_PORT: `https` is no port"),
+            "{told}"
+        );
+    }
 
     #[test]
     fn the_admin_listener_is_found_in_any_file() {

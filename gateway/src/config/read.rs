@@ -248,10 +248,7 @@ fn health_check(premier: &mut Section<'_, '_>) -> Option<HealthCheck> {
                 .ok_or_else(|| format!("`{path}` is no path: it must start with /"))
         })
     });
-    let port = or(&mut section, "port", None, |value| {
-        let port = value.number(1, u16::MAX.into())?;
-        Some(u16::try_from(port).ok())
-    });
+    let port = or(&mut section, "port", None, |value| value.port().map(Some));
     let interval = or(&mut section, "interval", default.interval, Value::seconds);
     let timeout = or(&mut section, "timeout", default.timeout, Value::seconds);
     let healthy = or(

@@ -63,6 +63,18 @@ impl<'y, 'r> Value<'y, 'r> {
         matches!(self.node.data, YamlData::Value(Scalar::Null))
     }
 
+    /// Whether there is nothing, or a text with nothing in it once `${…}` is replaced.
+    pub(super) fn is_empty(&self) -> bool {
+        match &self.node.data {
+            YamlData::Value(Scalar::Null) => true,
+            YamlData::Value(Scalar::String(text)) => {
+                let text = self.reading.environment.interpolate(text);
+                text.is_ok_and(|text| text.is_empty())
+            }
+            _ => false,
+        }
+    }
+
     /// What was found, for a message.
     fn found(&self) -> String {
         match &self.node.data {
@@ -163,6 +175,12 @@ impl<'y, 'r> Value<'y, 'r> {
     pub(super) fn count(&self) -> Option<NonZeroU32> {
         let number = self.number(1, u32::MAX.into())?;
         u32::try_from(number).ok().and_then(NonZeroU32::new)
+    }
+
+    /// A TCP port.
+    pub(super) fn port(&self) -> Option<u16> {
+        let number = self.number(1, u16::MAX.into())?;
+        u16::try_from(number).ok()
     }
 
     /// Seconds, more than none.
