@@ -14,10 +14,10 @@ const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901)
 pub(super) fn listen(premier: &mut Section<'_, '_>) -> Option<Listen> {
     let environment = premier.environment();
     let mut listen = subsection(premier, "listen").ok()?;
-    let mut read = |key, variable, default| {
+    let mut read = |key, variable, default: Option<SocketAddr>| {
         let value = listen.as_mut().and_then(|section| section.get(key));
         match value {
-            Some(value) if value.is_empty() => Some(None),
+            Some(value) if value.is_empty() && default.is_none() => Some(None),
             Some(value) => value.parsed(address).map(Some),
             None => match environment.get(variable) {
                 Some(text) => premier.parsed_variable(variable, text, address).map(Some),
@@ -29,22 +29,47 @@ pub(super) fn listen(premier: &mut Section<'_, '_>) -> Option<Listen> {
     let http = read("http", "GATEWAY_HTTP", None);
     let admin = read("admin", "GATEWAY_ADMIN", Some(ADMIN));
     let public_port = public_port(listen.as_mut(), premier);
+    let listeners: Vec<_> = [("https", https), ("http", http), ("admin", admin)]
+        .into_iter()
+        .filter_map(|(key, address)| Some((key, address??)))
+        .collect();
+    must_be_apart(listen.as_ref().unwrap_or(premier), &listeners);
     if let Some(section) = listen {
         section.end();
     }
-    let needed = |key: &str, address: Option<SocketAddr>| {
-        if address.is_none() {
-            premier.wrong(format!("`listen.{key}` cannot be left empty"));
-        }
-        address
-    };
-    let https = needed("https", https?)?;
+    let https = https??;
     Some(Listen {
         https,
         http: http?,
-        admin: needed("admin", admin?)?,
+        admin: admin??,
         public_port: public_port?.unwrap_or_else(|| https.port()),
     })
+}
+
+/// Notes listeners of which the system would refuse the second.
+fn must_be_apart(section: &Section<'_, '_>, listeners: &[(&str, SocketAddr)]) {
+    for (number, (key, address)) in listeners.iter().enumerate() {
+        for (other_key, other) in &listeners[..number] {
+            if overlap(*address, *other) {
+                section.wrong(format!(
+                    "`listen.{other_key}` ({other}) and `listen.{key}` ({address}) would take the \
+                     same connections: give each its own port"
+                ));
+            }
+        }
+    }
+}
+
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let (one_ip, other_ip) = (one.ip().to_canonical(), other.ip().to_canonical());
+    one.port() == other.port()
+        && (one_ip == other_ip || covers(one_ip, other_ip) || covers(other_ip, one_ip))
+}
+
+/// Whether a listener at one address takes the connections to another: at `::` it takes those over
+/// IPv4 too, as sockets are unless they are told not to.
+fn covers(one: IpAddr, other: IpAddr) -> bool {
+    one.is_unspecified() && (one.is_ipv6() || other.is_ipv4())
 }
 
 /// `Some(None)` where clients reach the https listener at its own port.
@@ -91,8 +116,15 @@ fn in_file(text: &str, environment: &Environment) -> Option<SocketAddr> {
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| format!("`{text}` is no address: write IP:PORT, as in 0.0.0.0:443"))
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| format!("`{text}` is no address: write IP:PORT, as in 0.0.0.0:443"))?;
+    if address.port() == 0 {
+        return Err(format!(
+            "`{text}` names no port: nobody would find the listener"
+        ));
+    }
+    Ok(address)
 }
 
 #[cfg(test)]
@@ -128,6 +160,50 @@ mod tests {
         let told = port("premier: {}", &[("GATEWAY_PUBLIC_PORT", "https")]).unwrap_err();
         assert!(
             told.contains("GATEWAY_PUBLIC_PORT: `https` is no port"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn listeners_that_would_be_in_each_others_way_are_told() {
+        for (one, other) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("127.0.0.1:80", "0.0.0.0:80"),
+            ("[::]:80", "127.0.0.1:80"),
+            ("0.0.0.0:80", "[::]:80"),
+            ("[::ffff:127.0.0.1]:80", "127.0.0.1:80"),
+        ] {
+            let told = listen(
+                "premier: {}",
+                &[("GATEWAY_HTTPS", one), ("GATEWAY_HTTP", other)],
+            );
+            let told = told.unwrap_err();
+            let wanted = format!("`listen.https` ({one}) and `listen.http` ({other}) would take");
+            assert!(told.contains(&wanted), "{told}");
+        }
+        for (one, other) in [
+            ("127.0.0.1:80", "127.0.0.1:81"),
+            ("127.0.0.1:80", "127.0.0.2:80"),
+            ("0.0.0.0:80", "[::1]:80"),
+        ] {
+            let good = listen(
+                "premier: {}",
+                &[("GATEWAY_HTTPS", one), ("GATEWAY_HTTP", other)],
+            );
+            assert!(good.is_ok(), "{good:?}");
+        }
+        let told = listen("premier: {listen: {admin: '[::]:443'}}", &[]).unwrap_err();
+        assert!(
+            told.contains("premier.listen: `listen.https` (0.0.0.0:443) and `listen.admin`"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_port_of_chance_is_told() {
+        let told = listen("premier: {listen: {https: '0.0.0.0:0'}}", &[]).unwrap_err();
+        assert!(
+            told.contains("premier.listen.https: `0.0.0.0:0` names no port"),
             "{told}"
         );
     }
