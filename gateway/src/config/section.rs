@@ -234,27 +234,64 @@ impl<'y, 'r> Value<'y, 'r> {
 
     /// The section that a mapping is. Nothing at all is an empty one.
     pub(super) fn section(&self) -> Option<Section<'y, 'r>> {
-        let entries = match &self.node.data {
-            YamlData::Mapping(mapping) => mapping.iter().collect(),
-            YamlData::Value(Scalar::Null) => Vec::new(),
-            _ => {
-                self.is_not("a mapping");
-                return None;
-            }
-        };
+        if !self.is_null() && !self.is_mapping() {
+            self.is_not("a mapping");
+            return None;
+        }
+        let mut entries = Vec::new();
+        self.gather(&mut entries);
         Some(Section {
             itself: self.clone(),
             entries,
             known: Vec::new(),
         })
     }
+
+    fn is_mapping(&self) -> bool {
+        matches!(self.node.data, YamlData::Mapping(_))
+    }
+
+    /// Adds the keys of a mapping that are not there yet: its own, then those that it merges, of
+    /// which the first wins (YAML's merge key, as Python reads it).
+    fn gather(&self, entries: &mut Vec<Entry<'y>>) {
+        let YamlData::Mapping(mapping) = &self.node.data else {
+            return;
+        };
+        let mut merged = None;
+        for (name, node) in mapping {
+            if name_of(name).as_deref() == Some(MERGE) {
+                merged = Some(Value::new(node, key_of(&self.key, MERGE), self.reading));
+            } else if !entries.iter().any(|(known, _)| *known == name) {
+                entries.push((name, node));
+            }
+        }
+        let Some(merged) = merged else { return };
+        let all = if merged.is_list() {
+            merged.list().unwrap_or_default()
+        } else {
+            vec![merged]
+        };
+        for value in all {
+            if value.is_mapping() {
+                value.gather(entries);
+            } else {
+                value.is_not("a mapping");
+            }
+        }
+    }
 }
+
+/// A key and what it has.
+type Entry<'y> = (&'y MarkedYaml<'y>, &'y MarkedYaml<'y>);
+
+/// The key that stands for all keys of another mapping.
+const MERGE: &str = "<<";
 
 /// A mapping that is being read. Each key is asked for once; [`Section::end`] finds the rest.
 #[derive(Debug)]
 pub(super) struct Section<'y, 'r> {
     itself: Value<'y, 'r>,
-    entries: Vec<(&'y MarkedYaml<'y>, &'y MarkedYaml<'y>)>,
+    entries: Vec<Entry<'y>>,
     known: Vec<&'static str>,
 }
 
@@ -315,11 +352,15 @@ impl<'y, 'r> Section<'y, 'r> {
     }
 
     fn key_of(&self, name: &str) -> String {
-        if self.itself.key.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}.{name}", self.itself.key)
-        }
+        key_of(&self.itself.key, name)
+    }
+}
+
+fn key_of(section: &str, name: &str) -> String {
+    if section.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{section}.{name}")
     }
 }
 

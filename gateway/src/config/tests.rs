@@ -100,6 +100,58 @@ fn every_mistake_is_told_at_once_with_its_place() {
 }
 
 #[test]
+fn keys_are_merged_and_a_sections_own_win() {
+    let config = parse(
+        r#"
+x-quota: &quota {quota: 5, duration: 60, algorithm: token_bucket}
+x-message: &message {<<: {error_status: 503}, quota: 6, error_message: "wait"}
+premier:
+  paths:
+    - pattern: "/a"
+      features: {rate_limit: {<<: *quota}}
+    - pattern: "/b"
+      features: &features
+        rate_limit: {<<: [*message, *quota], duration: 1}
+    - pattern: "/c"
+      features:
+        <<: *features
+        monitoring: {}
+"#,
+    )
+    .unwrap();
+    let quotas: Vec<_> = config
+        .paths
+        .iter()
+        .map(|rule| rule.features.rate_limit.as_ref().unwrap())
+        .map(|quota| {
+            (
+                quota.quota.get(),
+                quota.duration.as_secs(),
+                quota.refusal.status.as_u16(),
+            )
+        })
+        .collect();
+    assert_eq!(quotas, [(5, 60, 429), (6, 1, 503), (6, 1, 503)]);
+    assert_eq!(
+        config.paths[1].features.rate_limit,
+        config.paths[2].features.rate_limit
+    );
+}
+
+#[test]
+fn what_cannot_be_merged_is_told() {
+    let told = parse(
+        r"premier:
+  keyspace: a
+  <<: 5
+  listen: {<<: [{htps: x}, y]}
+",
+    )
+    .unwrap_err();
+    insta::assert_snapshot!(told);
+}
+
+#[test]
 fn what_is_no_yaml_is_told_with_its_place() {
     assert!(parse("premier: [").unwrap_err().starts_with("gateway.yml:"));
     assert!(parse("").unwrap_err().contains("must have one"));
