@@ -1,6 +1,8 @@
 //! Where replicas are: a URL of `servers`.
 
 use std::fmt;
+use std::net::Ipv6Addr;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 /// How replicas are spoken to.
@@ -19,6 +21,16 @@ pub(crate) struct Server {
     pub(crate) port: u16,
 }
 
+impl Scheme {
+    /// The port of a URL that names none.
+    fn port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
 impl FromStr for Server {
     type Err = String;
 
@@ -26,25 +38,38 @@ impl FromStr for Server {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is no server: write http://HOST:PORT");
         let (scheme, rest) = text.trim().split_once("://").ok_or_else(wrong)?;
-        let (scheme, default_port) = match scheme.to_ascii_lowercase().as_str() {
-            "http" | "ws" => (Scheme::Http, 80),
-            "https" | "wss" => (Scheme::Https, 443),
+        let scheme = match scheme.to_ascii_lowercase().as_str() {
+            "http" | "ws" => Scheme::Http,
+            "https" | "wss" => Scheme::Https,
             _ => return Err(wrong()),
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
-        let (host, port) = match authority.rsplit_once(':') {
-            // A bare IPv6 address in brackets has colons and no port.
-            Some((host, port)) if !port.ends_with(']') => {
-                (host, port.parse().map_err(|_| wrong())?)
+        if let Some((_, path)) = authority.split_once('/') {
+            return Err(format!(
+                "`{text}` has a path, and paths are passed on as clients ask for them: leave it out, \
+                 and let clients ask for /{path}/…"
+            ));
+        }
+        let (host, port) = match authority.strip_prefix('[') {
+            Some(rest) => {
+                let (host, port) = rest.split_once(']').ok_or_else(wrong)?;
+                host.parse::<Ipv6Addr>().map_err(|_| wrong())?;
+                (host, port)
             }
-            _ => (authority, default_port),
+            None if authority.matches(':').count() > 1 => {
+                return Err(format!(
+                    "`{text}` is no server: an IPv6 address is in brackets, as in http://[::1]:8000"
+                ));
+            }
+            None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
         };
-        let host = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-            .unwrap_or(host);
+        let port = match port.strip_prefix(':') {
+            Some(port) => port.parse::<NonZeroU16>().map_err(|_| wrong())?.get(),
+            None if port.is_empty() => scheme.port(),
+            None => return Err(wrong()),
+        };
         let is_good = |letter: char| letter.is_ascii_alphanumeric() || ".-_:".contains(letter);
-        if host.is_empty() || port == 0 || !host.chars().all(is_good) {
+        if host.is_empty() || !host.chars().all(is_good) {
             return Err(wrong());
         }
         Ok(Self {
@@ -89,10 +114,20 @@ mod tests {
             "http://",
             "http://x:0",
             "http://x:y",
-            "http://x/y",
+            "http://x:",
             "http://u@x",
+            "http://[x]:1",
+            "http://[::1",
+            "http://[::1]1",
+            "http://x?y",
         ] {
-            assert!(read(bad).is_err(), "{bad}");
+            let told = read(bad).unwrap_err();
+            assert!(told.ends_with("write http://HOST:PORT"), "{told}");
         }
+        for bad in ["http://a:1:2", "http://::1:80", "http://::1"] {
+            assert!(read(bad).unwrap_err().contains("in brackets"), "{bad}");
+        }
+        let told = read("http://x:1/base/v1").unwrap_err();
+        assert!(told.contains("let clients ask for /base/v1/…"), "{told}");
     }
 }
