@@ -190,6 +190,7 @@ fn not_empty<T>(list: &Value<'_, '_>, elements: Vec<T>) -> Option<Vec<T>> {
 }
 
 fn servers(premier: &mut Section<'_, '_>) -> Option<Vec<Server>> {
+    const VARIABLE: &str = "GATEWAY_SERVERS";
     let comma_separated = |text: &str| {
         text.split(',')
             .map(str::trim)
@@ -197,12 +198,14 @@ fn servers(premier: &mut Section<'_, '_>) -> Option<Vec<Server>> {
             .map(str::parse)
             .collect::<Result<Vec<Server>, _>>()
     };
-    let Some(value) = premier.get("servers") else {
+    // Premier's own default is nothing.
+    let Some(value) = premier.get("servers").filter(|value| !value.is_null()) else {
         let environment = premier.environment();
-        let text = environment
-            .get("GATEWAY_SERVERS")
-            .unwrap_or("http://auth-api:8000");
-        return premier.parsed_variable("GATEWAY_SERVERS", text, comma_separated);
+        let text = environment.get(VARIABLE).unwrap_or("http://auth-api:8000");
+        return premier.parsed_variable(VARIABLE, text, |text| match comma_separated(text) {
+            Ok(servers) if servers.is_empty() => Err("needs one server at least".to_owned()),
+            result => result,
+        });
     };
     let servers = if value.is_list() {
         each(&value, |server| server.parsed(comma_separated))?.concat()
@@ -452,8 +455,10 @@ fn rate_limit(section: &mut Section<'_, '_>) -> Option<RateLimit> {
     let per = or(section, "per", vec![Per::Client, Per::Endpoint], |value| {
         each(value, |part| part.parsed(per))
     });
+    // Premier's own default is nothing: the quota.
     let bucket_size = section
         .get("bucket_size")
+        .filter(|value| !value.is_null())
         .map_or(Some(quota), |value| value.count().map(Some));
     let refusal = refusal(
         section,
@@ -503,7 +508,7 @@ fn timeout(section: &mut Section<'_, '_>) -> Option<Timeout> {
 }
 
 fn retry(section: &mut Section<'_, '_>) -> Option<Retry> {
-    const MOST_ATTEMPTS: u64 = 10;
+    const MOST_ATTEMPTS: u64 = 100;
     let three = NonZeroU32::MIN.saturating_add(2);
     let max_attempts = or(section, "max_attempts", three, |value| {
         let attempts = value.number(1, MOST_ATTEMPTS)?;
@@ -526,7 +531,12 @@ fn retry(section: &mut Section<'_, '_>) -> Option<Retry> {
 fn circuit_breaker(section: &mut Section<'_, '_>) -> Option<CircuitBreaker> {
     let five = NonZeroU32::MIN.saturating_add(4);
     let failure_threshold = or(section, "failure_threshold", five, Value::count);
-    let recovery_timeout = or(section, "recovery_timeout", 60 * SECOND, Value::seconds);
+    let recovery_timeout = or(
+        section,
+        "recovery_timeout",
+        60 * SECOND,
+        Value::seconds_or_none,
+    );
     Some(CircuitBreaker {
         failure_threshold: failure_threshold?,
         recovery_timeout: recovery_timeout?,

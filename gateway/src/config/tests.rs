@@ -71,6 +71,39 @@ premier:
 }
 
 #[test]
+fn what_premier_takes_for_a_value_is_one() {
+    let config = parse(
+        "
+premier:
+  servers: null
+  paths:
+    - pattern: /a
+      features:
+        rate_limit: {quota: 7, duration: 60, algorithm: token_bucket, bucket_size: null}
+        retry: {max_attempts: 15}
+        circuit_breaker: {recovery_timeout: 0}
+",
+    )
+    .unwrap();
+    let features = &config.paths[0].features;
+    assert_eq!(config.servers[0].host, "auth-api");
+    assert_eq!(features.rate_limit.as_ref().unwrap().bucket_size.get(), 7);
+    assert_eq!(features.retry.as_ref().unwrap().max_attempts.get(), 15);
+    assert!(features.circuit_breaker.unwrap().recovery_timeout.is_zero());
+}
+
+#[test]
+fn a_variable_that_names_no_server_is_told() {
+    let environment = Environment::for_tests().with(&[("GATEWAY_SERVERS", " , ")]);
+    let told = Config::parse("gateway.yml".as_ref(), "premier: {}", &environment).unwrap_err();
+    assert!(
+        told.to_string()
+            .contains("environment variable GATEWAY_SERVERS: needs one server"),
+        "{told}"
+    );
+}
+
+#[test]
 fn every_mistake_is_told_at_once_with_its_place() {
     let told = parse(
         r#"premier:
