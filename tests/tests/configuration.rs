@@ -1,7 +1,9 @@
 //! What a configuration file means to a gateway, and what the command line says of it.
 
 use anyhow::Result;
-use tests::{BackEnd, Gateway};
+use tests::{BackEnd, Gateway, address};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpListener;
 
 #[tokio::test]
 async fn a_well_gateway_is_well_whatever_becomes_of_its_files() -> Result<()> {
@@ -22,5 +24,24 @@ async fn a_gateway_that_is_gone_is_not_well() -> Result<()> {
     let mut healthcheck = gateway.again(&["healthcheck"])?;
     assert!(!healthcheck.ended()?.success());
     assert!(healthcheck.log().contains("admin listener at"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_health_check_names_the_host_and_port_that_it_asks() -> Result<()> {
+    let server = address::free();
+    let listener = TcpListener::bind(server).await?;
+    let _gateway = Gateway::before(&[server]).start().await?;
+    let (stream, _) = listener.accept().await?;
+    let mut lines = BufReader::new(stream).lines();
+    let mut head = Vec::new();
+    while let Some(line) = lines.next_line().await?.filter(|line| !line.is_empty()) {
+        head.push(line.to_lowercase());
+    }
+    assert_eq!(
+        head.first().map(String::as_str),
+        Some("get /ready http/1.1")
+    );
+    assert!(head.contains(&format!("host: {server}")), "{head:?}");
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Where replicas are: a URL of `servers`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::num::NonZeroU16;
@@ -27,6 +28,26 @@ impl Scheme {
         match self {
             Self::Http => 80,
             Self::Https => 443,
+        }
+    }
+}
+
+impl Server {
+    /// What `Host` says in a request to one of its ports (RFC 9110, section 7.2).
+    pub(crate) fn authority(&self, port: u16) -> Cow<'_, str> {
+        if port == self.scheme.port() {
+            self.url_host()
+        } else {
+            format!("{}:{port}", self.url_host()).into()
+        }
+    }
+
+    /// The host as a URL has it: an IPv6 address in brackets.
+    fn url_host(&self) -> Cow<'_, str> {
+        if self.host.contains(':') {
+            format!("[{}]", self.host).into()
+        } else {
+            self.host.as_str().into()
         }
     }
 }
@@ -86,17 +107,28 @@ impl fmt::Display for Server {
             Scheme::Http => "http",
             Scheme::Https => "https",
         };
-        if self.host.contains(':') {
-            write!(formatter, "{scheme}://[{}]:{}", self.host, self.port)
-        } else {
-            write!(formatter, "{scheme}://{}:{}", self.host, self.port)
-        }
+        write!(formatter, "{scheme}://{}:{}", self.url_host(), self.port)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_header_has_brackets_and_a_port_where_they_are_needed() {
+        for (server, port, host) in [
+            ("http://auth-api", 80, "auth-api"),
+            ("http://auth-api:8000", 8000, "auth-api:8000"),
+            ("https://auth-api", 443, "auth-api"),
+            ("https://auth-api", 80, "auth-api:80"),
+            ("http://[::1]:8000", 8000, "[::1]:8000"),
+            ("http://[::1]", 80, "[::1]"),
+        ] {
+            let server: Server = server.parse().unwrap();
+            assert_eq!(server.authority(port), host, "{server}");
+        }
+    }
 
     #[test]
     fn servers_are_urls_of_a_host_alone() {

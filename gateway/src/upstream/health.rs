@@ -99,7 +99,8 @@ impl Replica {
 
     fn request(&self, settings: &HealthCheck) -> Result<RequestHeader> {
         let mut request = RequestHeader::build("GET", settings.path.as_bytes(), Some(3))?;
-        request.insert_header("host", self.server.host.as_str())?;
+        let port = settings.port.unwrap_or(self.server.port);
+        request.insert_header("host", &*self.server.authority(port))?;
         request.insert_header("user-agent", "gateway-health-check")?;
         request.insert_header("connection", "close")?;
         Ok(request)
