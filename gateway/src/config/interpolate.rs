@@ -27,7 +27,7 @@ impl Environment {
             .filter(|value| !value.is_empty())
     }
 
-    /// Replaces every `${…}` in a text.
+    /// Replaces every `${…}` in a text; `$${` stands for `${` itself.
     ///
     /// # Errors
     /// What is wrong with one, for the operator.
@@ -37,8 +37,14 @@ impl Environment {
         }
         let (mut done, mut rest) = (String::new(), text);
         while let Some(start) = rest.find("${") {
-            done.push_str(&rest[..start]);
-            let after = &rest[start + 2..];
+            let (before, after) = (&rest[..start], &rest[start + 2..]);
+            if let Some(before) = before.strip_suffix('$') {
+                done.push_str(before);
+                done.push_str("${");
+                rest = after;
+                continue;
+            }
+            done.push_str(before);
             let end = after
                 .find('}')
                 .ok_or_else(|| format!("`{}` has no closing brace", &rest[start..]))?;
@@ -56,7 +62,12 @@ impl Environment {
         };
         if !is_name(name) {
             return Err(format!(
-                "`${{{expression}}}` is neither ${{NAME}} nor ${{NAME:-default}}"
+                "`${{{expression}}}` is neither ${{NAME}} nor ${{NAME:-default}}; $${{ is a literal ${{"
+            ));
+        }
+        if default.is_some_and(|default| default.contains("${")) {
+            return Err(format!(
+                "the default of {name} has a `${{…}}` in it: it must be plain text"
             ));
         }
         self.get(name)
@@ -120,7 +131,13 @@ mod tests {
         );
         assert_eq!(interpolate("${EMPTY:-x}$"), Ok("x$".to_owned()));
         assert_eq!(interpolate("plain $HOST"), Ok("plain $HOST".to_owned()));
+        assert_eq!(interpolate("$${HOST}"), Ok("${HOST}".to_owned()));
+        assert_eq!(
+            interpolate("$$${HOST}/${HOST}"),
+            Ok("$${HOST}/db".to_owned())
+        );
         assert!(interpolate("${NONE}").is_err());
+        assert!(interpolate("${NONE:-${HOST}}").is_err());
         assert!(interpolate("${HOST").is_err());
         assert!(interpolate("${HO ST}").is_err());
     }

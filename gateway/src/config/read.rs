@@ -45,14 +45,23 @@ pub(super) fn read(file: &Path, text: &str, environment: &Environment) -> Result
 
 /// The YAML of a file, before it is looked at whether there is one document in it.
 pub(super) fn documents(text: &str) -> Result<Vec<MarkedYaml<'_>>, Mistake> {
-    MarkedYaml::load_from_str(text).map_err(|error| Mistake {
-        place: Some(Place {
-            line: error.marker().line(),
-            column: error.marker().col() + 1,
-        }),
-        key: String::new(),
-        problem: format!("is no YAML: {}", error.info()),
-        hint: None,
+    MarkedYaml::load_from_str(text).map_err(|error| {
+        let line = error.marker().line();
+        let is_about_a_variable = text
+            .lines()
+            .nth(line.saturating_sub(1))
+            .is_some_and(|line| line.contains("${"));
+        Mistake {
+            place: Some(Place {
+                line,
+                column: error.marker().col() + 1,
+            }),
+            key: String::new(),
+            problem: format!("is no YAML: {}", error.info()),
+            hint: is_about_a_variable.then(|| {
+                "inside {…} and […] a value with ${…} is in quotes: \"${NAME}\"".to_owned()
+            }),
+        }
     })
 }
 

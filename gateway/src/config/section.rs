@@ -82,7 +82,12 @@ impl<'y, 'r> Value<'y, 'r> {
             YamlData::Value(Scalar::Boolean(value)) => format!("`{value}`"),
             YamlData::Value(Scalar::Integer(value)) => format!("`{value}`"),
             YamlData::Value(Scalar::FloatingPoint(value)) => format!("`{value}`"),
-            YamlData::Value(Scalar::String(value)) => format!("`{value}`"),
+            YamlData::Value(Scalar::String(text)) => {
+                match self.reading.environment.interpolate(text) {
+                    Ok(Cow::Owned(value)) => format!("`{value}` (from `{text}`)"),
+                    _ => format!("the text `{text}`"),
+                }
+            }
             YamlData::Sequence(_) => "a list".to_owned(),
             YamlData::Mapping(_) => "a mapping".to_owned(),
             _ => "something else".to_owned(),

@@ -216,6 +216,20 @@ premier:
 }
 
 #[test]
+fn what_is_wrong_with_a_variable_is_told() {
+    let environment = Environment::for_tests().with(&[("Q", "abc")]);
+    let yaml = r#"premier:
+  keyspace: "${A:-${B}}"
+  default_features: {rate_limit: {quota: "${Q}", duration: "${D}"}}
+"#;
+    let told = Config::parse("gateway.yml".as_ref(), yaml, &environment).unwrap_err();
+    insta::assert_snapshot!(told);
+    let told = parse("premier:\n  listen: {https: ${A:-0.0.0.0:443}}").unwrap_err();
+    assert!(told.starts_with("gateway.yml:2:"), "{told}");
+    assert!(told.contains("is in quotes: \"${NAME}\""), "{told}");
+}
+
+#[test]
 fn a_certificate_that_cannot_be_used_is_told() {
     let told = parse("premier: {tls: {certificates: [{cert: none.pem, key: none.pem}]}}");
     assert!(told.unwrap_err().contains("none.pem: cannot be read"));
