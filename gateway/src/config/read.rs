@@ -302,6 +302,8 @@ fn limits(premier: &mut Section<'_, '_>) -> Option<Limits> {
     const MEBIBYTE: u64 = 1 << 20;
     // Every connection may hold as much before anything is known of it.
     const LARGEST_HEADER: u64 = MEBIBYTE;
+    // Into less no browser's request fits.
+    const SMALLEST_HEADER: u64 = 1024;
     let default = Limits {
         max_body: MEBIBYTE,
         max_header: 32 * 1024,
@@ -313,8 +315,8 @@ fn limits(premier: &mut Section<'_, '_>) -> Option<Limits> {
     let Some(mut section) = subsection(premier, "limits").ok()? else {
         return Some(default);
     };
-    let size = |value: &Value<'_, '_>, most| {
-        let number = value.number(1, most)?;
+    let size = |value: &Value<'_, '_>, least, most| {
+        let number = value.number(least, most)?;
         usize::try_from(number).ok()
     };
     let max_body = or(&mut section, "max_body_bytes", default.max_body, |value| {
@@ -324,7 +326,7 @@ fn limits(premier: &mut Section<'_, '_>) -> Option<Limits> {
         &mut section,
         "max_header_bytes",
         default.max_header,
-        |value| size(value, LARGEST_HEADER),
+        |value| size(value, SMALLEST_HEADER, LARGEST_HEADER),
     );
     let header_timeout = or(
         &mut section,
@@ -342,13 +344,13 @@ fn limits(premier: &mut Section<'_, '_>) -> Option<Limits> {
         &mut section,
         "max_connections",
         default.max_connections,
-        |value| size(value, u32::MAX.into()),
+        |value| size(value, 1, u32::MAX.into()),
     );
     let per_client = or(
         &mut section,
         "max_connections_per_client",
         default.max_connections_per_client,
-        |value| size(value, u32::MAX.into()),
+        |value| size(value, 1, u32::MAX.into()),
     );
     section.end();
     Some(Limits {

@@ -12,6 +12,8 @@ use super::mistake::{Mistake, Place, instead_of};
 
 /// The longest time that a setting may name: a year.
 const LONGEST: f64 = 366.0 * 24.0 * 3600.0;
+/// The shortest but none: what is done in less, or each so often, would do nothing else.
+const SHORTEST: f64 = 0.001;
 
 /// What is shared by all sections of one file.
 #[derive(Debug)]
@@ -98,6 +100,19 @@ impl<'y, 'r> Value<'y, 'r> {
         self.wrong(format!("is {}, must be {wanted}", self.found()), None);
     }
 
+    /// [`Value::is_not`] where a number is wanted, which quotes make a text.
+    fn is_no_number(&self, wanted: &str) {
+        let hint = match &self.node.data {
+            YamlData::Value(Scalar::String(text)) => {
+                let unquoted = Scalar::parse_from_cow(text.as_ref().into());
+                matches!(unquoted, Scalar::Integer(_) | Scalar::FloatingPoint(_))
+                    .then(|| format!("without quotes {text} is a number"))
+            }
+            _ => None,
+        };
+        self.wrong(format!("is {}, must be {wanted}", self.found()), hint);
+    }
+
     /// The scalar, with `${…}` replaced. A text that came out of the environment is read as YAML
     /// would read it in the file.
     fn scalar(&self) -> Option<Scalar<'y>> {
@@ -167,11 +182,12 @@ impl<'y, 'r> Value<'y, 'r> {
     pub(super) fn number(&self, least: u64, most: u64) -> Option<u64> {
         let number = match self.scalar()? {
             Scalar::Integer(number) => u64::try_from(number).ok(),
+            Scalar::FloatingPoint(number) => whole(number.into_inner()),
             _ => None,
         };
         let number = number.filter(|number| (least..=most).contains(number));
         if number.is_none() {
-            self.is_not(&format!("a whole number from {least} to {most}"));
+            self.is_no_number(&format!("a whole number from {least} to {most}"));
         }
         number
     }
@@ -190,7 +206,8 @@ impl<'y, 'r> Value<'y, 'r> {
 
     /// Seconds, more than none.
     pub(super) fn seconds(&self) -> Option<Duration> {
-        self.seconds_if(|seconds| seconds > 0.0, "a number of seconds above 0")
+        let wanted = format!("a number of seconds from {SHORTEST} on");
+        self.seconds_if(|seconds| seconds >= SHORTEST, &wanted)
     }
 
     /// Seconds, or none.
@@ -215,7 +232,7 @@ impl<'y, 'r> Value<'y, 'r> {
                 None
             }
             None => {
-                self.is_not(wanted);
+                self.is_no_number(wanted);
                 None
             }
         }
@@ -359,6 +376,19 @@ impl<'y, 'r> Section<'y, 'r> {
     fn key_of(&self, name: &str) -> String {
         key_of(&self.itself.key, name)
     }
+}
+
+/// A whole number that is written as another, as in `5.0` and `1e3`.
+fn whole(number: f64) -> Option<u64> {
+    // Past 2^53 not every whole number can be told from the next.
+    const MOST: f64 = 9_007_199_254_740_992.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is whole and in range"
+    )]
+    let whole = number as u64;
+    (number.fract() == 0.0 && (0.0..=MOST).contains(&number)).then_some(whole)
 }
 
 fn key_of(section: &str, name: &str) -> String {

@@ -111,7 +111,7 @@ fn every_mistake_is_told_at_once_with_its_place() {
   servers: [auth-api]
   listen: {https: here}
   load_balancing: {strategy: round}
-  limits: {max_body_bytes: -1}
+  limits: {max_body_bytes: -1, max_header_bytes: 1, max_connections: 1.5}
   trusted_proxies: [x/8]
   paths:
     - pattern: "/v[1"
@@ -121,7 +121,7 @@ fn every_mistake_is_told_at_once_with_its_place() {
         rate_limit: {quota: 0, duration: -1, algoritm: fixed_window}
     - pattern: "/b"
       features:
-        rate_limit: {quota: "100", duration: 1, algorithm: slidng_window, per: [clint]}
+        rate_limit: {quota: "100", duration: 1e-12, algorithm: slidng_window, per: [clint]}
         timeout: {}
         retry: {wait: []}
         monitoring: 5
@@ -213,6 +213,16 @@ premier:
             .get(),
         7
     );
+}
+
+#[test]
+fn a_whole_number_may_be_written_as_a_fraction() {
+    let config = parse(
+        "premier: {default_features: {rate_limit: {quota: 1e3, duration: 60, bucket_size: 5.0}}}",
+    )
+    .unwrap();
+    let quota = config.default_features.rate_limit.unwrap();
+    assert_eq!((quota.quota.get(), quota.bucket_size.get()), (1000, 5));
 }
 
 #[test]
