@@ -44,7 +44,7 @@ pub(crate) struct Config {
     pub(crate) paths: Vec<PathRule>,
     /// For a path that no pattern matches.
     pub(crate) default_features: Features,
-    /// Settings that were accepted and have no effect.
+    /// What was accepted and may not do what was meant.
     pub(crate) warnings: Vec<String>,
     /// Of the file's text: tells two configurations apart.
     pub(crate) hash: String,

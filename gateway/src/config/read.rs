@@ -78,7 +78,7 @@ fn root(document: &Value<'_, '_>, warnings: &mut Vec<String>) -> Option<Config> 
     let servers = servers(&mut premier);
     let strategy = strategy(&mut premier);
     let health_check = health_check(&mut premier);
-    let trusted_proxies = trusted_proxies(&mut premier);
+    let trusted_proxies = trusted_proxies(&mut premier, warnings);
     let limits = limits(&mut premier);
     let paths = premier.get("paths").map_or_else(
         || Some(Vec::new()),
@@ -286,15 +286,26 @@ fn health_check(premier: &mut Section<'_, '_>) -> Option<HealthCheck> {
     })
 }
 
-fn trusted_proxies(premier: &mut Section<'_, '_>) -> Option<Vec<IpNet>> {
-    let network = |text: &str| {
-        text.parse::<IpNet>()
+fn trusted_proxies(
+    premier: &mut Section<'_, '_>,
+    warnings: &mut Vec<String>,
+) -> Option<Vec<IpNet>> {
+    let mut network = |text: &str| {
+        let network = text
+            .parse::<IpNet>()
             .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
-            .map_err(|_| format!("`{text}` is no network: write 10.0.0.0/8, or one address"))
+            .map_err(|_| format!("`{text}` is no network: write 10.0.0.0/8, or one address"))?;
+        let whole = network.trunc();
+        if network != whole {
+            warnings.push(format!(
+                "trusted_proxies: {text} is an address in a network, and all of {whole} is trusted"
+            ));
+        }
+        Ok(whole)
     };
     premier.get("trusted_proxies").map_or_else(
         || Some(Vec::new()),
-        |list| each(&list, |value| value.parsed(network)),
+        |list| each(&list, |value| value.parsed(&mut network)),
     )
 }
 

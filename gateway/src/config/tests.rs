@@ -226,6 +226,20 @@ fn a_whole_number_may_be_written_as_a_fraction() {
 }
 
 #[test]
+fn a_trusted_network_that_is_more_than_was_meant_is_warned_of() {
+    let config = parse("premier: {trusted_proxies: [10.0.0.1/8, 10.0.0.0/8, '::1']}").unwrap();
+    let networks: Vec<_> = config
+        .trusted_proxies
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(networks, ["10.0.0.0/8", "10.0.0.0/8", "::1/128"]);
+    let told =
+        "trusted_proxies: 10.0.0.1/8 is an address in a network, and all of 10.0.0.0/8 is trusted";
+    assert_eq!(config.warnings, [told]);
+}
+
+#[test]
 fn what_is_wrong_with_a_variable_is_told() {
     let environment = Environment::for_tests().with(&[("Q", "abc")]);
     let yaml = r#"premier:
