@@ -18,15 +18,10 @@ use crate::tls;
 #[derive(Debug, Parser)]
 #[command(name = "gateway", version)]
 struct Cli {
-    /// The configuration; its keys are explained in gateway.yml.
-    #[arg(
-        long,
-        global = true,
-        env = "GATEWAY_CONFIG",
-        default_value = "gateway.yml",
-        value_name = "FILE"
-    )]
-    config: PathBuf,
+    /// The configuration; its keys are explained in gateway.yml. Left out, it is the file that
+    /// `GATEWAY_CONFIG` names, or gateway.yml.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -58,6 +53,11 @@ pub(crate) fn run() -> Result<()> {
     let cli = Cli::parse();
     tls::install_cryptography();
     let environment = Environment::of_process();
+    // Not by `env` of the parser, for which a variable that is empty is set.
+    let file = cli.config.unwrap_or_else(|| {
+        let file = environment.get("GATEWAY_CONFIG");
+        file.unwrap_or("gateway.yml").into()
+    });
     match cli.command.unwrap_or(Command::Run(Run::default())) {
         Command::Run(run) => {
             let (logs, output) = (Logs::of(&environment)?, Output::start());
@@ -67,13 +67,13 @@ pub(crate) fn run() -> Result<()> {
             } else {
                 Start::Fresh
             };
-            let ended = serve::serve(cli.config, environment, start, logs, &output);
+            let ended = serve::serve(file, environment, start, logs, &output);
             output.flush();
             ended
         }
-        Command::Check { file } => check(&file.unwrap_or(cli.config), &environment),
+        Command::Check { file: another } => check(&another.unwrap_or(file), &environment),
         Command::Schema => say(SCHEMA),
-        Command::Healthcheck => healthcheck(admin_address(&cli.config, &environment)),
+        Command::Healthcheck => healthcheck(admin_address(&file, &environment)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a configuration file means to a gateway, and what the command line says of it.
 
 use anyhow::Result;
+use tests::process::{bound, program};
 use tests::{BackEnd, Gateway, address};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
@@ -43,5 +44,19 @@ async fn a_health_check_names_the_host_and_port_that_it_asks() -> Result<()> {
         Some("get /ready http/1.1")
     );
     assert!(head.contains(&format!("host: {server}")), "{head:?}");
+    Ok(())
+}
+
+#[test]
+fn an_empty_variable_is_none() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("gateway.yml"), "premier: {pahts: }")?;
+    let check = bound(program("gateway"))
+        .arg("check")
+        .env("GATEWAY_CONFIG", "")
+        .current_dir(folder.path())
+        .output()?;
+    let told = String::from_utf8(check.stderr)?;
+    assert!(told.contains("gateway.yml:1:11: premier.pahts"), "{told}");
     Ok(())
 }
