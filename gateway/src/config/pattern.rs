@@ -4,17 +4,25 @@
 //! also crosses `/`, any other an exact path. All see the normalised path (see [`crate::path`]),
 //! in which what is neither plain ASCII nor a delimiter is percent-encoded.
 
+mod regex;
+
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
 use regex_automata::meta::Regex;
 use regex_automata::util::syntax;
 
-/// A pattern that compiles.
+use self::regex::{PathRegex, Reach};
+use crate::path::{self, Ambiguous};
+
+/// A pattern that compiles, and that some path can match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PathPattern {
     text: String,
     matcher: Matcher,
+    /// What every path that it matches begins with.
+    prefix: String,
+    reach: Reach,
 }
 
 /// How a pattern is to be matched.
@@ -28,6 +36,17 @@ pub(crate) enum Matcher {
 impl PathPattern {
     pub(crate) fn matcher(&self) -> &Matcher {
         &self.matcher
+    }
+
+    /// Whether it matches all that another does, so far as can be told from their text.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        self.matcher == other.matcher
+            || self.reach == Reach::Everything && other.prefix.starts_with(&self.prefix)
+    }
+
+    /// Whether it looks like a shell's pattern that means another thing here.
+    pub(super) fn has_a_shells_negation(&self) -> bool {
+        !self.text.starts_with('^') && self.text.contains("[!")
     }
 }
 
@@ -46,35 +65,43 @@ impl FromStr for PathPattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = |problem: String| format!("`{text}` {problem}");
         if text.is_empty() {
             return Err("an empty pattern matches nothing".to_owned());
         }
-        let matcher = if text.starts_with('^') {
-            Matcher::Regex(text.to_owned())
+        let regex = if text.starts_with('^') {
+            text.to_owned()
         } else if text.contains(['*', '?', '[']) {
-            Matcher::Regex(regex_of_glob(text)?)
+            regex_of_glob(text).map_err(wrong)?
         } else {
-            Matcher::Exact(text.chars().fold(String::new(), |mut path, letter| {
-                push_encoded(&mut path, letter);
-                path
-            }))
+            let path: String = text.chars().map(encode).collect();
+            must_be_seen(&path).map_err(wrong)?;
+            return Ok(Self {
+                text: text.to_owned(),
+                matcher: Matcher::Exact(path.clone()),
+                prefix: path,
+                reach: Reach::Part,
+            });
         };
-        if let Matcher::Regex(regex) = &matcher {
-            Regex::builder()
-                .syntax(syntax())
-                .build(regex)
-                .map_err(|error| {
-                    let reason = error
-                        .syntax_error()
-                        .map_or_else(|| error.to_string(), ToString::to_string);
-                    format!("`{text}` does not compile: {}", last_line(&reason))
-                })?;
-        }
+        let regex = PathRegex::new(&regex).map_err(wrong)?;
+        must_compile(&regex.text).map_err(wrong)?;
         Ok(Self {
             text: text.to_owned(),
-            matcher,
+            matcher: Matcher::Regex(regex.text),
+            prefix: regex.prefix,
+            reach: regex.reach,
         })
     }
+}
+
+fn must_compile(regex: &str) -> Result<(), String> {
+    let built = Regex::builder().syntax(syntax()).build(regex);
+    built.map(drop).map_err(|error| {
+        let reason = error
+            .syntax_error()
+            .map_or_else(|| error.to_string(), ToString::to_string);
+        format!("does not compile: {}", last_line(&reason))
+    })
 }
 
 /// The parser draws the pattern over several lines; the last one says what is wrong.
@@ -83,62 +110,77 @@ fn last_line(reason: &str) -> &str {
     line.strip_prefix("error: ").unwrap_or(line)
 }
 
+/// Refuses a path that is never seen, since it is normalised or refused before.
+fn must_be_seen(path: &str) -> Result<(), String> {
+    match path::normalise(path.as_bytes()) {
+        Ok(normal) if normal == path => Ok(()),
+        Ok(normal) => Err(format!(
+            "matches nothing: paths are normalised, and `{path}` is `{normal}` then"
+        )),
+        Err(Ambiguous::NoSlash) => Err("matches nothing: a path begins with `/`".to_owned()),
+        Err(ambiguous) => Err(format!(
+            "matches nothing: requests for it are refused. {ambiguous}"
+        )),
+    }
+}
+
 fn regex_of_glob(glob: &str) -> Result<String, String> {
     let mut regex = String::from("^");
-    let mut letters = glob.chars();
-    while let Some(letter) = letters.next() {
+    let mut rest = glob;
+    while let Some(letter) = rest.chars().next() {
+        rest = &rest[letter.len_utf8()..];
         match letter {
             '*' => regex.push_str(".*"),
             '?' => regex.push('.'),
-            '[' => {
-                let rest = letters.as_str();
-                // A `]` right at the start of a class stands for itself.
-                let start = rest.strip_prefix('^').map_or(0, |_| 1);
-                let end = rest
-                    .get(start + 1..)
-                    .and_then(|class| class.find(']'))
-                    .map(|end| end + start + 1)
-                    .ok_or_else(|| format!("`{glob}` has `[` without `]`"))?;
-                push_class(&mut regex, &rest[..end]);
-                letters = rest[end + 1..].chars();
-            }
-            _ => {
-                let mut literal = String::new();
-                push_encoded(&mut literal, letter);
-                regex.push_str(&regex_syntax::escape(&literal));
-            }
+            '[' => rest = push_class(&mut regex, rest).ok_or("has `[` without `]`")?,
+            _ => push_escaped(&mut regex, letter),
         }
     }
     regex.push('$');
     Ok(regex)
 }
 
-fn push_class(regex: &mut String, class: &str) {
-    regex.push('[');
-    let (negation, members) = match class.strip_prefix('^') {
-        Some(members) => ("^", members),
-        None => ("", class),
+/// Adds the class that a text begins with, of which the opening bracket is taken. What is behind
+/// the closing one is left.
+fn push_class<'t>(regex: &mut String, text: &'t str) -> Option<&'t str> {
+    let (negation, text) = match text.strip_prefix('^') {
+        Some(text) => ("^", text),
+        None => ("", text),
     };
+    // A `]` right at the start of a class stands for itself.
+    let mut letters = text.char_indices().skip(1);
+    let (end, _) = letters.find(|(_, letter)| *letter == ']')?;
+    regex.push('[');
     regex.push_str(negation);
-    for member in members.chars() {
+    for member in text[..end].chars() {
         // Only a range's dash keeps its meaning.
-        if member != '-' && !member.is_alphanumeric() {
-            regex.push('\\');
+        if member == '-' {
+            regex.push(member);
+        } else {
+            push_escaped(regex, member);
         }
-        regex.push(member);
     }
     regex.push(']');
+    Some(&text[end + 1..])
 }
 
-/// A normalised path has nothing but ASCII without blanks and controls in it.
-fn push_encoded(path: &mut String, letter: char) {
-    if letter.is_ascii_graphic() {
-        path.push(letter);
-    } else {
-        for byte in letter.encode_utf8(&mut [0; 4]).bytes() {
-            write!(path, "%{byte:02X}").expect("a String takes everything");
-        }
+fn push_escaped(regex: &mut String, letter: char) {
+    if regex_syntax::is_meta_character(letter) {
+        regex.push('\\');
     }
+    regex.push(letter);
+}
+
+/// A letter as a normalised path has it, which is ASCII without blanks and controls.
+fn encode(letter: char) -> String {
+    if letter.is_ascii_graphic() {
+        return letter.to_string();
+    }
+    let mut encoded = String::new();
+    for byte in letter.encode_utf8(&mut [0; 4]).bytes() {
+        write!(encoded, "%{byte:02X}").expect("a String takes everything");
+    }
+    encoded
 }
 
 #[cfg(test)]
@@ -173,6 +215,19 @@ mod tests {
             ("^/api", "/api/login"),
             (r"^/user/\d+$", "/user/42"),
             ("/für", "/f%C3%BCr"),
+            ("/für/*", "/f%C3%BCr/x"),
+            ("/a b/*", "/a%20b/x"),
+            ("^/für$", "/f%C3%BCr"),
+            ("^/fü+r$", "/f%C3%BC%C3%BCr"),
+            ("^/(é|a)x$", "/%C3%A9x"),
+            ("/w/[!a]", "/w/!"),
+            ("/w/[]<_&&x]", "/w/<"),
+            ("/w/[]a]", "/w/]"),
+            ("^/a%2[0-9]", "/a%20"),
+            ("^/.*", "/a"),
+            ("/.*", "/.well-known/x"),
+            ("^(/a|/b)", "/b"),
+            ("^/?a", "/a"),
         ] {
             assert!(matches(pattern, path), "{pattern} {path}");
         }
@@ -183,7 +238,6 @@ mod tests {
             ("/v?/x", "/v/x"),
             ("/v[12]/x", "/v3/x"),
             ("/file.txt*", "/filextxt"),
-            ("^api", "/api"),
             (r"^/user/\d+$", "/user/42/x"),
         ] {
             assert!(!matches(pattern, path), "{pattern} {path}");
@@ -192,9 +246,68 @@ mod tests {
 
     #[test]
     fn what_does_not_compile_is_said_in_a_line() {
-        for bad in ["", "/v[12", "^/(", "/[z-a]"] {
-            let problem = bad.parse::<PathPattern>().unwrap_err();
-            assert!(!problem.contains('\n'), "{problem}");
+        let problems: String = ["", "/v[12", "/v[", "^/(", "/[z-a]", r"^/\p{Greek}"]
+            .map(|bad| bad.parse::<PathPattern>().unwrap_err() + "\n")
+            .concat();
+        insta::assert_snapshot!(problems);
+    }
+
+    #[test]
+    fn what_no_path_can_match_is_told() {
+        let problems: String = [
+            "api/*",
+            "^api",
+            "5",
+            "http://x/a",
+            "/a//b",
+            "/a/../b",
+            "/a/./*",
+            "/%61",
+            "^/%61$",
+            "/f%c3%bcr*",
+            "/a%2fb",
+            "/100%",
+            "/a#b",
+            "/[é]x",
+            "^/[^a-ü]x",
+        ]
+        .map(|bad| bad.parse::<PathPattern>().unwrap_err() + "\n")
+        .concat();
+        insta::assert_snapshot!(problems);
+    }
+
+    #[test]
+    fn a_pattern_covers_what_it_takes_all_of() {
+        let covers = |one: &str, other: &str| {
+            let [one, other] = [one, other].map(|text| text.parse::<PathPattern>().unwrap());
+            one.covers(&other)
+        };
+        for (one, other) in [
+            ("*", "/a"),
+            ("^.*$", "/a/*"),
+            ("/*", "^/a"),
+            ("^/", "/v?"),
+            ("^", "*"),
+            ("/api/*", "/api/profile"),
+            ("/api/**", "/api/v[12]/*"),
+            ("^/api", "/api/*"),
+            ("^(/api)/.*", "/api/x"),
+            ("/v?", "/v?"),
+            ("/a", "/a"),
+        ] {
+            assert!(covers(one, other), "{one} {other}");
+        }
+        for (one, other) in [
+            ("/api/*", "/api"),
+            ("/api/*", "/api*"),
+            ("/api/*/x", "/api/y"),
+            ("^/api$", "/api/x"),
+            ("/v?", "/v1"),
+            ("^(?i)/api", "/api"),
+            ("^/a|/b", "/a"),
+            ("/a", "/b"),
+        ] {
+            assert!(!covers(one, other), "{one} {other}");
         }
     }
 }

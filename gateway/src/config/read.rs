@@ -84,6 +84,7 @@ fn root(document: &Value<'_, '_>, warnings: &mut Vec<String>) -> Option<Config> 
         || Some(Vec::new()),
         |paths| each(&paths, |rule| path_rule(rule, warnings)),
     );
+    warn_of_useless(paths.as_deref().unwrap_or_default(), warnings);
     let default_features = premier.get("default_features").map_or_else(
         || Some(Features::default()),
         |value| features(&value, "default_features", warnings),
@@ -393,6 +394,24 @@ fn path_rule(rule: &Value<'_, '_>, warnings: &mut Vec<String>) -> Option<PathRul
         pattern: pattern?,
         features: found?,
     })
+}
+
+/// Warns of patterns that take nothing, since the first that matches wins, and of those that take
+/// what they seem to leave out.
+fn warn_of_useless(paths: &[PathRule], warnings: &mut Vec<String>) {
+    for (number, PathRule { pattern, .. }) in paths.iter().enumerate() {
+        let before = paths[..number].iter().map(|rule| &rule.pattern);
+        if let Some(winner) = before.clone().find(|before| before.covers(pattern)) {
+            warnings.push(format!(
+                "{pattern}: has no effect, since {winner} stands before it and takes all that it would"
+            ));
+        }
+        if pattern.has_a_shells_negation() {
+            warnings.push(format!(
+                "{pattern}: [!…] is a class that has `!` in it; one of all but… is written [^…]"
+            ));
+        }
+    }
 }
 
 fn features(value: &Value<'_, '_>, place: &str, warnings: &mut Vec<String>) -> Option<Features> {

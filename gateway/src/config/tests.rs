@@ -240,6 +240,15 @@ fn a_trusted_network_that_is_more_than_was_meant_is_warned_of() {
 }
 
 #[test]
+fn patterns_that_do_not_do_what_they_seem_to_are_warned_of() {
+    let config = parse(
+        "premier: {paths: [{pattern: '/w/[!a]'}, {pattern: '/api/*'}, {pattern: '/api/profile'}, {pattern: '/api/*'}]}",
+    )
+    .unwrap();
+    insta::assert_snapshot!(config.warnings.join("\n"));
+}
+
+#[test]
 fn what_is_wrong_with_a_variable_is_told() {
     let environment = Environment::for_tests().with(&[("Q", "abc")]);
     let yaml = r#"premier:
