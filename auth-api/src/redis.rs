@@ -1,15 +1,17 @@
 //! The connection to Redis: made again whenever it breaks, and never waited for long.
 
 use std::fmt::Display;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fred::clients::{Client, SubscriberClient};
-use fred::error::Error as RedisError;
+use fred::error::{Error as RedisError, ErrorKind};
 use fred::interfaces::{ClientLike, PubsubInterface};
 use fred::types::config::{Config, ReconnectPolicy};
 use fred::types::scripts::Script;
 use fred::types::{Builder, FromValue};
+use parking_lot::Mutex;
 
 use crate::metrics::StoreMetrics;
 use crate::unavailable::Unavailable;
@@ -26,6 +28,15 @@ pub(crate) struct Redis {
     client: Client,
     config: Config,
     metrics: StoreMetrics,
+    line: Arc<Mutex<Line>>,
+}
+
+/// What is known of the connection.
+#[derive(Debug)]
+struct Line {
+    /// When Redis last said something.
+    heard: Instant,
+    is_being_replaced: bool,
 }
 
 impl Redis {
@@ -37,6 +48,10 @@ impl Redis {
             client,
             config,
             metrics,
+            line: Arc::new(Mutex::new(Line {
+                heard: Instant::now(),
+                is_being_replaced: false,
+            })),
         })
     }
 
@@ -52,12 +67,33 @@ impl Redis {
         keys: Vec<String>,
         arguments: Vec<Bytes>,
     ) -> Result<T, Unavailable> {
-        let timer = self.metrics.start();
+        let (timer, asked) = (self.metrics.start(), Instant::now());
         let outcome = script
             .evalsha_with_reload(&self.client, keys, arguments)
             .await;
         timer.end(&outcome);
+        self.look_after_line(asked, &outcome);
         outcome.map_err(failed)
+    }
+
+    /// Replaces a connection that has said nothing since a command that was given up: its peer may be
+    /// gone without a word. The library looks for that too, but only where nothing more is sent.
+    fn look_after_line<T>(&self, asked: Instant, outcome: &Result<T, RedisError>) {
+        let is_late = |error: &RedisError| *error.kind() == ErrorKind::Timeout;
+        let mut line = self.line.lock();
+        if !outcome.as_ref().is_err_and(is_late) {
+            line.heard = Instant::now();
+        } else if line.heard < asked && !line.is_being_replaced && self.client.is_connected() {
+            line.is_being_replaced = true;
+            let (client, line) = (self.client.clone(), Arc::clone(&self.line));
+            tokio::spawn(async move {
+                let _ = client.force_reconnection().await;
+                *line.lock() = Line {
+                    heard: Instant::now(),
+                    is_being_replaced: false,
+                };
+            });
+        }
     }
 
     /// Tells whoever listens on a channel. That it is lost is for the listener to bear.

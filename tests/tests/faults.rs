@@ -166,6 +166,30 @@ async fn connections_that_fall_silent_are_replaced() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_line_to_redis_that_falls_silent_is_replaced_although_much_is_asked() -> Result<()> {
+    let redis = tests::redis::Server::start()?;
+    let way = SlowWay::to(redis.address).await?;
+    let settings = replica::redis(way.address);
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, settings).await?;
+    let client = replicas.client(0)?;
+    let token = client.token("alice").await?;
+    let busy = tokio::spawn({
+        let (client, token) = (client.clone(), token.clone());
+        async move {
+            loop {
+                let asked = client.get_as(&token, "/api/sessions");
+                let _ = tokio::time::timeout(RETURN / 20, asked).await;
+            }
+        }
+    });
+    way.silence();
+    is_503_in_time(&client, &token, "/api/sessions").await?;
+    is_back_soon(&client, &token).await?;
+    busy.abort();
+    Ok(())
+}
+
 /// How many statements wait for a row that somebody else holds.
 async fn waiting_for_locks(database: &postgres::Database, look: &mut PgConnection) -> Result<i64> {
     let count =
