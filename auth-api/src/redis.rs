@@ -21,6 +21,8 @@ const STORE: &str = "Redis";
 const DEADLINE: Duration = Duration::from_millis(1500);
 /// Between two tries to connect, so that Redis is used again within a second of its return.
 const RECONNECT: Duration = Duration::from_millis(200);
+/// What may be told on a channel before we have listened to it: the endings of a busy moment.
+const MESSAGES: usize = 2048;
 
 /// A connection. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -57,7 +59,11 @@ impl Redis {
 
     /// A connection of its own that listens. It begins to connect when asked to.
     pub(crate) fn subscriber(&self) -> Result<SubscriberClient, RedisError> {
-        builder(self.config.clone()).build_subscriber_client()
+        builder(self.config.clone())
+            .with_performance_config(|performance| {
+                performance.broadcast_channel_capacity = MESSAGES;
+            })
+            .build_subscriber_client()
     }
 
     /// Runs a script.
@@ -97,11 +103,12 @@ impl Redis {
     }
 
     /// Tells whoever listens on a channel. That it is lost is for the listener to bear.
-    pub(crate) async fn publish(&self, channel: &str, message: String) {
-        let told: Result<(), _> = self.client.publish(channel, message).await;
-        if let Err(error) = told {
-            tracing::debug!(%error, "a message to another replica was lost");
+    pub(crate) async fn publish(&self, channel: &str, message: String) -> Result<(), RedisError> {
+        let told = self.client.publish(channel, message).await;
+        if let Err(error) = &told {
+            tracing::debug!(%error, "a message to other replicas was lost");
         }
+        told
     }
 
     /// Asks for the least that shows that it answers.

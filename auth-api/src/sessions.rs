@@ -6,6 +6,7 @@
 
 mod announcement;
 mod cache;
+mod ears;
 mod redis;
 mod sqlite;
 

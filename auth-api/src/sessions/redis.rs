@@ -10,13 +10,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use fred::error::Error as RedisError;
-use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
-use fred::types::Message;
 use fred::types::scripts::Script;
-use tokio::sync::broadcast::error::RecvError;
 
 use super::announcement::Announcements;
 use super::cache::Cache;
+use super::ears::{ENDINGS, Ears, NO_ANNOUNCEMENT};
 use super::{GRACE, MOST_OF_A_USER, TOUCH};
 use crate::domain::refresh_token::SealedSecret;
 use crate::domain::session::{
@@ -26,11 +24,6 @@ use crate::domain::token::Principal;
 use crate::domain::user::UserId;
 use crate::redis::{Redis, nonsense, text};
 use crate::unavailable::Unavailable;
-
-/// Where endings are told.
-const CHANNEL: &str = "sessions:ended";
-/// The head of an announcement that nobody has to confirm: a channel without listeners, and a number.
-const NO_ANNOUNCEMENT: &str = "sessions:heard 0";
 
 static CREATE: LazyLock<Script> = LazyLock::new(|| noting(include_str!("redis/create.lua")));
 static TOUCHED: LazyLock<Script> = LazyLock::new(|| noting(include_str!("redis/touch.lua")));
@@ -56,41 +49,13 @@ impl RedisSessions {
     pub(crate) fn start(redis: Redis) -> Result<Self, RedisError> {
         let cache = Arc::new(Cache::default());
         let announcements = Arc::new(Announcements::new());
-        let subscriber = redis.subscriber()?;
-        let (mut messages, mut connected, mut broken) = (
-            subscriber.message_rx(),
-            subscriber.reconnect_rx(),
-            subscriber.error_rx(),
+        let ears = Ears::new(
+            redis.clone(),
+            redis.subscriber()?,
+            Arc::clone(&cache),
+            Arc::clone(&announcements),
         );
-        let ears = Ears {
-            redis: redis.clone(),
-            cache: Arc::clone(&cache),
-            announcements: Arc::clone(&announcements),
-        };
-        tokio::spawn(async move {
-            let heard = &ears.cache;
-            let channels = vec![CHANNEL, ears.announcements.channel()];
-            subscriber.connect();
-            loop {
-                tokio::select! {
-                    biased;
-                    message = messages.recv() => match message {
-                        Ok(message) => ears.hear(&message),
-                        // What was missed may have been an ending.
-                        Err(RecvError::Lagged(_)) => heard.line_is_down(),
-                        Err(RecvError::Closed) => break,
-                    },
-                    _ = broken.recv() => heard.line_is_down(),
-                    _ = connected.recv() => {
-                        heard.line_is_down();
-                        if subscriber.subscribe(channels.clone()).await.is_ok() {
-                            heard.line_is_up();
-                        }
-                    }
-                }
-            }
-            heard.line_is_down();
-        });
+        tokio::spawn(ears.listen());
         Ok(Self {
             redis,
             cache,
@@ -104,7 +69,7 @@ impl RedisSessions {
             text(session.principal.user.0),
             lifetime(session.created_at, session.expires_at),
             text(MOST_OF_A_USER),
-            CHANNEL.into(),
+            ENDINGS.into(),
             Bytes::copy_from_slice(&session.refresh.0),
             text(&session.origin.address),
             text(&session.origin.user_agent),
@@ -165,12 +130,12 @@ impl RedisSessions {
         let arguments = vec![
             text(principal.session),
             text(principal.user.0),
-            CHANNEL.into(),
+            ENDINGS.into(),
             text(announcement.head()),
         ];
-        let (ended, told): (bool, u32) = self.redis.run(&END, keys(principal), arguments).await?;
+        let ended: bool = self.redis.run(&END, keys(principal), arguments).await?;
         self.cache.forget(principal.session);
-        announcement.heard_by(told).await;
+        announcement.heard_by_all().await;
         Ok(if ended { Ended::Now } else { Ended::Before })
     }
 
@@ -184,13 +149,13 @@ impl RedisSessions {
         let arguments = vec![
             kept,
             text(user.0),
-            CHANNEL.into(),
+            ENDINGS.into(),
             text(announcement.head()),
         ];
         let keys = vec![index(user)];
-        let (ended, told): (u64, u32) = self.redis.run(&END_ALL, keys, arguments).await?;
+        let ended: u64 = self.redis.run(&END_ALL, keys, arguments).await?;
         self.cache.forget_user(user);
-        announcement.heard_by(told).await;
+        announcement.heard_by_all().await;
         Ok(ended)
     }
 
@@ -207,36 +172,6 @@ impl RedisSessions {
 /// A script that notes sessions.
 fn noting(script: &str) -> Script {
     Script::from_lua([include_str!("redis/shared.lua"), script].concat())
-}
-
-/// Who listens to Redis for this replica.
-struct Ears {
-    redis: Redis,
-    cache: Arc<Cache>,
-    announcements: Arc<Announcements>,
-}
-
-impl Ears {
-    fn hear(&self, message: &Message) {
-        let text = message.value.as_str().unwrap_or_default();
-        if *message.channel == *self.announcements.channel() {
-            return self.announcements.heard(&text);
-        }
-        let words: Vec<_> = text.split(' ').collect();
-        let [channel, number, ended] = words[..] else {
-            // Not ours: whoever says it may mean anything.
-            return self.cache.line_is_down();
-        };
-        let user = ended.strip_prefix("user:").and_then(|id| id.parse().ok());
-        match (user.map(UserId), SessionId::parse(ended)) {
-            (Some(user), _) => self.cache.forget_user(user),
-            (None, Some(session)) => self.cache.forget(session),
-            (None, None) => return self.cache.line_is_down(),
-        }
-        let (redis, channel, number) = (self.redis.clone(), channel.to_owned(), number.to_owned());
-        // To say so must not keep us from listening.
-        tokio::spawn(async move { redis.publish(&channel, number).await });
-    }
 }
 
 fn live((id, created, used, address, user_agent): Listed) -> Result<LiveSession, Unavailable> {
