@@ -15,6 +15,7 @@ mod hashing;
 mod lifecycle;
 mod log_buffer;
 mod metrics;
+mod migrations;
 mod openapi;
 mod redis;
 mod routes;

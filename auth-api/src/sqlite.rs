@@ -9,6 +9,7 @@ use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use crate::metrics::{PoolUse, StoreMetrics};
+use crate::migrations;
 use crate::unavailable::Unavailable;
 
 pub(crate) const STORE: &str = "SQLite";
@@ -45,7 +46,9 @@ impl Sqlite {
                 .acquire_timeout(BUSY)
         };
         let writer = pool(1).connect_with(options.clone()).await?;
-        sqlx::migrate!("../migrations/sqlite").run(&writer).await?;
+        let migrator = migrations::tolerant(sqlx::migrate!("../migrations/sqlite"));
+        migrator.run(&writer).await?;
+        migrations::tell_of_newer(&migrator, &mut *writer.acquire().await?).await?;
         Ok(Self {
             writer,
             readers: pool(READERS).connect_lazy_with(options.optimize_on_close(true, None)),

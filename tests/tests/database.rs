@@ -1,12 +1,15 @@
-//! PostgreSQL as operators run it: behind a pooler, and over TLS.
+//! Databases as operators run them: behind a pooler, over TLS, and left behind by a newer release.
 
 use anyhow::Result;
-use sqlx::Row;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Executor, Row};
 use tests::certificate::Certificate;
 use tests::client::{PASSWORD, credentials};
 use tests::pgbouncer::PgBouncer;
 use tests::replica::{self, Replicas, settings};
-use tests::{Store, postgres};
+use tests::{Store, on_both_stores, postgres};
+
+on_both_stores!(an_older_program_starts_on_what_a_newer_one_left);
 
 #[tokio::test]
 async fn a_pooler_may_lend_a_connection_for_one_transaction() -> Result<()> {
@@ -104,5 +107,26 @@ async fn a_server_may_come_later_than_a_replica() -> Result<()> {
     server.resume()?;
     replicas.ready(0).await?;
     assert_eq!(replicas.client(0)?.register("alice").await?.status, 201);
+    Ok(())
+}
+
+async fn an_older_program_starts_on_what_a_newer_one_left(store: Store) -> Result<()> {
+    let mut replicas = Replicas::start(store, 1).await?;
+    replicas.all[0].process.stop()?;
+    let newer =
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                 SELECT 9999, 'of a newer version', success, checksum, execution_time
+                 FROM _sqlx_migrations WHERE version = 1";
+    if let Some(database) = &replicas.database {
+        database.connect().await?.execute(newer).await?;
+    } else {
+        let file = replicas.folder().join("data/auth.db");
+        let options = SqliteConnectOptions::new().filename(file);
+        options.connect().await?.execute(newer).await?;
+    }
+    replicas.add()?;
+    replicas.ready(1).await?;
+    assert!(replicas.logs().contains("\"newest\":9999"));
+    assert_eq!(replicas.client(1)?.register("alice").await?.status, 201);
     Ok(())
 }

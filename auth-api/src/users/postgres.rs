@@ -16,6 +16,7 @@ use crate::domain::login::Login;
 use crate::domain::password::PasswordHash;
 use crate::domain::user::{Account, Listed, Profile, Standing, UserId};
 use crate::metrics::{PoolUse, StoreMetrics};
+use crate::migrations;
 use crate::unavailable::Unavailable;
 
 pub(super) const STORE: &str = "PostgreSQL";
@@ -140,7 +141,7 @@ impl PostgresUsers {
     /// Brings the table up to date. Of several replicas that start at once, one does it, in one
     /// transaction: a pooler between us and the server may know of no longer thing.
     pub(crate) async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
-        let mut migrator = sqlx::migrate!("../migrations/postgres");
+        let mut migrator = migrations::tolerant(sqlx::migrate!("../migrations/postgres"));
         migrator.set_locking(false);
         // One of its own, closed afterwards: prepared statements are forgotten on it.
         let mut connection = self.reach().await?;
@@ -148,6 +149,7 @@ impl PostgresUsers {
         let lock = format!("DEALLOCATE ALL; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
         transaction.execute(AssertSqlSafe(lock)).await?;
         migrator.run(&mut *transaction).await?;
+        migrations::tell_of_newer(&migrator, &mut *transaction).await?;
         transaction.execute("DEALLOCATE ALL").await?;
         transaction.commit().await?;
         connection.close().await?;
