@@ -376,8 +376,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         if is_stale && self.may_repeat() {
             return Ended::Stale;
         }
-        let replica = self.request.upstream.replica;
-        tracing::warn!(request_id = %self.request.id, ?replica, reason = %broken, "replica failed");
+        self.request.warn_of_replica(broken);
         let now = Moment::now();
         let Some(mut attempt) = self.request.end_attempt(now) else {
             return Ended::Cut;
@@ -397,8 +396,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             Awaited::Sender => return self.refuse(Answer::body_too_slow()),
             Awaited::Replica => {}
         }
-        let replica = self.request.upstream.replica;
-        tracing::warn!(request_id = %self.request.id, ?replica, reason = "it took too long", "replica failed");
+        self.request.warn_of_replica("it took too long");
         let now = Moment::now();
         let Some(mut attempt) = self.request.end_attempt(now) else {
             return Ended::Cut;

@@ -253,13 +253,12 @@ fn not_connected(
     upload: &Upload,
 ) -> Ended {
     let now = Moment::now();
-    let replica = request.upstream.replica;
     let attempt = request.end_attempt(now);
     if error == NotConnected::NoSocket {
         tracing::error!(request_id = %request.id, "no socket for a replica: too many files are open");
         return Ended::Say(Answer::unavailable(1));
     }
-    tracing::warn!(request_id = %request.id, ?replica, reason = ?error, "replica failed");
+    request.warn_of_replica(error);
     if let Some(mut attempt) = attempt {
         attempt.failed(now);
         attempt.in_flight.replica().failed_to_connect();

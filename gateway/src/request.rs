@@ -91,6 +91,12 @@ impl Request {
         Some(attempt)
     }
 
+    /// Says that its replica failed it.
+    pub(crate) fn warn_of_replica(&self, reason: impl fmt::Display) {
+        let replica = self.upstream.replica.map(tracing::field::display);
+        tracing::warn!(request_id = %self.id, replica, %reason, "replica failed");
+    }
+
     /// A try has brought the answer: its replica is busy until that is sent.
     pub(crate) fn answered_by(&mut self, attempt: Attempt) {
         self.upstream.answering = Some(attempt.in_flight);

@@ -90,7 +90,7 @@ pub(crate) fn serve(
     admin.add_tcp(&listen.admin.to_string());
     server.add_service(admin);
     if let Some(address) = listen.http {
-        let port = listen.https.port();
+        let port = listen.public_port;
         let plain = Plain::for_clients(&gateway, ToHttps { port }, &admission);
         let mut http = Service::new("http".to_owned(), plain);
         http.threads = Some(1);

@@ -16,6 +16,7 @@ use pingora::ErrorType;
 use pingora::connectors::TransportConnector;
 use pingora::protocols::l4::ext::TcpKeepalive;
 use pingora::upstreams::peer::HttpPeer;
+use thiserror::Error;
 
 use crate::config::{Scheme, Server, Strategy};
 use crate::features::circuit_breaker::Permission;
@@ -168,11 +169,14 @@ pub(crate) enum Wanted {
 }
 
 /// A replica that could not be connected to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub(crate) enum NotConnected {
+    #[error("it took too long")]
     TimedOut,
+    #[error("it was refused, or nobody is there")]
     Failed,
-    /// We have no socket for it: too many files are open, or all ports are in use.
+    /// We have none: too many files are open, or all ports are in use.
+    #[error("there is no socket for it")]
     NoSocket,
 }
 

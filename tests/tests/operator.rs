@@ -298,26 +298,35 @@ async fn a_request_in_flight_is_finished_at_the_end() -> Result<()> {
 #[tokio::test]
 async fn the_http_listener_leads_to_https() -> Result<()> {
     let back_end = BackEnd::good().await?;
-    let http = tests::address::free();
-    let gateway = Gateway::before(&[back_end.address])
-        .set("GATEWAY_HTTP", &http.to_string())
-        .start()
-        .await?;
     let client = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .build()?;
-    let answer = client
-        .get(format!("http://{http}/a?b=c"))
-        .header("host", "example.org")
-        .send()
-        .await?;
-    assert_eq!(answer.status(), 308);
-    let location = answer.headers()["location"].to_str()?;
-    assert_eq!(
-        location,
-        format!("https://example.org:{}/a?b=c", gateway.address.port())
-    );
+    for (public_port, named) in [
+        (None, None),
+        (Some("443"), Some("")),
+        (Some("8443"), Some(":8443")),
+    ] {
+        let http = tests::address::free();
+        let mut gateway =
+            Gateway::before(&[back_end.address]).set("GATEWAY_HTTP", &http.to_string());
+        if let Some(port) = public_port {
+            gateway = gateway.set("GATEWAY_PUBLIC_PORT", port);
+        }
+        let gateway = gateway.start().await?;
+        let answer = client
+            .get(format!("http://{http}/a?b=c"))
+            .header("host", "example.org")
+            .send()
+            .await?;
+        assert_eq!(answer.status(), 308);
+        let own = format!(":{}", gateway.address.port());
+        let port = named.unwrap_or(&own);
+        assert_eq!(
+            answer.headers()["location"].to_str()?,
+            format!("https://example.org{port}/a?b=c")
+        );
+    }
     Ok(())
 }
 

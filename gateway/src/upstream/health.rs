@@ -8,7 +8,7 @@ use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
 
-use super::{Condition, Replica};
+use super::{Condition, NotConnected, Replica};
 use crate::config::HealthCheck;
 
 /// How the last probes went.
@@ -54,6 +54,13 @@ impl Replica {
                 Ok(result) => result,
                 Err(_) => Err(anyhow::anyhow!("no answer within {:?}", settings.timeout)),
             };
+        if let Err(error) = &result
+            && error.downcast_ref() == Some(&NotConnected::NoSocket)
+        {
+            // That says nothing of the replica.
+            tracing::error!("no socket for a health check: too many files are open");
+            return;
+        }
         let settled = self.probes.lock().note(result.is_ok(), settings);
         match (settled, result) {
             (Some(Condition::Up), _) => self.set(Condition::Up, "its health check is answered"),
@@ -74,10 +81,10 @@ impl Replica {
             peer._address = address.into();
         }
         peer.options.idle_timeout = Some(Duration::ZERO);
-        let (mut session, _) = connector
-            .get_http_session(&peer)
-            .await
-            .map_err(|error| anyhow::anyhow!("cannot be connected: {}", error.etype().as_str()))?;
+        let (mut session, _) = connector.get_http_session(&peer).await.map_err(|error| {
+            let reason = format!("cannot be connected: {}", error.etype().as_str());
+            anyhow::Error::new(NotConnected::from(error.etype())).context(reason)
+        })?;
         session
             .write_request_header(Box::new(self.request(settings)?))
             .await
