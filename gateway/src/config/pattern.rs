@@ -112,6 +112,9 @@ fn last_line(reason: &str) -> &str {
 
 /// Refuses a path that is never seen, since it is normalised or refused before.
 fn must_be_seen(path: &str) -> Result<(), String> {
+    if path.contains('?') {
+        return Err("matches nothing: a path ends before its `?`".to_owned());
+    }
     match path::normalise(path.as_bytes()) {
         Ok(normal) if normal == path => Ok(()),
         Ok(normal) => Err(format!(
@@ -185,6 +188,7 @@ fn encode(letter: char) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use regex_automata::{Anchored, Input};
 
     use super::*;
@@ -270,6 +274,7 @@ mod tests {
             "/a#b",
             "/[é]x",
             "^/[^a-ü]x",
+            r"^/a\?b=c",
         ]
         .map(|bad| bad.parse::<PathPattern>().unwrap_err() + "\n")
         .concat();
@@ -308,6 +313,28 @@ mod tests {
             ("/a", "/b"),
         ] {
             assert!(!covers(one, other), "{one} {other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_covered_is_taken(
+            one in "\\^?/[ab]?[ab*?]{0,3}\\$?|\\*",
+            other in "\\^?/[ab*?]{0,4}\\$?",
+            path in "/[ab]{0,5}",
+        ) {
+            let read = |text: &str| text.parse::<PathPattern>();
+            if let (Ok(first), Ok(second)) = (read(&one), read(&other))
+                && first.covers(&second)
+                && matches(&other, &path)
+            {
+                prop_assert!(matches(&one, &path));
+            }
+        }
+
+        #[test]
+        fn no_text_breaks_it(text in "\\PC{0,12}|[\\^/\\[\\]!*?%é$(|)2f.-]{0,12}") {
+            let _ = text.parse::<PathPattern>();
         }
     }
 }

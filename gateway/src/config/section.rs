@@ -8,7 +8,7 @@ use std::time::Duration;
 use saphyr::{MarkedYaml, Scalar, YamlData};
 
 use super::interpolate::Environment;
-use super::mistake::{Mistake, Place, instead_of};
+use super::mistake::{Mistake, Place, instead_of, nearest};
 
 /// The longest time that a setting may name: a year.
 const LONGEST: f64 = 366.0 * 24.0 * 3600.0;
@@ -363,11 +363,15 @@ impl<'y, 'r> Section<'y, 'r> {
         for (node, _) in &self.entries {
             let name = name_of(node).unwrap_or_default();
             if !self.known.contains(&name.as_ref()) && !name.starts_with("x-") {
+                let mut hint = instead_of(&name, &self.known);
+                if nearest(&name, &self.known).is_none() {
+                    hint = format!("a key of your own begins with x-; {hint}");
+                }
                 self.itself.reading.note(Mistake {
                     place: Some(place_of(node)),
                     key: self.key_of(&name),
                     problem: "unknown key".to_owned(),
-                    hint: Some(instead_of(&name, &self.known)),
+                    hint: Some(hint),
                 });
             }
         }

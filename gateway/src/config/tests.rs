@@ -177,6 +177,7 @@ fn what_cannot_be_merged_is_told() {
         r"premier:
   keyspace: a
   <<: 5
+  common: &common {}
   listen: {<<: [{htps: x}, y]}
 ",
     )
