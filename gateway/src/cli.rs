@@ -3,12 +3,13 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, Environment, SCHEMA, admin_address};
+use crate::config::{Config, Environment, SCHEMA, Untimely, admin_address};
+use crate::gateway::unix_seconds;
 use crate::output::Output;
 use crate::serve::{self, Start};
 use crate::telemetry::Logs;
@@ -88,7 +89,15 @@ fn say(text: &str) -> Result<()> {
 
 fn check(file: &std::path::Path, environment: &Environment) -> Result<()> {
     let config = Config::load(file, environment)?;
-    for warning in &config.warnings {
+    let now = unix_seconds(SystemTime::now());
+    let untimely = config.certificates.iter().filter_map(|certificate| {
+        let problem = match certificate.untimely(now)? {
+            Untimely::Early => "is not valid yet",
+            Untimely::Late => "has expired",
+        };
+        Some(format!("{}: {problem}", certificate.files.cert.display()))
+    });
+    for warning in config.warnings.iter().cloned().chain(untimely) {
         say(&format!("{}: warning: {warning}", file.display()))?;
     }
     say(&format!(

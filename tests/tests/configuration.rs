@@ -1,6 +1,9 @@
 //! What a configuration file means to a gateway, and what the command line says of it.
 
+use std::fmt::Write;
+
 use anyhow::Result;
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use tests::process::{bound, program};
 use tests::{BackEnd, Gateway, address};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -44,6 +47,42 @@ async fn a_health_check_names_the_host_and_port_that_it_asks() -> Result<()> {
         Some("get /ready http/1.1")
     );
     assert!(head.contains(&format!("host: {server}")), "{head:?}");
+    Ok(())
+}
+
+#[test]
+fn check_warns_of_certificates_that_clients_refuse_for_their_dates() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let key = KeyPair::generate()?;
+    std::fs::write(folder.path().join("key.pem"), key.serialize_pem())?;
+    let mut yaml = String::from("premier: {tls: {certificates: [");
+    for (name, first, last) in [
+        ("past", 2001, 2002),
+        ("future", 4001, 4002),
+        ("good", 2001, 4001),
+    ] {
+        let mut made = CertificateParams::new([format!("{name}.example.org")])?;
+        made.not_before = date_time_ymd(first, 1, 1);
+        made.not_after = date_time_ymd(last, 1, 1);
+        std::fs::write(folder.path().join(name), made.self_signed(&key)?.pem())?;
+        write!(yaml, "{{cert: {name}, key: key.pem}}, ")?;
+    }
+    std::fs::write(folder.path().join("gateway.yml"), yaml + "]}}")?;
+    let check = bound(program("gateway"))
+        .arg("check")
+        .current_dir(folder.path())
+        .output()?;
+    let told = String::from_utf8(check.stdout)?;
+    assert!(check.status.success(), "{told}");
+    let told: Vec<_> = told.lines().collect();
+    assert_eq!(
+        told,
+        [
+            "gateway.yml: warning: past: has expired",
+            "gateway.yml: warning: future: is not valid yet",
+            "gateway.yml: good: 0 paths, 1 servers",
+        ]
+    );
     Ok(())
 }
 

@@ -168,8 +168,9 @@ fn certificates(premier: &mut Section<'_, '_>) -> Option<Vec<Certificate>> {
             cert: cert?.into(),
             key: key?.into(),
         };
+        let wrong = |problem| value.wrong(problem, None);
         Certificate::load(files)
-            .map_err(|problem| value.wrong(problem, None))
+            .map_err(|problems| problems.into_iter().for_each(wrong))
             .ok()
     })?;
     not_empty(&list, certificates)
@@ -182,12 +183,13 @@ fn default_certificate(premier: &Section<'_, '_>) -> Option<Certificate> {
         cert: file("SSL_CERTFILE", ".ssl/cert.pem"),
         key: file("SSL_KEYFILE", ".ssl/key.pem"),
     };
+    let wrong = |problem| {
+        premier.wrong(format!(
+            "{problem}; SSL_CERTFILE and SSL_KEYFILE, or tls.certificates, say where they are"
+        ));
+    };
     Certificate::load(files)
-        .map_err(|problem| {
-            premier.wrong(format!(
-                "{problem}; SSL_CERTFILE and SSL_KEYFILE, or tls.certificates, say where they are"
-            ));
-        })
+        .map_err(|problems| problems.into_iter().for_each(wrong))
         .ok()
 }
 
