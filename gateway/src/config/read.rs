@@ -496,7 +496,9 @@ fn rate_limit(section: &mut Section<'_, '_>) -> Option<RateLimit> {
         value.one_of(&ALGORITHMS)
     });
     let per = or(section, "per", vec![Per::Client, Per::Endpoint], |value| {
-        each(value, |part| part.parsed(per))
+        // Nothing is not the empty list here: that would be one quota for everybody.
+        let parts: Vec<_> = value.list()?.iter().map(|part| part.parsed(per)).collect();
+        parts.into_iter().collect()
     });
     // Premier's own default is nothing: the quota.
     let bucket_size = section

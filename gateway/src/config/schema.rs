@@ -2,3 +2,6 @@
 
 /// JSON Schema, draft 2020-12.
 pub(crate) const SCHEMA: &str = include_str!("gateway.schema.json");
+
+#[cfg(test)]
+mod tests;

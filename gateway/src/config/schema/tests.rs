@@ -1,0 +1,249 @@
+//! That an editor with the schema and `gateway check` are of one mind.
+
+use regex_automata::meta::Regex;
+use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::{Config, Environment};
+
+fn check(yaml: &str) -> Result<Config, String> {
+    let environment = Environment::for_tests().with(&[
+        ("NUMBER", "5"),
+        ("WORD", "random"),
+        ("SERVERS", "http://a,http://b"),
+    ]);
+    Config::parse("gateway.yml".as_ref(), yaml, &environment)
+        .map_err(|mistakes| mistakes.to_string())
+}
+
+fn schema() -> Value {
+    serde_json::from_str(SCHEMA).unwrap()
+}
+
+fn fits(yaml: &str) -> bool {
+    let documents = MarkedYaml::load_from_str(yaml).unwrap();
+    is_valid(&json_of(&documents[0]), &schema())
+}
+
+fn json_of(node: &MarkedYaml<'_>) -> Value {
+    match &node.data {
+        YamlData::Value(Scalar::Boolean(value)) => json!(value),
+        YamlData::Value(Scalar::Integer(value)) => json!(value),
+        YamlData::Value(Scalar::FloatingPoint(value)) => json!(value.into_inner()),
+        YamlData::Value(Scalar::String(value)) => json!(value),
+        YamlData::Sequence(nodes) => nodes.iter().map(json_of).collect(),
+        YamlData::Mapping(entries) => entries
+            .iter()
+            .map(|(key, node)| (json_of(key).as_str().unwrap().to_owned(), json_of(node)))
+            .collect(),
+        _ => Value::Null,
+    }
+}
+
+/// As much of JSON Schema as ours uses.
+fn is_valid(value: &Value, schema: &Value) -> bool {
+    let number = |rule: &Value| rule.as_f64().unwrap();
+    let all = |rules: &Value| rules.as_array().unwrap().clone();
+    let holds = |keyword: &str, rule: &Value| match keyword {
+        "$ref" => is_valid(
+            value,
+            self::schema()
+                .pointer(&rule.as_str().unwrap()[1..])
+                .unwrap(),
+        ),
+        "type" if rule.is_array() => all(rule).iter().any(|rule| is_of(value, rule)),
+        "type" => is_of(value, rule),
+        "enum" => all(rule).contains(value),
+        "anyOf" => all(rule).iter().any(|schema| is_valid(value, schema)),
+        "minimum" => value.as_f64().is_none_or(|value| value >= number(rule)),
+        "maximum" => value.as_f64().is_none_or(|value| value <= number(rule)),
+        "minLength" => value
+            .as_str()
+            .is_none_or(|text| text.len() as u64 >= rule.as_u64().unwrap()),
+        "pattern" => value
+            .as_str()
+            .is_none_or(|text| is_match(rule.as_str().unwrap(), text)),
+        "minItems" => value
+            .as_array()
+            .is_none_or(|list| list.len() as u64 >= rule.as_u64().unwrap()),
+        "items" => value
+            .as_array()
+            .is_none_or(|list| list.iter().all(|value| is_valid(value, rule))),
+        "required" => all(rule)
+            .iter()
+            .all(|key| value.get(key.as_str().unwrap()).is_some()),
+        "additionalProperties" => value.as_object().is_none_or(|entries| {
+            let known = &schema["properties"];
+            let own = schema["patternProperties"].as_object().unwrap();
+            entries.keys().all(|key| {
+                known.get(key).is_some() || own.keys().any(|pattern| is_match(pattern, key))
+            })
+        }),
+        "properties" => value.as_object().is_none_or(|entries| {
+            entries
+                .iter()
+                .all(|(key, value)| rule.get(key).is_none_or(|rule| is_valid(value, rule)))
+        }),
+        "patternProperties" => rule
+            .as_object()
+            .unwrap()
+            .values()
+            .all(|rule| *rule == json!({})),
+        "$schema" | "$defs" | "title" | "description" | "default" | "deprecated" => true,
+        unknown => panic!("what is {unknown}?"),
+    };
+    schema
+        .as_object()
+        .unwrap()
+        .iter()
+        .all(|(keyword, rule)| holds(keyword, rule))
+}
+
+fn is_of(value: &Value, kind: &Value) -> bool {
+    match kind.as_str().unwrap() {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "null" => value.is_null(),
+        "number" => value.is_number(),
+        "integer" => value.as_f64().is_some_and(|value| value.fract() == 0.0),
+        unknown => panic!("what is {unknown}?"),
+    }
+}
+
+fn is_match(pattern: &str, text: &str) -> bool {
+    Regex::new(pattern).unwrap().is_match(text)
+}
+
+#[test]
+fn what_is_good_fits_the_schema() {
+    for good in [
+        include_str!("../../../../gateway.yml"),
+        "premier:",
+        "premier: {keyspace: 5}",
+        "premier: {servers: }",
+        "premier: {servers: '${SERVERS}'}",
+        "premier: {servers: [http://a, '${NONE:-}', '${SERVERS}']}",
+        "premier: {listen: {http: , public_port: '${NUMBER}'}}",
+        "premier: {load_balancing: {strategy: '${WORD}'}}",
+        "premier: {limits: {max_body_bytes: '${NUMBER:-5}', max_connections: 1e3}}",
+        "premier: {health_check: {interval: '${NUMBER}', path: '${NONE:-/ready}'}}",
+        "premier: {default_features: {rate_limit: {quota: '${NUMBER}', duration: '${NUMBER}', per: ['${NONE:-client}']}}}",
+        "premier: {default_features: {rate_limit: {quota: 1, duration: 0.5, bucket_size: , error_message: 5}}}",
+        "premier: {default_features: {retry: {wait: '${NUMBER}'}, monitoring: , circuit_breaker: {recovery_timeout: 0}}}",
+        "premier: {default_features: {retry: {wait: [1, '${NUMBER}']}, timeout: {<<: {seconds: 5}}}}",
+        "x-own: 5\npremier: {paths: [{pattern: '^/x', x-own: [5]}, {pattern: '${NONE:-/x}'}, {<<: {pattern: '[/]y'}}]}",
+    ] {
+        assert_eq!(check(good).map(drop), Ok(()), "{good}");
+        assert!(fits(good), "{good}");
+    }
+}
+
+#[test]
+fn what_is_wrong_does_not_fit_the_schema() {
+    for bad in [
+        "{}",
+        "premier: {keyspace: 1.5}",
+        "premier: {listen: {https: }}",
+        "premier: {listen: {public_port: 65536}}",
+        "premier: {tls: {certificates: }}",
+        "premier: {tls: {certificates: [{cert: a}]}}",
+        "premier: {servers: ['a:1']}",
+        "premier: {servers: []}",
+        "premier: {servers: ''}",
+        "premier: {load_balancing: {strategy: best}}",
+        "premier: {limits: {max_header_bytes: 1}}",
+        "premier: {limits: {max_connections: 5000000000}}",
+        "premier: {health_check: {interval: 0, timeout: 1}}",
+        "premier: {health_check: {path: ready}}",
+        "premier: {paths: [{features: {}}]}",
+        "premier: {paths: [{pattern: api/x}]}",
+        "premier: {paths: [{pattern: 5}]}",
+        "premier: {default_features: {rate_limit: }}",
+        "premier: {default_features: {timeout: }}",
+        "premier: {default_features: {timeout: {seconds: 1e-12}}}",
+        "premier: {default_features: {rate_limit: {quota: 5000000000, duration: 1}}}",
+        "premier: {default_features: {rate_limit: {quota: '100', duration: 1}}}",
+        "premier: {default_features: {rate_limit: {quota: 1.5, duration: 1}}}",
+        "premier: {default_features: {rate_limit: {quota: 1, duration: 40000000}}}",
+        "premier: {default_features: {rate_limit: {quota: 1, duration: 1, per: }}}",
+        "premier: {default_features: {rate_limit: {quota: 1, duration: 1, per: [address]}}}",
+        "premier: {default_features: {retry: {max_attempts: 101}}}",
+        "premier: {default_features: {retry: {wait: []}}}",
+        "premier: {default_features: {circuit_breaker: {failure_threshold: 0}}}",
+    ] {
+        assert!(check(bad).is_err(), "{bad}");
+        assert!(!fits(bad), "{bad}");
+    }
+}
+
+#[test]
+fn the_schema_knows_every_key() {
+    let schema = schema();
+    // The reader says which keys it knows when it meets one that it does not.
+    let sections = [
+        ("premier: {zzz: 1}", "/properties/premier"),
+        (
+            "premier: {listen: {zzz: 1}}",
+            "/properties/premier/properties/listen",
+        ),
+        (
+            "premier: {tls: {zzz: 1}}",
+            "/properties/premier/properties/tls",
+        ),
+        (
+            "premier: {load_balancing: {zzz: 1}}",
+            "/properties/premier/properties/load_balancing",
+        ),
+        (
+            "premier: {health_check: {zzz: 1}}",
+            "/properties/premier/properties/health_check",
+        ),
+        (
+            "premier: {limits: {zzz: 1}}",
+            "/properties/premier/properties/limits",
+        ),
+        ("premier: {default_features: {zzz: 1}}", "/$defs/features"),
+        (
+            "premier: {default_features: {rate_limit: {zzz: 1}}}",
+            "/$defs/features/properties/rate_limit",
+        ),
+        (
+            "premier: {default_features: {timeout: {zzz: 1}}}",
+            "/$defs/features/properties/timeout",
+        ),
+        (
+            "premier: {default_features: {retry: {zzz: 1}}}",
+            "/$defs/features/properties/retry",
+        ),
+        (
+            "premier: {default_features: {circuit_breaker: {zzz: 1}}}",
+            "/$defs/features/properties/circuit_breaker",
+        ),
+        (
+            "premier: {default_features: {monitoring: {zzz: 1}}}",
+            "/$defs/features/properties/monitoring",
+        ),
+        (
+            "premier: {default_features: {cache: {zzz: 1}}}",
+            "/$defs/features/properties/cache",
+        ),
+    ];
+    for (yaml, pointer) in sections {
+        let told = check(yaml).unwrap_err();
+        let line = told
+            .lines()
+            .skip_while(|line| !line.contains("zzz: unknown key"))
+            .nth(1)
+            .unwrap();
+        let mut known: Vec<_> = line.split("one of: ").nth(1).unwrap().split(", ").collect();
+        let properties = schema.pointer(pointer).unwrap()["properties"]
+            .as_object()
+            .unwrap();
+        let mut described: Vec<_> = properties.keys().map(String::as_str).collect();
+        known.sort_unstable();
+        described.sort_unstable();
+        assert_eq!(known, described, "{pointer}");
+    }
+}
