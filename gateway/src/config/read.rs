@@ -72,7 +72,7 @@ fn root(document: &Value<'_, '_>, warnings: &mut Vec<String>) -> Option<Config> 
 
     let keyspace = premier
         .get("keyspace")
-        .map_or_else(|| Some("auth-gateway".to_owned()), |value| value.text());
+        .map_or_else(|| Some("asgi-gateway".to_owned()), |value| value.text());
     let listen = listen(&mut premier);
     let certificates = certificates(&mut premier);
     let servers = servers(&mut premier);

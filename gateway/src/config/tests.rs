@@ -23,6 +23,7 @@ premier:
 "#,
     )
     .unwrap();
+    assert_eq!(config.keyspace, "asgi-gateway");
     let features = &config.paths[0].features;
     let quota = features.rate_limit.as_ref().unwrap();
     assert_eq!((quota.quota.get(), quota.duration.as_secs()), (100, 60));
@@ -40,6 +41,20 @@ fn the_file_that_ships_is_good() {
     let text = include_str!("../../../gateway.yml");
     let config = parse(text).unwrap();
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn what_the_file_that_ships_shows_are_the_defaults() {
+    let shipped = parse(include_str!("../../../gateway.yml")).unwrap();
+    let default = parse("premier: {}").unwrap();
+    let empty = Config {
+        keyspace: shipped.keyspace.clone(),
+        paths: shipped.paths.clone(),
+        default_features: shipped.default_features.clone(),
+        hash: shipped.hash.clone(),
+        ..default
+    };
+    assert_eq!(shipped, empty);
 }
 
 #[test]
