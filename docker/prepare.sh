@@ -9,6 +9,11 @@ readonly USER_ID=65532
 
 made() { echo "made $*"; }
 
+[ -e ssl/cert.pem ] || command -v openssl >/dev/null || {
+    echo "prepare.sh: openssl is missing, which makes the first certificate: install it, or put yours into ssl/" >&2
+    exit 1
+}
+
 [ -e .prod.env ] || { cp .prod.env.example .prod.env && made .prod.env; }
 mkdir -p config
 [ -e config/gateway.yml ] || { cp gateway.yml config/gateway.yml && made config/gateway.yml; }
