@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use anyhow::Result;
 use serde_json::json;
-use tests::client::{PASSWORD, credentials};
+use tests::client::{Client, PASSWORD, credentials};
 use tests::replica::Replicas;
 use tests::{Store, on_both_stores};
 
@@ -17,6 +17,8 @@ on_both_stores!(
     of_a_hundred_deletions_of_one_account_one_succeeds,
     an_operator_looks_after_accounts,
     a_hash_of_another_cost_is_renewed_at_login,
+    a_hash_that_is_renewed_meanwhile_stands_in_nobodys_way,
+    a_password_is_changed_although_its_hash_is_renewed_meanwhile,
 );
 
 async fn a_changed_password_ends_every_other_session(store: Store) -> Result<()> {
@@ -196,15 +198,55 @@ async fn an_operator_looks_after_accounts(store: Store) -> Result<()> {
     Ok(())
 }
 
-async fn a_hash_of_another_cost_is_renewed_at_login(store: Store) -> Result<()> {
+/// A replica that hashes at `cost`, where alice was registered at a lower one and is logged in; a
+/// client of it, and her token.
+async fn with_another_cost(store: Store, cost: &str) -> Result<(Replicas, Client, String)> {
     let mut replicas = Replicas::start(store, 1).await?;
-    replicas.client(0)?.register("alice").await?;
+    let token = replicas.client(0)?.token("alice").await?;
     replicas.all[0].process.stop()?;
-    replicas.set("BCRYPT_COST", "5");
+    replicas.set("BCRYPT_COST", cost);
     replicas.add()?;
     replicas.ready(1).await?;
     let client = replicas.client(1)?;
+    Ok((replicas, client, token))
+}
+
+async fn a_hash_of_another_cost_is_renewed_at_login(store: Store) -> Result<()> {
+    let (_replicas, client, _) = with_another_cost(store, "5").await?;
     assert_eq!(client.login("alice").await?.status, 200);
     assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}
+
+async fn a_hash_that_is_renewed_meanwhile_stands_in_nobodys_way(store: Store) -> Result<()> {
+    for _ in 0..3 {
+        let (_replicas, client, _) = with_another_cost(store, "8").await?;
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let client = client.clone();
+            all.spawn(async move { client.login("alice").await });
+        }
+        for answer in all.join_all().await {
+            let answer = answer?;
+            assert_eq!(answer.status, 200, "{}", answer.text);
+        }
+    }
+    Ok(())
+}
+
+async fn a_password_is_changed_although_its_hash_is_renewed_meanwhile(store: Store) -> Result<()> {
+    for _ in 0..3 {
+        let (_replicas, client, token) = with_another_cost(store, "8").await?;
+        let change = json!({"current_password": PASSWORD, "new_password": "another one 1"});
+        let (login, changed) = tokio::join!(
+            client.login("alice"),
+            client.post_as(&token, "/api/password", Some(&change))
+        );
+        let changed = changed?;
+        assert_eq!(changed.status, 200, "{}", changed.text);
+        assert!([200, 401].contains(&login?.status));
+        let new = credentials("alice", "another one 1");
+        assert_eq!(client.post("/api/login", &new).await?.status, 200);
+    }
     Ok(())
 }

@@ -50,17 +50,27 @@ async fn log_in(
     visitor: &Visitor,
     credentials: &Credentials,
 ) -> Result<Json<Response>, Error> {
-    let account = credentials.account(app, visitor).await?;
-    let account = renew_hash(app, account, credentials).await?;
-    let session = begin_session(app.clone(), visitor.clone(), account);
-    app.lifecycle.complete(session).await
+    for _ in 0..TRIES {
+        let account = credentials.account(app, visitor).await?;
+        if let Some(account) = renew_hash(app, account, credentials).await? {
+            let session = begin_session(app.clone(), visitor.clone(), account);
+            if let Some(response) = app.lifecycle.complete(session).await? {
+                return Ok(response);
+            }
+        }
+    }
+    Err(Error::InvalidCredentials)
 }
 
+/// An account that changes while we look at it may only have had its hash renewed by another login.
+const TRIES: usize = 2;
+
+/// Nothing where the account has changed since it was looked at.
 async fn begin_session(
     app: App,
     visitor: Visitor,
     account: Account,
-) -> Result<Json<Response>, Error> {
+) -> Result<Option<Json<Response>>, Error> {
     let now = Utc::now();
     let principal = Principal {
         user: account.id,
@@ -80,7 +90,7 @@ async fn begin_session(
     // it knew of, and ours was not among them.
     if !app.users.log_in(&account, now).await? {
         app.sessions.end(principal).await?;
-        return Err(Error::InvalidCredentials);
+        return Ok(None);
     }
     app.metrics.sessions_created.inc();
     let subject = Subject {
@@ -88,26 +98,27 @@ async fn begin_session(
         login: Some(account.login.as_str()),
     };
     visitor.record(Event::LoggedIn, subject);
-    Ok(tokens::issue(&app, &account.login, &refresh, now))
+    Ok(Some(tokens::issue(&app, &account.login, &refresh, now)))
 }
 
 /// A hash of another cost is made again while the password is at hand. One that may not be made
-/// anew, since it breaks the rules of today, stays as it is.
+/// anew, since it breaks the rules of today or too many wait for theirs, stays as it is. Nothing where
+/// somebody else has changed it.
 async fn renew_hash(
     app: &App,
     account: Account,
     credentials: &Credentials,
-) -> Result<Account, Error> {
+) -> Result<Option<Account>, Error> {
     if !app.hasher.is_outdated(&account.hash) {
-        return Ok(account);
+        return Ok(Some(account));
     }
     let text = std::str::from_utf8(credentials.password().bytes());
     let Some(password) = text.ok().and_then(|text| NewPassword::new(text).ok()) else {
-        return Ok(account);
+        return Ok(Some(account));
     };
-    let hash = app.hasher.hash(&password).await?;
-    if app.users.set_hash(account.id, &account.hash, &hash).await? {
-        return Ok(Account { hash, ..account });
-    }
-    Ok(account)
+    let Ok(hash) = app.hasher.hash(&password).await else {
+        return Ok(Some(account));
+    };
+    let is_renewed = app.users.set_hash(account.id, &account.hash, &hash).await?;
+    Ok(is_renewed.then_some(Account { hash, ..account }))
 }

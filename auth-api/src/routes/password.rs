@@ -84,13 +84,34 @@ pub(crate) async fn handle(
     let new = new
         .for_login(&login)
         .map_err(|why| Error::Invalid(vec![wrong(why)]))?;
-    let account = Credentials::new(login, current)
-        .account(&app, &visitor)
-        .await?;
+    let credentials = Credentials::new(login, current);
+    let mut account = credentials.account(&app, &visitor).await?;
     let hash = app.hasher.hash(&new).await?;
-    let change = change(app.clone(), visitor, principal, account, hash);
-    app.lifecycle.complete(change).await?;
-    Ok(Json(SUCCESS))
+    for _ in 0..TRIES {
+        let change = change(
+            app.clone(),
+            visitor.clone(),
+            principal,
+            account,
+            hash.clone(),
+        );
+        if app.lifecycle.complete(change).await? == Changed::Now {
+            return Ok(Json(SUCCESS));
+        }
+        account = credentials.account(&app, &visitor).await?;
+    }
+    Err(Error::InvalidCredentials)
+}
+
+/// A hash that is another than it was may only have been renewed by a login.
+const TRIES: usize = 2;
+
+/// What became of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Changed {
+    Now,
+    /// The hash is not the one that the current password was found right for.
+    BySomebodyElse,
 }
 
 /// First the other sessions: if their store fails there, nothing has happened yet. Then once more
@@ -101,16 +122,15 @@ async fn change(
     principal: Principal,
     account: Account,
     hash: PasswordHash,
-) -> Result<(), Error> {
+) -> Result<Changed, Error> {
     let ended = &app.metrics.sessions_ended;
     ended.inc_by(app.sessions.end_others(principal).await?);
     if !app.users.set_hash(account.id, &account.hash, &hash).await? {
-        // Another change came between: the password presented is no longer the current one.
-        return Err(Error::InvalidCredentials);
+        return Ok(Changed::BySomebodyElse);
     }
     visitor.record(Event::PasswordChanged, principal.user);
     ended.inc_by(app.sessions.end_others(principal).await?);
-    Ok(())
+    Ok(Changed::Now)
 }
 
 fn wrong(why: impl std::fmt::Display) -> Problem {
