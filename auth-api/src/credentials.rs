@@ -103,7 +103,11 @@ impl Credentials {
             return Ok(None);
         };
         let is_right = app.hasher.verify(&self.password, &account.hash).await?;
-        Ok((is_right && account.standing == Standing::Active).then_some(account))
+        if is_right && account.standing == Standing::Active {
+            return Ok(Some(account));
+        }
+        app.hasher.make_up(&self.password, &account.hash).await;
+        Ok(None)
     }
 
     pub(crate) fn password(&self) -> &Password {

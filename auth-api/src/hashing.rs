@@ -126,6 +126,17 @@ impl Hasher {
         self.digest(password, self.cost, [0; 16]).await.map(drop)
     }
 
+    /// Takes as long as is left when `stored` has been verified, which may have been made at a lower
+    /// cost: the costs from that one on up to the present one add up to one hash of the present.
+    /// Where the queue is full it is left out: a failure has to be counted before all.
+    pub(crate) async fn make_up(&self, password: &Password, stored: &PasswordHash) {
+        for cost in stored.cost()..self.cost {
+            if self.digest(password, cost, [0; 16]).await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Whether `stored` was made at another cost than new hashes are.
     pub(crate) fn is_outdated(&self, stored: &PasswordHash) -> bool {
         stored.cost() != self.cost

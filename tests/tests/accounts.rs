@@ -19,6 +19,7 @@ on_both_stores!(
     a_hash_of_another_cost_is_renewed_at_login,
     a_hash_that_is_renewed_meanwhile_stands_in_nobodys_way,
     a_password_is_changed_although_its_hash_is_renewed_meanwhile,
+    a_wrong_password_takes_the_time_of_the_present_cost,
 );
 
 async fn a_changed_password_ends_every_other_session(store: Store) -> Result<()> {
@@ -247,6 +248,23 @@ async fn a_password_is_changed_although_its_hash_is_renewed_meanwhile(store: Sto
         assert!([200, 401].contains(&login?.status));
         let new = credentials("alice", "another one 1");
         assert_eq!(client.post("/api/login", &new).await?.status, 200);
+    }
+    Ok(())
+}
+
+async fn a_wrong_password_takes_the_time_of_the_present_cost(store: Store) -> Result<()> {
+    let (replicas, client, _) = with_another_cost(store, "7").await?;
+    // Time is counted in hashes: costs 4 (the account's own), 4, 5 and 6 together are one of 7.
+    for (login, hashes) in [("alice", 4.0), ("nobody", 1.0)] {
+        let hashed = "auth_api_hashing_wait_seconds_count";
+        let before = replicas.metric(1, hashed, &[]).await?.unwrap_or_default();
+        let wrong = credentials(login, "wrong password");
+        assert_eq!(client.post("/api/login", &wrong).await?.status, 401);
+        let after = replicas.metric(1, hashed, &[]).await?.unwrap_or_default();
+        assert!(
+            (after - before - hashes).abs() < 0.5,
+            "{login}: {before} {after}"
+        );
     }
     Ok(())
 }
