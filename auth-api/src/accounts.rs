@@ -7,9 +7,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Subcommand;
 
+use crate::audit::{self, Event, Subject};
 use crate::domain::login::Login;
 use crate::domain::password::NewPassword;
-use crate::domain::user::{Listed, Standing, UserId};
+use crate::domain::user::{Account, Listed, Standing, UserId};
 use crate::hashing::Hasher;
 use crate::sessions::Sessions;
 use crate::users::{NotAdded, Users};
@@ -55,7 +56,7 @@ impl Accounts {
             Task::Delete { login } => self.delete(&login).await,
             Task::EndSessions { login } => {
                 let account = self.find(&login).await?;
-                self.end_sessions(account).await
+                self.end_sessions(&account).await
             }
         }
     }
@@ -76,7 +77,7 @@ impl Accounts {
     }
 
     async fn show(&self, login: &str) -> Result<()> {
-        let id = self.find(login).await?;
+        let id = self.find(login).await?.id;
         let just_before = UserId(id.0 - 1);
         let account = self.users.page(just_before, 1).await?.pop();
         say(&line(
@@ -99,29 +100,34 @@ impl Accounts {
         let login = Login::new(login).map_err(|why| anyhow!("{why}"))?;
         let hash = self.hasher.hash(&password(&login)?).await?;
         match self.users.add(&login, &hash).await {
-            Ok(id) => say(&format!("made account {}", id.0)),
+            Ok(id) => {
+                record(Event::Registered, id, &login);
+                say(&format!("made account {}", id.0))
+            }
             Err(NotAdded::Taken) => bail!("the login is taken"),
             Err(NotAdded::Unavailable(store)) => Err(store.into()),
         }
     }
 
     async fn stand(&self, login: &str, standing: Standing) -> Result<()> {
-        let id = self.find(login).await?;
-        self.users.set_standing(id, standing).await?;
+        let account = self.find(login).await?;
+        self.users.set_standing(account.id, standing).await?;
         match standing {
-            Standing::Active => say("enabled"),
+            Standing::Active => {
+                record(Event::Enabled, account.id, &account.login);
+                say("enabled")
+            }
             Standing::Disabled => {
+                record(Event::Disabled, account.id, &account.login);
                 say("disabled")?;
-                self.end_sessions(id).await
+                self.end_sessions(&account).await
             }
         }
     }
 
     async fn set_password(&self, login: &str) -> Result<()> {
-        let login = existing(login)?;
-        let account = self.users.account(&login).await?;
-        let account = account.context("no account has that login")?;
-        let hash = self.hasher.hash(&password(&login)?).await?;
+        let account = self.find(login).await?;
+        let hash = self.hasher.hash(&password(&account.login)?).await?;
         if !self
             .users
             .set_hash(account.id, &account.hash, &hash)
@@ -129,32 +135,39 @@ impl Accounts {
         {
             bail!("somebody else changed the password meanwhile: nothing was done");
         }
+        record(Event::PasswordSet, account.id, &account.login);
         say("password set")?;
-        self.end_sessions(account.id).await
+        self.end_sessions(&account).await
     }
 
     async fn delete(&self, login: &str) -> Result<()> {
-        let id = self.find(login).await?;
-        self.users.delete(id).await?;
+        let account = self.find(login).await?;
+        self.users.delete(account.id).await?;
+        record(Event::Deleted, account.id, &account.login);
         say("deleted")?;
-        self.end_sessions(id).await
+        self.end_sessions(&account).await
     }
 
-    async fn end_sessions(&self, id: UserId) -> Result<()> {
-        let ended = self.sessions.end_all(id).await?;
+    async fn end_sessions(&self, account: &Account) -> Result<()> {
+        let ended = self.sessions.end_all(account.id).await?;
+        record(Event::AllSessionsEnded, account.id, &account.login);
         say(&format!("sessions ended: {ended}"))
     }
 
-    async fn find(&self, login: &str) -> Result<UserId> {
-        let account = self.users.account(&existing(login)?).await?;
-        account
-            .map(|account| account.id)
-            .context("no account has that login")
+    async fn find(&self, login: &str) -> Result<Account> {
+        let login = Login::existing(login).context(UNKNOWN)?;
+        self.users.account(&login).await?.context(UNKNOWN)
     }
 }
 
-fn existing(login: &str) -> Result<Login> {
-    Login::existing(login).context("no account has that login")
+const UNKNOWN: &str = "no account has that login";
+
+fn record(event: Event, user: UserId, login: &Login) {
+    let subject = Subject {
+        user: Some(user),
+        login: Some(login.as_str()),
+    };
+    audit::record_operator(event, subject);
 }
 
 fn password(login: &Login) -> Result<NewPassword> {

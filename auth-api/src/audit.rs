@@ -1,5 +1,5 @@
 //! Security events, a stream of their own: `target: "audit"`. Who did what from where; never a
-//! password or a token.
+//! password or a token. What operators do by `auth-api user …` is on the standard error of that.
 
 use std::convert::Infallible;
 
@@ -30,6 +30,10 @@ pub(crate) enum Event {
     RefreshTokenReused,
     PasswordChanged,
     Deleted,
+    /// An operator gave it.
+    PasswordSet,
+    Disabled,
+    Enabled,
 }
 
 /// Whom it happened to, as far as that is known.
@@ -64,6 +68,18 @@ impl Visitor {
     }
 }
 
+/// Records what an operator did to an account on this machine, as the user that its system knows.
+pub(crate) fn record_operator(event: Event, subject: Subject<'_>) {
+    tracing::info!(
+        target: "audit",
+        event = event.name(),
+        user = subject.user.map(|user| user.0),
+        login = subject.login,
+        operator = rustix::process::getuid().as_raw(),
+        "audit"
+    );
+}
+
 impl Event {
     fn name(self) -> &'static str {
         match self {
@@ -77,6 +93,9 @@ impl Event {
             Self::RefreshTokenReused => "refresh_token_reused",
             Self::PasswordChanged => "password_changed",
             Self::Deleted => "delete",
+            Self::PasswordSet => "password_set",
+            Self::Disabled => "disabled",
+            Self::Enabled => "enabled",
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::redis::Redis;
 use crate::sessions::{RedisSessions, Sessions, SqliteSessions};
 use crate::sqlite::Sqlite;
-use crate::telemetry::{Format, Logs};
+use crate::telemetry::Logs;
 use crate::throttle::{RedisThrottle, SqliteThrottle, Throttle};
 use crate::users::{PostgresUsers, SqliteUsers, Users};
 use crate::{server, telemetry};
@@ -98,9 +98,9 @@ async fn migrate(environment: &Environment) -> Result<()> {
 }
 
 async fn user(environment: &Environment, task: Task) -> Result<()> {
-    let _flush = telemetry::start(&Logs {
+    telemetry::start_beside_output(&Logs {
         level: tracing::Level::WARN,
-        format: Format::Text,
+        ..config::logs(environment)?
     });
     let metrics = Metrics::new();
     let (users, sessions, _) = stores(

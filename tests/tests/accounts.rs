@@ -1,13 +1,13 @@
 //! Passwords, guesses, races for one account, and what operators do with accounts.
 
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::client::{Client, PASSWORD, credentials};
-use tests::replica::Replicas;
-use tests::{Store, on_both_stores};
+use tests::replica::{Replicas, settings};
+use tests::{Store, on_both_stores, wait};
 
 on_both_stores!(
     a_changed_password_ends_every_other_session,
@@ -16,6 +16,8 @@ on_both_stores!(
     of_a_hundred_registrations_of_one_login_one_succeeds,
     of_a_hundred_deletions_of_one_account_one_succeeds,
     an_operator_looks_after_accounts,
+    what_an_operator_does_is_recorded,
+    security_events_are_recorded_at_every_level,
     a_hash_of_another_cost_is_renewed_at_login,
     a_hash_that_is_renewed_meanwhile_stands_in_nobodys_way,
     a_password_is_changed_although_its_hash_is_renewed_meanwhile,
@@ -145,6 +147,16 @@ async fn of_a_hundred_deletions_of_one_account_one_succeeds(store: Store) -> Res
 
 /// Runs `auth-api user …` with a line on its standard input; its output, or what went wrong.
 fn operator(replicas: &Replicas, arguments: &[&str], input: &str) -> Result<String, String> {
+    let output = output_of_operator(replicas, arguments, input);
+    let text = |bytes| String::from_utf8(bytes).expect("it prints text");
+    if output.status.success() {
+        Ok(text(output.stdout))
+    } else {
+        Err(text(output.stderr))
+    }
+}
+
+fn output_of_operator(replicas: &Replicas, arguments: &[&str], input: &str) -> Output {
     let mut child = replicas
         .command("auth-api")
         .arg("user")
@@ -157,13 +169,7 @@ fn operator(replicas: &Replicas, arguments: &[&str], input: &str) -> Result<Stri
     let mut stdin = child.stdin.take().expect("it is piped");
     let _ = writeln!(stdin, "{input}");
     drop(stdin);
-    let output = child.wait_with_output().expect("it ends");
-    let text = |bytes| String::from_utf8(bytes).expect("it prints text");
-    if output.status.success() {
-        Ok(text(output.stdout))
-    } else {
-        Err(text(output.stderr))
-    }
+    child.wait_with_output().expect("it ends")
 }
 
 async fn an_operator_looks_after_accounts(store: Store) -> Result<()> {
@@ -266,5 +272,50 @@ async fn a_wrong_password_takes_the_time_of_the_present_cost(store: Store) -> Re
             "{login}: {before} {after}"
         );
     }
+    Ok(())
+}
+
+async fn what_an_operator_does_is_recorded(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    for (task, input, events) in [
+        ("create", PASSWORD, vec!["register"]),
+        (
+            "set-password",
+            "another one 1",
+            vec!["password_set", "logout_all"],
+        ),
+        ("disable", "", vec!["disabled", "logout_all"]),
+        ("enable", "", vec!["enabled"]),
+        ("end-sessions", "", vec!["logout_all"]),
+        ("delete", "", vec!["delete", "logout_all"]),
+    ] {
+        let output = output_of_operator(&replicas, &[task, "alice"], input);
+        let recorded = String::from_utf8(output.stderr)?;
+        let recorded: Vec<Value> = recorded
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()?;
+        let named: Vec<_> = recorded.iter().map(|line| &line["event"]).collect();
+        assert_eq!(named, events, "{task}");
+        for line in &recorded {
+            assert_eq!(
+                (&line["target"], &line["login"]),
+                (&json!("audit"), &json!("alice"))
+            );
+            assert!(line["operator"].is_number(), "{line}");
+        }
+    }
+    Ok(())
+}
+
+async fn security_events_are_recorded_at_every_level(store: Store) -> Result<()> {
+    let settings = settings([("LOG_LEVEL", "ERROR".to_owned())]);
+    let replicas = Replicas::start_with(store, 1, settings).await?;
+    assert_eq!(replicas.client(0)?.login("alice").await?.status, 401);
+    wait::until("the audit", async || {
+        replicas.logs().contains("\"login_failed\"")
+    })
+    .await?;
+    assert!(!replicas.logs().contains("\"INFO\",\"message\":\"request\""));
     Ok(())
 }
