@@ -140,12 +140,16 @@ impl Accounts {
         self.end_sessions(&account).await
     }
 
+    /// First the sessions: if their store fails there, nothing has happened yet, and nobody could end
+    /// them by the account's name any more. Then once more for a login that came between.
     async fn delete(&self, login: &str) -> Result<()> {
         let account = self.find(login).await?;
+        self.end_sessions(&account).await?;
         self.users.delete(account.id).await?;
         record(Event::Deleted, account.id, &account.login);
         say("deleted")?;
-        self.end_sessions(&account).await
+        self.sessions.end_all(account.id).await?;
+        Ok(())
     }
 
     async fn end_sessions(&self, account: &Account) -> Result<()> {

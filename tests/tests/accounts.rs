@@ -287,7 +287,7 @@ async fn what_an_operator_does_is_recorded(store: Store) -> Result<()> {
         ("disable", "", vec!["disabled", "logout_all"]),
         ("enable", "", vec!["enabled"]),
         ("end-sessions", "", vec!["logout_all"]),
-        ("delete", "", vec!["delete", "logout_all"]),
+        ("delete", "", vec!["logout_all", "delete"]),
     ] {
         let output = output_of_operator(&replicas, &[task, "alice"], input);
         let recorded = String::from_utf8(output.stderr)?;
@@ -318,4 +318,21 @@ async fn security_events_are_recorded_at_every_level(store: Store) -> Result<()>
     .await?;
     assert!(!replicas.logs().contains("\"INFO\",\"message\":\"request\""));
     Ok(())
+}
+
+#[tokio::test]
+async fn an_operator_deletes_nothing_while_sessions_cannot_be_ended() -> Result<()> {
+    let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let token = replicas.client(0)?.token("alice").await?;
+    replicas.redis.as_mut().expect("it has one").stop();
+    assert!(operator(&replicas, &["delete", "alice"], "").is_err());
+    replicas.redis.as_mut().expect("it has one").resume()?;
+    assert!(operator(&replicas, &["show", "alice"], "").is_ok());
+    assert!(operator(&replicas, &["delete", "alice"], "").is_ok());
+    let client = replicas.client(0)?;
+    wait::until("Redis to be used again", async || {
+        let answer = client.get_as(&token, "/api/sessions").await;
+        answer.is_ok_and(|answer| answer.status == 401)
+    })
+    .await
 }
