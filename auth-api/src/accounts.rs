@@ -195,10 +195,23 @@ fn line(account: &Listed) -> String {
     format!(
         "{}  {}  made {}  last login {}  {standing}",
         profile.id.0,
-        profile.login,
+        without_controls(&profile.login),
         time(profile.created_at),
         time(profile.last_login),
     )
+}
+
+/// The Python service let logins in that move a terminal's cursor, or look like further lines.
+fn without_controls(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
 }
 
 fn time(time: Option<DateTime<Utc>>) -> String {
@@ -210,4 +223,15 @@ fn time(time: Option<DateTime<Utc>>) -> String {
 
 fn say(text: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{text}").context("standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_is_one_line_and_moves_no_cursor() {
+        let shown = without_controls("O'Brien \u{1b}[2J\n999  admin\u{9b}1m");
+        assert_eq!(shown, "O'Brien \\u{1b}[2J\\n999  admin\\u{9b}1m");
+    }
 }
