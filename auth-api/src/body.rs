@@ -5,6 +5,7 @@
 //! back; we do not.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
@@ -18,6 +19,8 @@ use crate::error::Error;
 
 /// The longest body that is read.
 pub(crate) const MAX_BYTES: usize = 64 * 1024;
+/// How long a body may take to come.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One thing that is wrong with a body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -97,12 +100,13 @@ impl Object {
 }
 
 /// How a body may be refused, whatever is in it.
-pub(crate) fn refusals() -> [Error; 3] {
+pub(crate) fn refusals() -> [Error; 4] {
     let missing = Problem::new("missing", Some(Place::Name("password")), "Field required");
     [
         Error::Invalid(vec![missing]),
         Error::BodyTooLarge,
         Error::BodyIncomplete,
+        Error::BodyTooSlow,
     ]
 }
 
@@ -134,7 +138,7 @@ impl<S: Sync> FromRequest<S> for Object {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Error> {
         let is_json = is_json(&request);
-        let bytes = collect(request.into_body()).await?;
+        let bytes = collect(request.into_body(), PATIENCE).await?;
         let object = match (bytes.is_empty(), is_json) {
             (false, false) => Err(not_an_object()),
             _ => Self::read(&bytes),
@@ -160,17 +164,41 @@ fn is_json(request: &Request) -> bool {
         || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-async fn collect(body: Body) -> Result<Bytes, Error> {
-    match Limited::new(body, MAX_BYTES).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Error::BodyTooLarge),
-        Err(_) => Err(Error::BodyIncomplete),
+async fn collect(body: Body, patience: Duration) -> Result<Bytes, Error> {
+    let body = Limited::new(body, MAX_BYTES).collect();
+    match tokio::time::timeout(patience, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Error::BodyTooLarge),
+        Ok(Err(_)) => Err(Error::BodyIncomplete),
+        Err(_) => Err(Error::BodyTooSlow),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use axum::body::HttpBody;
+    use hyper::body::Frame;
+
     use super::*;
+
+    /// A body that never comes.
+    struct Silent;
+
+    impl HttpBody for Silent {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+    }
 
     fn problem(body: &str) -> String {
         serde_json::to_string(&Object::read(body.as_bytes()).unwrap_err()).unwrap()
@@ -200,6 +228,14 @@ mod tests {
             );
             assert_eq!(problem(body), expected, "{body}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_is_not_waited_for() {
+        let whole = collect(Body::from("whole"), PATIENCE).await;
+        assert_eq!(whole.unwrap(), "whole");
+        let refused = collect(Body::new(Silent), Duration::from_millis(1)).await;
+        assert!(matches!(refused, Err(Error::BodyTooSlow)));
     }
 
     #[test]

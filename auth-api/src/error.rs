@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{ALLOW, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
@@ -21,8 +21,10 @@ pub(crate) enum Error {
     /// The body does not say what the endpoint needs: every problem with it.
     Invalid(Vec<Problem>),
     BodyTooLarge,
-    /// The body did not come, or not in time.
+    /// The body broke off.
     BodyIncomplete,
+    /// The body did not come in time.
+    BodyTooSlow,
     LoginTaken,
     InvalidCredentials,
     /// No `Authorization` header.
@@ -67,6 +69,11 @@ impl From<Error> for Refusal {
             },
             Error::BodyTooLarge => detail(Status::PAYLOAD_TOO_LARGE, "Request body too large"),
             Error::BodyIncomplete => detail(Status::BAD_REQUEST, "Request body incomplete"),
+            Error::BodyTooSlow => Self {
+                // What may still come of the body is no next request.
+                header: Some((CONNECTION, HeaderValue::from_static("close"))),
+                ..detail(Status::REQUEST_TIMEOUT, "Request body not sent in time")
+            },
             Error::LoginTaken => detail(Status::CONFLICT, "Login already taken"),
             Error::InvalidCredentials => Self {
                 status: Status::UNAUTHORIZED,

@@ -18,10 +18,12 @@ use crate::lifecycle::Lifecycle;
 /// A peer that has not sent a whole head by then is cut off. It also ends an idle connection, so it
 /// is longer than the gateway keeps one.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
-/// What a request in flight may still take once we are told to end.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// For a gateway to hear that its connections are about to end.
+/// Once we are told to end, requests in flight may take until then.
+const END: Duration = Duration::from_secs(30);
+/// Without requests for so long, a gateway has heard that its connections are about to end.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Whoever goes on asking until then has not heard, and will not.
+const LONGEST_FAREWELL: Duration = Duration::from_secs(15);
 /// Between two looks at whether there is still something to do.
 const PAUSE: Duration = Duration::from_millis(10);
 const MAX_HEADER_BYTES: usize = 64 * 1024;
@@ -46,6 +48,7 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, app: App) -> R
     }
     tracing::info!(connections = connections.count(), "ending");
     lifecycle.begin_to_end();
+    let end = tokio::time::Instant::now() + END;
     tokio::select! {
         () = farewell(&lifecycle, &connections) => {}
         () = accept(&public, &public_router, &connections) => {}
@@ -57,7 +60,7 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, app: App) -> R
             tokio::time::sleep(PAUSE).await;
         }
     };
-    if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+    if tokio::time::timeout_at(end, drained).await.is_err() {
         tracing::warn!("requests still in flight were cut off");
     }
     Ok(())
@@ -83,7 +86,7 @@ async fn farewell(lifecycle: &Lifecycle, connections: &GracefulShutdown) {
     let mut seen = lifecycle.requests();
     while connections.count() > 0
         && quiet_since.elapsed() < FAREWELL
-        && start.elapsed() < DRAIN_TIMEOUT
+        && start.elapsed() < LONGEST_FAREWELL
     {
         tokio::time::sleep(PAUSE).await;
         if lifecycle.requests() != seen {
