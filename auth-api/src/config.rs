@@ -77,11 +77,19 @@ impl Environment {
         Ok(Self(variables))
     }
 
+    /// A variable's value; an empty one is none.
+    fn set(&self, name: &str) -> Option<&String> {
+        self.0.get(name).filter(|value| !value.is_empty())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.set(name).is_some() || self.set(&format!("{name}_FILE")).is_some()
+    }
+
     /// A variable's value, or the contents of the file that `NAME_FILE` names (Docker secrets).
     fn get(&self, name: &str) -> Result<Option<String>> {
-        let set = |name: &str| self.0.get(name).filter(|value| !value.is_empty());
         let file_variable = format!("{name}_FILE");
-        match (set(name), set(&file_variable)) {
+        match (self.set(name), self.set(&file_variable)) {
             (Some(_), Some(_)) => bail!("{name} and {file_variable} are both set: set one of them"),
             (Some(value), None) => Ok(Some(value.clone())),
             (None, Some(file)) => {
@@ -171,11 +179,20 @@ pub(crate) fn logs(environment: &Environment) -> Result<Logs> {
     })
 }
 
+/// A server is named by any of these, as the Python service has defaults for each: by the URL, or by
+/// the others.
+const POSTGRES: (&str, &[&str]) = (
+    "DATABASE_URL",
+    &["DB_HOST", "DB_PORT", "DB_USER", "DB_PASSWORD", "DB_TABLE"],
+);
+const REDIS: (&str, &[&str]) = (
+    "REDIS_URL",
+    &["REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD"],
+);
+
 /// Where users and sessions live: on both servers, or in a file where neither is named.
 pub(crate) fn store(environment: &Environment) -> Result<Store> {
-    let names_postgres = named(environment, &["DATABASE_URL", "DB_HOST"])?;
-    let names_redis = named(environment, &["REDIS_URL", "REDIS_HOST"])?;
-    match (names_postgres, names_redis) {
+    match (named(environment, POSTGRES)?, named(environment, REDIS)?) {
         (None, None) => {
             let folder: PathBuf = environment.text("DATA_DIR", "data")?.into();
             Ok(Store::File(folder.join("auth.db")))
@@ -185,23 +202,28 @@ pub(crate) fn store(environment: &Environment) -> Result<Store> {
             redis: Box::new(redis(environment)?),
         }),
         (Some(name), None) => bail!(
-            "{name} names a database, but neither REDIS_HOST nor REDIS_URL is set: \
-             set both for servers, or neither for the embedded store"
+            "{name} names a database, but no REDIS_HOST, REDIS_URL or other REDIS_ setting a Redis: \
+             name both for servers, or neither for the embedded store"
         ),
         (None, Some(name)) => bail!(
-            "{name} names a Redis, but neither DB_HOST nor DATABASE_URL is set: \
-             set both for servers, or neither for the embedded store"
+            "{name} names a Redis, but no DB_HOST, DATABASE_URL or other DB_ setting a database: \
+             name both for servers, or neither for the embedded store"
         ),
     }
 }
 
-fn named<'a>(environment: &Environment, names: &[&'a str]) -> Result<Option<&'a str>> {
-    for name in names {
-        if environment.get(name)?.is_some() {
-            return Ok(Some(name));
+/// The setting that names a server, if one does.
+fn named(
+    environment: &Environment,
+    (url, parts): (&'static str, &[&'static str]),
+) -> Result<Option<&'static str>> {
+    let part = parts.iter().copied().find(|name| environment.has(name));
+    match (environment.has(url).then_some(url), part) {
+        (Some(url), Some(part)) => {
+            bail!("{url} and {part} are both set: set the one that has it all, or the others")
         }
+        (url, part) => Ok(url.or(part)),
     }
-    Ok(None)
 }
 
 fn postgres(environment: &Environment) -> Result<PostgresSettings> {
@@ -337,6 +359,10 @@ mod tests {
                 .to_string();
             assert!(error.contains(variable), "{variable}={value}: {error}");
         }
+        let url = ("DATABASE_URL", "postgres://db/auth");
+        let twice = [url, ("DB_TABLE", "auth"), ("REDIS_HOST", "redis")];
+        let error = read(&twice).err().expect("which one?").to_string();
+        assert!(error.contains("DATABASE_URL and DB_TABLE"), "{error}");
         let servers = [("DB_HOST", "db"), ("REDIS_HOST", "redis")];
         let mistaken = [servers[0], servers[1], ("DB_POOL_MODE", "statement")];
         let error = read(&mistaken).err().expect("no such mode").to_string();
@@ -347,7 +373,25 @@ mod tests {
     fn naming_no_server_means_the_file() {
         let config = read(&[("DATA_DIR", "here")]).unwrap();
         assert!(matches!(config.store, Store::File(file) if file.ends_with("here/auth.db")));
-        let both = [("DB_HOST", "db"), ("REDIS_HOST", "redis")];
-        assert!(matches!(read(&both).unwrap().store, Store::Servers { .. }));
+    }
+
+    #[test]
+    fn any_setting_of_a_server_names_it_and_the_rest_has_defaults() {
+        for both in [
+            [("DB_HOST", "db"), ("REDIS_HOST", "redis")],
+            [("DB_USER", "somebody"), ("REDIS_DB", "3")],
+            [("DB_PASSWORD", "secret"), ("REDIS_URL", "redis://redis")],
+            [
+                ("DATABASE_URL", "postgres://db/auth"),
+                ("REDIS_PORT", "6380"),
+            ],
+        ] {
+            let store = read(&both).unwrap().store;
+            assert!(matches!(store, Store::Servers { .. }), "{both:?}");
+        }
+        for one in ["DB_PORT", "REDIS_DB"] {
+            let error = read(&[(one, "1")]).err().expect(one).to_string();
+            assert!(error.contains(one), "{error}");
+        }
     }
 }

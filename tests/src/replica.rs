@@ -65,7 +65,9 @@ impl Replicas {
             Store::PostgresRedis => {
                 let redis = redis::Server::start()?;
                 let database = postgres::Database::shared().await?;
-                environment.extend(self::database(database.server, &database.name));
+                if !names(&settings, "DATABASE_URL") {
+                    environment.extend(self::database(database.server, &database.name));
+                }
                 environment.extend(self::redis(redis.address));
                 (Some(redis), Some(database))
             }
@@ -204,6 +206,10 @@ pub fn settings<const N: usize>(settings: [(&str, String); N]) -> Environment {
     settings
         .map(|(name, value)| (name.to_owned(), value))
         .into()
+}
+
+fn names(settings: &Environment, name: &str) -> bool {
+    settings.iter().any(|(setting, _)| setting == name)
 }
 
 /// The settings that name a database of a PostgreSQL server of ours.
