@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -28,7 +29,10 @@ const EXAMPLES: [&str; 5] = [
     "your-secret",
     "your_secret",
 ];
-const COSTS: std::ops::RangeInclusive<u32> = 4..=20;
+const COSTS: RangeInclusive<u32> = 4..=20;
+/// Tokens count whole seconds, and no store has a time that is millennia away.
+const LIFETIMES: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(10 * 365 * 24);
 
 /// All settings, checked.
 pub(crate) struct Config {
@@ -120,6 +124,15 @@ impl Environment {
             .filter(|duration| !duration.is_zero())
             .with_context(|| format!("{name} is {seconds}: it must be a number of seconds above 0"))
     }
+
+    fn lifetime(&self, name: &str, default: &str) -> Result<Duration> {
+        let lifetime = self.seconds(name, default)?;
+        if !LIFETIMES.contains(&lifetime) {
+            let (least, most) = (LIFETIMES.start().as_secs(), LIFETIMES.end().as_secs());
+            bail!("{name} must be from {least} to {most} seconds");
+        }
+        Ok(lifetime)
+    }
 }
 
 impl Config {
@@ -143,8 +156,8 @@ impl Config {
                  (openssl rand -base64 48)",
             )?,
             previous_secret_key: secret_key(environment, "SECRET_KEY_PREVIOUS")?,
-            access_token_lifetime: environment.seconds("ACCESS_TOKEN_TTL", "86400")?,
-            session_lifetime: environment.seconds("REFRESH_TOKEN_TTL", "2592000")?,
+            access_token_lifetime: environment.lifetime("ACCESS_TOKEN_TTL", "86400")?,
+            session_lifetime: environment.lifetime("REFRESH_TOKEN_TTL", "2592000")?,
             hashing: hashing(environment)?,
             logs: logs(environment)?,
         })
@@ -349,6 +362,8 @@ mod tests {
             ("BCRYPT_COST", "many"),
             ("LOG_LEVEL", "LOUD"),
             ("ACCESS_TOKEN_TTL", "-1"),
+            ("ACCESS_TOKEN_TTL", "0.5"),
+            ("REFRESH_TOKEN_TTL", "1e13"),
             ("AUTH_API_LISTEN", "8000"),
             ("HASHING_THREADS", "0"),
             ("MIGRATE", "never"),

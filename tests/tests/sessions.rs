@@ -216,7 +216,7 @@ async fn a_session_that_ends_sooner_than_others_leaves_them_to_be_ended() -> Res
         login(&client, "alice").await?,
         login(&client, "alice").await?,
     );
-    replicas.set("REFRESH_TOKEN_TTL", "0.5");
+    replicas.set("REFRESH_TOKEN_TTL", "1");
     replicas.add()?;
     replicas.ready(1).await?;
     let shorter = login(&replicas.client(1)?, "alice").await?;
