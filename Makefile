@@ -11,7 +11,7 @@ run: ## build and start gateway and two auth-api replicas on https://localhost
 test: ## run every test against the real programs, on private servers
 	@exec scripts/test
 
-lint: ## formatting, clippy, shellcheck
+lint: ## formatting, clippy, shellcheck, alert rules, licences and sources of dependencies
 	@exec scripts/lint
 
 fuzz: ## throw what the OpenAPI document allows and forbids at every endpoint

@@ -209,11 +209,11 @@ impl Reload {
     }
 }
 
-/// Says what a configuration asks for in vain.
+/// Says what a configuration may not do as it was meant.
 pub(crate) fn warn_of(config: &Config) {
     open_files::warn_of(config.limits.max_connections);
     for warning in &config.warnings {
-        tracing::warn!(setting = warning, "setting has no effect");
+        tracing::warn!(warning, "configuration may not do what was meant");
     }
 }
 
