@@ -30,6 +30,18 @@ enum State {
     HalfOpen(Moment),
 }
 
+impl State {
+    /// Whether a request that entered then tells anything new: where it is not closed, the probe alone
+    /// does, and not what comes of requests from before it opened.
+    fn is_told_by(self, entered: Moment) -> bool {
+        match self {
+            Self::Closed(_) => true,
+            Self::Open(_) => false,
+            Self::HalfOpen(since) => since == entered,
+        }
+    }
+}
+
 /// The breaker of one path and one replica.
 #[derive(Debug)]
 pub(crate) struct Breaker {
@@ -87,21 +99,24 @@ impl Breaker {
         }
     }
 
-    fn succeeded(&self) {
+    /// A request that entered then went well.
+    fn succeeded(&self, entered: Moment) {
         let mut state = self.state.lock();
-        if *state != State::Closed(0) {
-            *state = State::Closed(0);
-            self.gauge.set(0);
+        if *state == State::Closed(0) || !state.is_told_by(entered) {
+            return;
         }
+        *state = State::Closed(0);
+        self.gauge.set(0);
     }
 
-    fn failed(&self, now: Moment) {
+    fn failed(&self, entered: Moment, now: Moment) {
         let mut state = self.state.lock();
+        if !state.is_told_by(entered) {
+            return;
+        }
         let failures = match *state {
             State::Closed(failures) => failures.saturating_add(1),
-            State::HalfOpen(_) => self.settings.failure_threshold.get(),
-            // A request from before it opened: nothing new.
-            State::Open(_) => return,
+            State::Open(_) | State::HalfOpen(_) => self.settings.failure_threshold.get(),
         };
         if failures < self.settings.failure_threshold.get() {
             *state = State::Closed(failures);
@@ -142,13 +157,13 @@ pub(crate) struct Pass {
 impl Pass {
     pub(crate) fn succeeded(mut self) {
         if let Some(breaker) = self.breaker.take() {
-            breaker.succeeded();
+            breaker.succeeded(self.entered);
         }
     }
 
     pub(crate) fn failed(mut self, now: Moment) {
         if let Some(breaker) = self.breaker.take() {
-            breaker.failed(now);
+            breaker.failed(self.entered, now);
         }
     }
 }
@@ -269,12 +284,12 @@ mod tests {
         let breaker = breaker();
         let at = |seconds: u64| Moment(seconds * SECOND);
         for _ in 0..2 {
-            breaker.failed(at(1));
+            breaker.failed(at(1), at(1));
         }
-        breaker.succeeded();
+        breaker.succeeded(at(1));
         for _ in 0..3 {
             assert_eq!(breaker.enter(at(2)), Permission::Go);
-            breaker.failed(at(2));
+            breaker.failed(at(2), at(2));
         }
         assert_eq!(
             breaker.enter(at(12)),
@@ -286,10 +301,10 @@ mod tests {
             matches!(breaker.enter(at(33)), Permission::Wait(_)),
             "one probe"
         );
-        breaker.failed(at(33));
+        breaker.failed(at(32), at(33));
         assert!(matches!(breaker.enter(at(34)), Permission::Wait(_)));
         assert_eq!(breaker.enter(at(63)), Permission::Go);
-        breaker.succeeded();
+        breaker.succeeded(at(63));
         assert_eq!(breaker.enter(at(63)), Permission::Go);
         assert_eq!(breaker.enter(at(63)), Permission::Go);
     }
@@ -299,7 +314,7 @@ mod tests {
         let breaker = breaker();
         let at = |seconds: u64| Moment(seconds * SECOND);
         for _ in 0..3 {
-            breaker.failed(at(1));
+            breaker.failed(at(1), at(1));
         }
         assert_eq!(breaker.enter(at(31)), Permission::Go);
         breaker.abandoned(at(0));
@@ -307,5 +322,22 @@ mod tests {
         breaker.abandoned(at(31));
         assert_eq!(breaker.enter(at(32)), Permission::Go);
         assert!(matches!(breaker.enter(at(32)), Permission::Wait(_)));
+    }
+
+    #[test]
+    fn what_comes_late_decides_nothing() {
+        let breaker = breaker();
+        let at = |seconds: u64| Moment(seconds * SECOND);
+        for _ in 0..3 {
+            breaker.failed(at(1), at(1));
+        }
+        breaker.succeeded(at(0));
+        assert!(matches!(breaker.enter(at(2)), Permission::Wait(_)));
+        assert_eq!(breaker.enter(at(31)), Permission::Go);
+        breaker.succeeded(at(0));
+        breaker.failed(at(0), at(32));
+        assert_eq!(breaker.state(), "half-open");
+        breaker.succeeded(at(31));
+        assert_eq!(breaker.state(), "closed");
     }
 }
