@@ -18,10 +18,15 @@ pub(crate) fn allow() {
     }
 }
 
+/// How many there may be for connections, to clients and to replicas.
+pub(crate) fn allowed() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit.saturating_sub(OTHERS)).unwrap_or(usize::MAX)
+}
+
 /// Connections of clients that there are files for, each with one to a replica.
 pub(crate) fn connections() -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(limit.saturating_sub(OTHERS) / 2).unwrap_or(usize::MAX)
+    allowed() / 2
 }
 
 /// Says where they are too few for `max_connections`.

@@ -62,7 +62,7 @@ impl Replica {
             address,
             server: server.clone(),
             peer,
-            idle: Pool::default(),
+            idle: Pool::new(),
             in_flight: AtomicUsize::new(0),
             condition: AtomicU8::new(Condition::Unknown as u8),
             probes: Mutex::default(),
@@ -231,7 +231,17 @@ impl Upstreams {
         wanted: Wanted,
         patience: Duration,
     ) -> Result<Connection, NotConnected> {
-        replica.connect(&self.connector, wanted, patience).await
+        let connected = replica.connect(&self.connector, wanted, patience).await;
+        if let Err(NotConnected::NoSocket) = connected {
+            // What other replicas keep for later is needed now.
+            for replica in self.all().iter() {
+                replica.idle.clear();
+            }
+            return replica
+                .connect(&self.connector, Wanted::New, patience)
+                .await;
+        }
+        connected
     }
 
     /// Picks a replica that is well, that was not `tried` before if there is another one, and that
