@@ -116,7 +116,8 @@ impl BackgroundService for Reload {
                 self.gateway.certificates.warn();
             }
             tokio::select! {
-                _ = hangup.recv() => {}
+                // Who asks is answered, whatever was told before.
+                _ = hangup.recv() => standing.trouble = None,
                 () = tokio::time::sleep(PAUSE) => {
                     if !self.is_due(&standing) {
                         continue;

@@ -80,8 +80,14 @@ async fn a_bad_file_changes_nothing_and_shows() -> Result<()> {
     let client = gateway.client()?;
     assert_eq!(client.get("/a").await?.status, 200);
     assert_eq!(client.get("/a").await?.status, 429);
-    wait::until("the reason", async || {
-        gateway.process.log().contains("did you mean `paths`?")
+    let told = || {
+        let log = gateway.process.log();
+        log.matches("did you mean `paths`?").count()
+    };
+    wait::until("the reason", async || told() == 1).await?;
+    gateway.process.signal(Signal::HUP)?;
+    wait::until("the reason again, since it was asked for", async || {
+        told() == 2
     })
     .await?;
     Ok(())
