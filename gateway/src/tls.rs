@@ -163,7 +163,7 @@ pub(crate) fn server_config(certificates: &Arc<Certificates>) -> Result<ServerCo
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_cert_resolver(Arc::clone(certificates) as Arc<dyn ResolvesServerCert>);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = ["h2", "http/1.1", "http/1.0"].map(Into::into).to_vec();
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     // A second ticket serves clients that open connections in parallel; ours share one by HTTP/2.
     config.send_tls13_tickets = 1;
