@@ -25,21 +25,33 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Bytes of a request's body that are kept for another try.
 const MOST_KEPT: usize = 64 * 1024;
 
-/// How a try ended.
+/// How a request ended.
 #[derive(Debug)]
 pub(crate) enum Ended {
     /// The client has its answer.
     Answered,
-    /// Nothing was said to the client yet: another try may go better.
-    TryAgain,
-    /// The connection had ended before it was used: a new one may do.
-    Stale,
     /// Nothing was said to the client yet: this should be.
     Say(Answer),
     /// The answer has begun and cannot be brought to its end.
     Cut,
     /// Nobody listens any more.
     Gone,
+}
+
+/// What came of a try.
+#[derive(Debug)]
+pub(crate) enum Tried {
+    Ended(Ended),
+    /// Nothing was said to the client yet, and another try may go better.
+    TryAgain,
+    /// The connection had ended before it was used: a new one may do.
+    Stale,
+}
+
+impl From<Ended> for Tried {
+    fn from(ended: Ended) -> Self {
+        Self::Ended(ended)
+    }
 }
 
 /// What has come of a request's body, and as much of it as another try can begin with.
@@ -170,35 +182,38 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     }
 
     /// Runs to the end.
-    pub(crate) async fn run(mut self) -> Ended {
+    pub(crate) async fn run(mut self) -> Tried {
         self.replica.send(&self.upload.kept);
         // A replica may be quicker than the client is asked for a body that there is not.
         self.upload.is_whole |= self.head.framing.is_empty();
         if self.upload.is_whole {
             self.replica.finish();
         }
-        let ended = poll_fn(|cx| self.poll(cx)).await;
-        if matches!(ended, Ended::Answered)
+        let tried = poll_fn(|cx| self.poll(cx)).await;
+        if matches!(tried, Tried::Ended(Ended::Answered))
             && let Some(replica) = self.request.answering()
         {
             replica.keep(self.replica, Moment::now());
         }
-        ended
+        tried
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Tried> {
         loop {
             let Poll::Ready(event) = self.next(cx) else {
                 return self.rest(cx);
             };
-            self.end_wait();
-            let ended = match event {
+            // Whoever sends on has not taken anything by that.
+            if !(matches!(event, Event::Client(_)) && self.awaits(Awaited::Reader)) {
+                self.end_wait();
+            }
+            let tried = match event {
                 Event::Replica(Ok(event)) => self.heard(event),
                 Event::Replica(Err(broken)) => Some(self.broke(broken)),
-                Event::Client(event) => self.asked(event),
+                Event::Client(event) => self.asked(event).map(Tried::Ended),
             };
-            if let Some(ended) = ended {
-                return Poll::Ready(ended);
+            if let Some(tried) = tried {
+                return Poll::Ready(tried);
             }
         }
     }
@@ -228,8 +243,12 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         )
     }
 
+    fn awaits(&self, whom: Awaited) -> bool {
+        self.wait.is_some_and(|wait| wait.awaited == whom)
+    }
+
     /// Nothing happens for now, and not for ever.
-    fn rest(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+    fn rest(&mut self, cx: &mut Context<'_>) -> Poll<Tried> {
         let awaited = self.awaited();
         let wait = match self.wait {
             Some(wait) if wait.awaited == awaited => wait,
@@ -293,7 +312,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     }
 
     /// The replica said something.
-    fn heard(&mut self, event: FromReplica) -> Option<Ended> {
+    fn heard(&mut self, event: FromReplica) -> Option<Tried> {
         match event {
             FromReplica::Interim(head) => {
                 if head.status == StatusCode::CONTINUE {
@@ -312,12 +331,12 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     }
 
     /// The head of the answer: it is passed on, unless another try may bring a better one.
-    fn begin(&mut self, mut head: ResponseHead) -> Option<Ended> {
+    fn begin(&mut self, mut head: ResponseHead) -> Option<Tried> {
         let now = Moment::now();
         if let Some(mut attempt) = self.request.end_attempt(now) {
             attempt.answered(head.status, now);
             if retry::is_temporary(head.status) && self.may_try_again() {
-                return Some(Ended::TryAgain);
+                return Some(Tried::TryAgain);
             }
             self.request.answered_by(attempt);
         }
@@ -371,35 +390,37 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         }
     }
 
-    fn broke(&mut self, broken: Broken) -> Ended {
+    fn broke(&mut self, broken: Broken) -> Tried {
         let is_stale = broken == Broken::Connection && self.replica.may_have_been_stale();
         if is_stale && self.may_repeat() {
-            return Ended::Stale;
+            return Tried::Stale;
         }
         self.request.warn_of_replica(broken);
         let now = Moment::now();
         let Some(mut attempt) = self.request.end_attempt(now) else {
-            return Ended::Cut;
+            return Ended::Cut.into();
         };
         attempt.in_flight.replica().metrics.broken.inc();
         attempt.failed(now);
         if self.may_try_again() {
-            return Ended::TryAgain;
+            return Tried::TryAgain;
         }
-        Ended::Say(Answer::BAD_GATEWAY)
+        Ended::Say(Answer::BAD_GATEWAY).into()
     }
 
     /// Something did not come in time.
-    fn waited_for(&mut self, awaited: Awaited) -> Ended {
+    fn waited_for(&mut self, awaited: Awaited) -> Tried {
         match awaited {
-            Awaited::Reader => return Ended::Gone,
-            Awaited::Sender => return self.refuse(Answer::body_too_slow()),
+            Awaited::Reader => return Ended::Gone.into(),
+            Awaited::Sender => return self.refuse(Answer::body_too_slow()).into(),
+            // Either of them may be silent, and neither is to blame.
+            Awaited::Replica if self.stage == Stage::Switched => return Ended::Cut.into(),
             Awaited::Replica => {}
         }
         self.request.warn_of_replica("it took too long");
         let now = Moment::now();
         let Some(mut attempt) = self.request.end_attempt(now) else {
-            return Ended::Cut;
+            return Ended::Cut.into();
         };
         attempt.in_flight.replica().metrics.timeouts.inc();
         // A client that waits to be told to go on can have a replica look slow that never says so.
@@ -407,9 +428,9 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             attempt.failed(now);
         }
         if self.may_try_again() {
-            return Ended::TryAgain;
+            return Tried::TryAgain;
         }
-        Ended::Say(self.request.time_is_up())
+        Ended::Say(self.request.time_is_up()).into()
     }
 
     /// Whether all that was asked can be asked once more without harm.

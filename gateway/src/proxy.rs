@@ -12,7 +12,7 @@ use http::{Method, Version};
 use crate::access_log::Entry;
 use crate::answer::{Answer, Marks};
 use crate::downstream::{Appetite, Downstream, RequestHead, until_taken};
-use crate::exchange::{Ended, Exchange, Upload};
+use crate::exchange::{Ended, Exchange, Tried, Upload};
 use crate::features::circuit_breaker::Permission;
 use crate::features::rate_limit::Verdict;
 use crate::features::timeout::Deadline;
@@ -50,7 +50,7 @@ pub(crate) async fn serve(
         Err(answer) => Ended::Say(answer),
     };
     match ended {
-        Ended::Answered | Ended::Gone | Ended::TryAgain | Ended::Stale => {}
+        Ended::Answered | Ended::Gone => {}
         Ended::Cut => client.cut(),
         Ended::Say(answer) => {
             answer.say(&head.method, client, Marks::Of(&request));
@@ -172,11 +172,10 @@ async fn forward(
         if let Err(answer) = pick_replica(gateway, request, now) {
             return Ended::Say(answer);
         }
-        let ended = attempt(gateway, head, request, client, &mut upload, patience).await;
-        let Ended::TryAgain = ended else {
-            return ended;
-        };
-        now = Moment::now();
+        match attempt(gateway, head, request, client, &mut upload, patience).await {
+            Some(ended) => return ended,
+            None => now = Moment::now(),
+        }
     }
 }
 
@@ -213,7 +212,7 @@ fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-/// One try, with the replica that was picked.
+/// One try, with the replica that was picked. `None` where another may go better.
 async fn attempt(
     gateway: &Gateway,
     head: &RequestHead,
@@ -221,27 +220,29 @@ async fn attempt(
     client: &mut impl Downstream,
     upload: &mut Upload,
     patience: &mut Patience,
-) -> Ended {
-    let attempt = request.upstream.attempt.as_ref();
-    let attempt = attempt.expect("a replica was just picked");
-    let limit = request.deadline.patience(attempt.started);
+) -> Option<Ended> {
     let mut wanted = Wanted::Any;
     loop {
         let attempt = request.upstream.attempt.as_ref();
-        let attempt = attempt.expect("a stale connection does not end it");
-        let replica = attempt.in_flight.replica();
+        let attempt =
+            attempt.expect("a replica was picked, and a stale connection does not end that");
+        let (replica, limit) = (
+            attempt.in_flight.replica(),
+            request.deadline.patience(attempt.started),
+        );
         let connected = gateway.upstreams.connect(replica, wanted, limit);
         let mut replica = match unless_gone(client, connected).await {
             Some(Ok(connection)) => connection,
             Some(Err(error)) => return not_connected(error, head, request, upload),
-            None => return Ended::Gone,
+            None => return Some(Ended::Gone),
         };
         let output = replica.begin(&head.method, head.framing, head.upgrade);
         forward::write(output, head, request);
         let exchange = Exchange::new(head, request, client, replica, upload, patience);
         match exchange.run().await {
-            Ended::Stale => wanted = Wanted::New,
-            ended => return ended,
+            Tried::Stale => wanted = Wanted::New,
+            Tried::TryAgain => return None,
+            Tried::Ended(ended) => return Some(ended),
         }
     }
 }
@@ -251,12 +252,12 @@ fn not_connected(
     head: &RequestHead,
     request: &mut Request,
     upload: &Upload,
-) -> Ended {
+) -> Option<Ended> {
     let now = Moment::now();
     let attempt = request.end_attempt(now);
     if error == NotConnected::NoSocket {
         tracing::error!(request_id = %request.id, "no socket for a replica: too many files are open");
-        return Ended::Say(Answer::unavailable(1));
+        return Some(Ended::Say(Answer::unavailable(1)));
     }
     request.warn_of_replica(error);
     if let Some(mut attempt) = attempt {
@@ -264,12 +265,12 @@ fn not_connected(
         attempt.in_flight.replica().failed_to_connect();
     }
     if request.may_try_again(retry::Failure::NoConnection, head, upload) {
-        return Ended::TryAgain;
+        return None;
     }
-    Ended::Say(match error {
+    Some(Ended::Say(match error {
         NotConnected::TimedOut => request.time_is_up(),
         NotConnected::Failed | NotConnected::NoSocket => Answer::BAD_GATEWAY,
-    })
+    }))
 }
 
 /// Holds a request back, unless its client goes away: `None`.

@@ -447,6 +447,52 @@ async fn a_client_that_does_not_take_its_answer_is_closed() -> Result<()> {
     Ok(())
 }
 
+/// Answers at once, and with more than anybody's buffers take.
+async fn answer_at_length(listener: TcpListener) {
+    // They end with this task.
+    let mut connections = JoinSet::new();
+    while let Ok((mut stream, _)) = listener.accept().await {
+        connections.spawn(async move {
+            let mut head = [0; 4096];
+            if let Ok(1..) = stream.read(&mut head).await {
+                let length = if head.starts_with(b"POST") {
+                    32 << 20
+                } else {
+                    0
+                };
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+                let _ = stream.write_all(head.as_bytes()).await;
+                let _ = stream.write_all(&vec![b'x'; length]).await;
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn who_goes_on_sending_has_to_read_all_the_same() -> Result<()> {
+    let listener = TcpListener::bind(address::free()).await?;
+    let address = listener.local_addr()?;
+    let replica = tokio::spawn(answer_at_length(listener));
+    let gateway = Gateway::before(&[address])
+        .config(IMPATIENT)
+        .start()
+        .await?;
+    let mut raw = Raw::connect(&gateway).await?;
+    let head = "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    raw.send(head).await?;
+    let start = std::time::Instant::now();
+    // A byte now and then, for as long as it is taken.
+    while raw.send("1\r\ny\r\n").await.is_ok() {
+        let in_flight = gateway.metric("gateway_requests_in_flight", &[]).await?;
+        if in_flight == Some(0.0) {
+            break;
+        }
+        anyhow::ensure!(start.elapsed() < wait::PATIENCE, "it is still served");
+    }
+    replica.abort();
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_answer_that_breaks_off_does_not_look_whole() -> Result<()> {
     let back_end = BackEnd::start(|request| {
