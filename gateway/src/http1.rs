@@ -17,16 +17,12 @@ use crate::downstream::{Appetite, Downstream, FromClient, RequestHead, ResponseH
 use crate::framing::{self, Decoder, Framing, Piece};
 use crate::head::{Bounds, NoHead, Refused, Scan};
 use crate::hop::Persistence;
-use crate::moment::Moment;
+use crate::linger::Linger;
 use crate::patience::Patience;
 use crate::wire::Wire;
 
 /// For a client to take the last of what it is sent.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// For a client to read why it was refused, before its connection is reset: between two reads of what
-/// it goes on sending, and in all.
-const LINGER_BETWEEN: Duration = Duration::from_secs(2);
-const LINGER: Duration = Duration::from_secs(30);
 /// For a client that is about to send a request when the end begins: its answer tells it. Shorter
 /// than what [`crate::serve`] waits for silent clients.
 const LAST_CALL: Duration = Duration::from_millis(800);
@@ -96,13 +92,13 @@ pub(crate) async fn serve(answers: &impl Answers, stream: Stream, shutdown: &Shu
             Err(NoHead::Refused(refused)) => {
                 client.begin_response();
                 answers.refuse(refused, &mut client);
-                return client.linger(&mut patience).await;
+                return client.linger().await;
             }
         }
         match client.settle(limits, &mut patience).await {
             Next::Request => idle = limits.idle_timeout,
             Next::Close => return client.close().await,
-            Next::Linger => return client.linger(&mut patience).await,
+            Next::Linger => return client.linger().await,
             Next::Drop => return,
         }
     }
@@ -210,8 +206,9 @@ impl Http1 {
         }
         match (self.persistence, self.decoder.is_done()) {
             (Persistence::Keep, true) => return Next::Request,
-            (Persistence::Close, true) => return Next::Close,
-            (Persistence::Close, false) => return Next::Linger,
+            // Nothing is unread, as far as is known.
+            (Persistence::Close, true) if self.wire.input.is_empty() => return Next::Close,
+            (Persistence::Close, _) => return Next::Linger,
             (Persistence::Keep, false) => {}
         }
         let rest = async {
@@ -246,17 +243,17 @@ impl Http1 {
         let _ = tokio::time::timeout(FAREWELL, closing).await;
     }
 
-    /// Closes once the client has had the chance to read the answer: what is unread when a socket is
-    /// closed resets it, and with it the answer.
-    async fn linger(&mut self, patience: &mut Patience) {
+    /// Closes once the client has had the chance to read the answer.
+    async fn linger(&mut self) {
         self.close().await;
-        let start = Moment::now();
-        while Moment::now().since(start) < LINGER {
-            match patience.within(LINGER_BETWEEN, self.fill()).await {
-                Some(Ok(1..)) => self.wire.input.clear(),
-                _ => return,
-            }
-        }
+        let mut linger = Linger::new();
+        let lingering = poll_fn(|cx| {
+            linger.poll(cx, |cx| {
+                self.wire.input.clear();
+                self.wire.poll_fill(cx)
+            })
+        });
+        lingering.await;
     }
 
     /// What the client says next, once what was to be sent is sent.

@@ -6,7 +6,9 @@ mod watch;
 
 use std::future::{pending, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -27,13 +29,15 @@ use crate::gateway::Gateway;
 use crate::handshake::Peer;
 use crate::head::{self, Refused};
 use crate::hop::Upgrade;
+use crate::linger;
+use crate::moment::Moment;
 use crate::path::Target;
 use crate::patience::Patience;
 use crate::proxy;
 use crate::request::Counted;
 use stream::Http2;
 use traffic::Watched;
-use watch::{Awaited, LINGER, Verdict, Watch};
+use watch::{Left, Verdict, Watch};
 
 /// Streams of one connection at once.
 const MAX_STREAMS: u32 = 128;
@@ -47,6 +51,8 @@ const SEND_BUFFER: usize = 64 * 1024;
 const MAX_EARLY_RESETS: usize = 32;
 /// Streams that a client may reset before they are answered, if those are most of its streams.
 const MAX_RESETS: u64 = 100;
+/// For a client that is cut off to hear why.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// What the library adds to a field's size (RFC 9113, section 6.5.2).
 const FIELD_OVERHEAD: usize = 32;
 
@@ -70,9 +76,9 @@ pub(crate) async fn serve(
         let _ = shutdown.wait_for(|is_ending| *is_ending).await;
     });
     let mut stage = Stage::Serving;
-    let mut watch = Watch::new(traffic, limits);
+    let mut watch = Watch::new(Arc::clone(&traffic), limits);
     let mut unsent = None;
-    let (mut begun, mut resets) = (0_u64, 0_u64);
+    let mut resets = Resets::new();
     let quiet = Quiet::new();
     // Of streams that have ended, for those to come.
     let mut spare = Vec::new();
@@ -92,20 +98,22 @@ pub(crate) async fn serve(
                 let accepted = accepted.and_then(Result::ok);
                 return Poll::Ready(accepted.map_or(Event::Closed, Event::Accepted));
             }
-            let between_requests = match (streams.len(), stage) {
-                (2.., _) => None,
-                // Answers that are whole may still be on their way.
-                _ if connection.has_streams() => {
-                    unsent.get_or_insert_with(|| Counted::one_more(&gateway.unsent));
-                    None
-                }
-                (_, Stage::Serving) => Some(Awaited::Request),
-                (_, Stage::Ending) => Some(Awaited::LastRequest),
+            let left = if streams.len() > 1 {
+                Left::Exchanges
+            } else if traffic.is_lingering() {
+                Left::Reading
+            } else if connection.has_streams() {
+                Left::Unsent
+            } else {
+                Left::Nothing
             };
-            if between_requests.is_some() {
-                unsent = None;
+            match left {
+                Left::Exchanges | Left::Nothing => unsent = None,
+                Left::Unsent | Left::Reading => {
+                    unsent.get_or_insert_with(|| Counted::one_more(&gateway.unsent));
+                }
             }
-            let awaited = watch.awaited(between_requests);
+            let awaited = watch.awaited(left, stage);
             Poll::Ready(match ready!(watch.poll(cx, awaited)) {
                 Verdict::Farewell => Event::Ending,
                 Verdict::Close(reason) => Event::Over(reason),
@@ -114,8 +122,8 @@ pub(crate) async fn serve(
         let over = match event.await {
             Event::StreamEnded(ended) => {
                 spare.push(ended.patience);
-                resets += u64::from(ended.was_reset);
-                (resets > MAX_RESETS && resets > begun / 2).then_some(Reason::ENHANCE_YOUR_CALM)
+                let is_a_flood = ended.was_reset && resets.are_a_flood();
+                is_a_flood.then_some(Reason::ENHANCE_YOUR_CALM)
             }
             Event::Ending => {
                 stage = Stage::Ending;
@@ -123,8 +131,8 @@ pub(crate) async fn serve(
                 None
             }
             Event::Accepted((request, respond)) => {
-                begun += 1;
-                unsent = None;
+                resets.begun += 1;
+                watch.start_over();
                 let patience = spare.pop().unwrap_or_else(Patience::new);
                 let stream = serve_stream(gateway, request, respond, peer, patience);
                 streams.push(Either::Right(stream));
@@ -134,9 +142,16 @@ pub(crate) async fn serve(
             Event::Over(reason) => Some(reason),
         };
         if let Some(reason) = over {
+            // Who did nothing wrong may read all that it was sent.
+            let limit = if reason == Reason::NO_ERROR {
+                unsent.get_or_insert_with(|| Counted::one_more(&gateway.unsent));
+                linger::MOST
+            } else {
+                FAREWELL
+            };
             connection.abrupt_shutdown(reason);
             let closed = poll_fn(|cx| connection.poll_closed(cx));
-            let _ = tokio::time::timeout(LINGER, closed).await;
+            let _ = tokio::time::timeout(limit, closed).await;
             break;
         }
     }
@@ -151,6 +166,31 @@ pub(crate) async fn serve(
 enum Stage {
     Serving,
     Ending,
+}
+
+/// Streams that a client has given up before they were answered.
+struct Resets {
+    count: u64,
+    /// All streams.
+    begun: u64,
+    since: Moment,
+}
+
+impl Resets {
+    fn new() -> Self {
+        Self {
+            count: 0,
+            begun: 0,
+            since: Moment::now(),
+        }
+    }
+
+    /// Whether one more is beyond all reason. One a second is not, as long polls are given up.
+    fn are_a_flood(&mut self) -> bool {
+        self.count += 1;
+        let usual = || MAX_RESETS + Moment::now().since(self.since).as_secs();
+        self.count > MAX_RESETS && self.count > self.begun / 2 && self.count > usual()
+    }
 }
 
 /// What happened next on a connection.

@@ -21,6 +21,7 @@ mod head;
 mod hop;
 mod http1;
 mod http2;
+mod linger;
 pub mod measure;
 mod metrics;
 mod moment;

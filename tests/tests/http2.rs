@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use anyhow::Result;
 use reqwest::Method;
+use rustix::process::Signal;
 use tests::client::{Protocol, send};
 use tests::raw::Raw;
 use tests::{BackEnd, Gateway, Reply, wait};
@@ -243,6 +244,68 @@ async fn answers_that_are_not_taken_are_few_and_not_kept() -> Result<()> {
     let more = gateway.process.peak_memory()? - before;
     assert!(more < 32 << 20, "{more} bytes more");
     drop(raw);
+    Ok(())
+}
+
+#[tokio::test]
+async fn answers_that_wait_for_room_in_vain_are_not_kept() -> Result<()> {
+    const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
+    let back_end = BackEnd::good().await?;
+    let gateway = Gateway::before(&[back_end.address])
+        .config("premier: {limits: {idle_timeout: 0.5}}")
+        .start()
+        .await?;
+    let mut raw = open(&gateway).await?;
+    raw.send(frame(SETTINGS, 0, 0, &NO_WINDOW)).await?;
+    let requests = streams(0..10).flat_map(|stream| get(stream, "/"));
+    raw.send(requests.collect::<Vec<u8>>()).await?;
+    kinds(&mut raw).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn long_polls_that_are_given_up_are_no_flood() -> Result<()> {
+    let back_end = BackEnd::start(|request| {
+        if request.starts_with("GET /poll") {
+            Reply::Silence
+        } else {
+            Reply::of(200, "ok")
+        }
+    })
+    .await?;
+    let gateway = Gateway::before(&[back_end.address]).start().await?;
+    let mut raw = open(&gateway).await?;
+    for stream in streams(0..90) {
+        let before = back_end.received().len();
+        raw.send(get(stream, "/poll")).await?;
+        wait::until("the poll", async || back_end.received().len() > before).await?;
+        raw.send(reset(stream)).await?;
+    }
+    raw.send(get(1001, "/")).await?;
+    until_a(HEADERS, &mut raw).await
+}
+
+#[tokio::test]
+async fn an_answer_on_its_way_at_the_end_arrives_whole() -> Result<()> {
+    // More than the kernel takes.
+    const LENGTH: usize = 16 << 20;
+    let large = "x".repeat(LENGTH);
+    let back_end = BackEnd::start(move |_| Reply::of(200, &large)).await?;
+    let mut gateway = Gateway::before(&[back_end.address]).start().await?;
+    let mut raw = open(&gateway).await?;
+    raw.send(greedy()).await?;
+    raw.send(get(1, "/")).await?;
+    until_a(HEADERS, &mut raw).await?;
+    gateway.process.signal(Signal::TERM)?;
+    wait::until("the end to begin", async || {
+        let log = gateway.process.log();
+        log.contains("requests in flight are finished first")
+    })
+    .await?;
+    let rest = raw.rest_of_bytes().await?;
+    assert!(rest.len() > LENGTH - (64 << 10), "{} bytes", rest.len());
+    drop(raw);
+    assert!(gateway.process.ended()?.success());
     Ok(())
 }
 

@@ -5,11 +5,12 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::linger::Linger;
 use crate::moment::Moment;
 
 /// What a client says before its first frame (RFC 9113, section 3.4).
@@ -20,6 +21,8 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+/// Room for what is read to be forgotten.
+const SCRATCH: usize = 4 * 1024;
 
 /// Frames that ask for nothing, pings, settings, windows, that a client may send beyond what its
 /// requests give reason for.
@@ -29,6 +32,8 @@ const CREDIT_OF_A_HEADER: u64 = 8;
 const CREDIT_OF_DATA: u64 = 2;
 /// Bytes that a client is sent for it to have reason for another such frame.
 const BYTES_A_CREDIT: u64 = 256;
+/// Such frames that nobody is to be cut off for.
+const CREDIT_A_SECOND: u64 = 100;
 
 /// What is known of a connection. One task changes it and the same one looks.
 #[derive(Debug)]
@@ -36,9 +41,13 @@ pub(super) struct Traffic {
     /// When a header began to come that has not ended, 0 where there is none.
     header_since: AtomicU64,
     credit: AtomicU64,
+    /// When credit was last given for time.
+    refilled: AtomicU64,
+    is_overdrawn: AtomicBool,
     /// Bytes that the client was sent.
     taken: AtomicU64,
     is_blocked: AtomicBool,
+    is_lingering: AtomicBool,
 }
 
 impl Traffic {
@@ -50,7 +59,24 @@ impl Traffic {
 
     /// Whether the client has sent far more frames than it has any use for.
     pub(super) fn is_a_flood(&self) -> bool {
-        self.credit.load(Ordering::Relaxed) == 0
+        self.is_overdrawn.load(Ordering::Relaxed) && self.credit_for_time(Moment::now()) == 0
+    }
+
+    /// What has come back since the last time that it was asked for.
+    fn credit_for_time(&self, now: Moment) -> u64 {
+        let before = Moment(self.refilled.load(Ordering::Relaxed));
+        let credit = (now.since(before).as_secs() * CREDIT_A_SECOND).min(MOST_CREDIT);
+        if credit > 0 {
+            self.refilled.store(now.0, Ordering::Relaxed);
+            self.credit.store(credit, Ordering::Relaxed);
+            self.is_overdrawn.store(false, Ordering::Relaxed);
+        }
+        credit
+    }
+
+    /// Whether everything is said, and the client is left to read it.
+    pub(super) fn is_lingering(&self) -> bool {
+        self.is_lingering.load(Ordering::Relaxed)
     }
 
     /// Bytes that the client has taken so far.
@@ -64,18 +90,16 @@ impl Traffic {
     }
 
     fn spend(&self) {
-        let credit = self.credit.load(Ordering::Relaxed);
-        self.credit
-            .store(credit.saturating_sub(1), Ordering::Relaxed);
+        match self.credit.load(Ordering::Relaxed).checked_sub(1) {
+            Some(credit) => self.credit.store(credit, Ordering::Relaxed),
+            None => self.is_overdrawn.store(true, Ordering::Relaxed),
+        }
     }
 
     fn earn(&self, credit: u64) {
         let before = self.credit.load(Ordering::Relaxed);
-        // Who has used it up gets none back: it is about to be cut off.
-        if before > 0 {
-            let after = (before + credit).min(MOST_CREDIT);
-            self.credit.store(after, Ordering::Relaxed);
-        }
+        let after = (before + credit).min(MOST_CREDIT);
+        self.credit.store(after, Ordering::Relaxed);
     }
 }
 
@@ -86,6 +110,7 @@ pub(super) struct Watched {
     traffic: Arc<Traffic>,
     /// Bytes sent that no credit was given for yet.
     uncredited: u64,
+    linger: Option<Linger>,
 }
 
 impl Watched {
@@ -93,14 +118,18 @@ impl Watched {
         let traffic = Arc::new(Traffic {
             header_since: AtomicU64::default(),
             credit: AtomicU64::new(MOST_CREDIT),
+            refilled: AtomicU64::new(Moment::now().0),
+            is_overdrawn: AtomicBool::default(),
             taken: AtomicU64::default(),
             is_blocked: AtomicBool::default(),
+            is_lingering: AtomicBool::default(),
         });
         let watched = Self {
             stream,
             frames: Frames::new(),
             traffic: Arc::clone(&traffic),
             uncredited: 0,
+            linger: None,
         };
         (watched, traffic)
     }
@@ -188,8 +217,25 @@ impl AsyncWrite for Watched {
         flushed
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    /// Lets the client read what it was sent: it goes on sending at least what it has room for.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let stream = &mut this.stream;
+        let linger = match &mut this.linger {
+            Some(linger) => linger,
+            none => {
+                ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+                this.traffic.is_lingering.store(true, Ordering::Relaxed);
+                none.insert(Linger::new())
+            }
+        };
+        let mut space = [0; SCRATCH];
+        let read = |cx: &mut Context<'_>| {
+            let mut buffer = ReadBuf::new(&mut space);
+            let read = Pin::new(&mut *stream).poll_read(cx, &mut buffer);
+            read.map_ok(|()| buffer.filled().len())
+        };
+        linger.poll(cx, read).map(Ok)
     }
 }
 
@@ -254,12 +300,12 @@ impl Frames {
     }
 
     fn begin(&mut self, see: &mut impl FnMut(Seen)) {
-        let [a, b, c, kind, flags, ..] = self.head.map(usize::from);
-        self.left = a << 16 | b << 8 | c;
-        match u8::try_from(kind).unwrap_or_default() {
-            kind @ (HEADERS | CONTINUATION) => {
+        let [a, b, c, kind, flags, ..] = self.head;
+        self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        match kind {
+            HEADERS | CONTINUATION => {
                 self.is_header_open = true;
-                self.ends_header = flags & usize::from(END_HEADERS) != 0;
+                self.ends_header = flags & END_HEADERS != 0;
                 see(if kind == HEADERS {
                     Seen::Header
                 } else {

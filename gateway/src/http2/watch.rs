@@ -6,14 +6,27 @@ use std::time::Duration;
 
 use h2::Reason;
 
+use super::Stage;
 use super::traffic::Traffic;
 use crate::config::Limits;
 use crate::moment::Moment;
 use crate::patience::Patience;
 use crate::wire::FULL;
 
-/// For a client to take the farewell.
-pub(super) const LINGER: Duration = Duration::from_secs(1);
+/// For a request that crosses the farewell to come.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// What is left to do on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Exchanges, each with limits of its own.
+    Exchanges,
+    /// Answers are whole and on their way.
+    Unsent,
+    /// To be closed when the client has read everything, which has a limit of its own.
+    Reading,
+    Nothing,
+}
 
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,18 +77,23 @@ impl Watch {
         }
     }
 
-    /// What the connection waits for, where that is not its own requests. `between_requests` says what
-    /// it does where there are none.
-    pub(super) fn awaited(&self, between_requests: Option<Awaited>) -> Option<Awaited> {
+    /// What the connection waits for, where that is for the connection to bound.
+    pub(super) fn awaited(&self, left: Left, stage: Stage) -> Option<Awaited> {
         if self.traffic.header_since().is_some() {
-            Some(Awaited::Header)
-        } else if between_requests.is_some() {
-            between_requests
-        } else if self.traffic.is_blocked() {
-            Some(Awaited::Reader)
-        } else {
-            None
+            return Some(Awaited::Header);
         }
+        match (left, stage) {
+            (Left::Exchanges, _) => self.traffic.is_blocked().then_some(Awaited::Reader),
+            (Left::Unsent, _) => Some(Awaited::Reader),
+            (Left::Reading, _) => None,
+            (Left::Nothing, Stage::Serving) => Some(Awaited::Request),
+            (Left::Nothing, Stage::Ending) => Some(Awaited::LastRequest),
+        }
+    }
+
+    /// Something has happened: whatever is waited for next is waited for anew.
+    pub(super) fn start_over(&mut self) {
+        self.wait = None;
     }
 
     /// Polled when nothing happens: whether that has lasted for too long.
@@ -127,7 +145,7 @@ impl Watch {
         match awaited {
             Awaited::Header => self.limits.header_timeout,
             Awaited::Request | Awaited::Reader => self.limits.idle_timeout,
-            Awaited::LastRequest => LINGER,
+            Awaited::LastRequest => LAST_CALL,
         }
     }
 }
