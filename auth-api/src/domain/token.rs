@@ -51,6 +51,8 @@ struct Claims {
     #[serde(skip_serializing_if = "Option::is_none")]
     iat: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    nbf: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     jti: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sid: Option<String>,
@@ -103,6 +105,7 @@ impl AccessTokens {
             user_id: Some(principal.user.0),
             exp: issued.saturating_add(lifetime),
             iat: Some(issued),
+            nbf: None,
             jti: Some(Uuid::new_v4().simple().to_string()),
             sid: Some(principal.session.to_string()),
             iss: Some(ISSUER.to_owned()),
@@ -146,10 +149,8 @@ fn principal(claims: &Claims, now: DateTime<Utc>) -> Result<Principal, InvalidTo
     let (Some(user), Some(_)) = (claims.user_id, &claims.sub) else {
         return Err(InvalidToken::Payload);
     };
-    if claims
-        .iat
-        .is_some_and(|issued| issued > now.timestamp() + LEEWAY)
-    {
+    let begins = claims.iat.max(claims.nbf);
+    if begins.is_some_and(|begins| begins > now.timestamp() + LEEWAY) {
         return Err(InvalidToken::Malformed);
     }
     let session = claims.sid.as_deref().and_then(SessionId::parse);
@@ -238,6 +239,7 @@ mod tests {
         for (header, claims) in [
             (header, format!(r#"{{"user_id":8,{claims}}}"#)),
             (header, format!(r#"{{"iat":{future},{claims}}}"#)),
+            (header, format!(r#"{{"nbf":{future},{claims}}}"#)),
             (
                 header,
                 format!("{{{}}}", claims.replace(&format!("\"exp\":{exp},"), "")),
