@@ -78,7 +78,7 @@ impl From<Error> for Refusal {
             Error::InvalidCredentials => Self {
                 status: Status::UNAUTHORIZED,
                 body: json!({"message": "Invalid credentials"}),
-                header: None,
+                header: Some((WWW_AUTHENTICATE, NO_TOKEN)),
             },
             Error::NotAuthenticated => unauthorized("Not authenticated", NO_TOKEN),
             Error::OtherScheme => unauthorized("Invalid authentication credentials", NO_TOKEN),
@@ -113,6 +113,7 @@ impl From<Error> for Refusal {
 }
 
 /// The challenges of RFC 6750, section 3: to a request without a token, and with one that is no good.
+/// A 401 has one, whatever it is for (RFC 9110, section 15.5.2).
 const NO_TOKEN: HeaderValue = HeaderValue::from_static("Bearer");
 const BAD_TOKEN: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_token\"");
 

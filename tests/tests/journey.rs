@@ -55,6 +55,7 @@ async fn a_client_registers_logs_in_reads_its_profile_and_logs_out(store: Store)
         let gone = client.login(login).await?;
         assert_eq!(gone.status, 401);
         assert_eq!(gone.json(), json!({"message": "Invalid credentials"}));
+        assert_eq!(gone.header("www-authenticate"), "Bearer");
     }
     Ok(())
 }
