@@ -1,7 +1,9 @@
 //! What the program can be told to do.
 
+use std::fs::DirBuilder;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::DirBuilderExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -186,7 +188,10 @@ async fn stores(
 
 async fn open(file: &std::path::Path, metrics: &Metrics) -> Result<Sqlite> {
     if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder)
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
             .with_context(|| format!("DATA_DIR: making the folder {}", folder.display()))?;
     }
     Sqlite::open(file, metrics.store("sqlite"))

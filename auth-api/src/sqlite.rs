@@ -1,6 +1,8 @@
 //! The embedded store: one SQLite file that replicas on one machine may share.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,11 +33,12 @@ impl Sqlite {
     /// once, one after the other does: changing the journal's mode and migrating take locks that
     /// SQLite does not wait for.
     pub(crate) async fn open(file: &Path, metrics: StoreMetrics) -> Result<Self, sqlx::Error> {
-        let turn = File::create(file.with_extension("lock"))?;
+        let turn = private(&file.with_extension("lock"))?;
         turn.lock()?;
+        // What SQLite puts beside it has the same permissions.
+        private(file)?;
         let options = SqliteConnectOptions::new()
             .filename(file)
-            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             // What was acknowledged is on the disk, whatever crashes.
             .synchronous(SqliteSynchronous::Full)
@@ -70,6 +73,16 @@ impl Sqlite {
     pub(crate) fn pool_use(&self) -> PoolUse {
         PoolUse::of(&self.writer) + PoolUse::of(&self.readers)
     }
+}
+
+/// A file that nobody else on the machine may read, since hashes are in it. One that is there already
+/// stays as its owner has it.
+fn private(file: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(file)
 }
 
 /// A failed statement as an outage.

@@ -1,9 +1,11 @@
 //! Replicas of auth-api on a store of their own, as an operator starts them.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Executor};
 use tempfile::TempDir;
 
 use crate::client::Client;
@@ -146,6 +148,26 @@ impl Replicas {
         };
         let line = text.lines().find(is_it);
         Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()))
+    }
+
+    /// Runs a statement on the store of accounts.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub async fn execute(&self, statement: &'static str) -> Result<()> {
+        if let Some(database) = &self.database {
+            database.connect().await?.execute(statement).await?;
+        } else {
+            let options = SqliteConnectOptions::new().filename(self.embedded());
+            options.connect().await?.execute(statement).await?;
+        }
+        Ok(())
+    }
+
+    /// The file of the embedded store.
+    #[must_use]
+    pub fn embedded(&self) -> PathBuf {
+        self.folder.path().join("data/auth.db")
     }
 
     /// The folder of everything that belongs to these replicas.

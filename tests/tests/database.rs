@@ -1,8 +1,10 @@
 //! Databases as operators run them: behind a pooler, over TLS, and left behind by a newer release.
 
-use anyhow::Result;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Executor, Row};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use anyhow::{Context, Result};
+use sqlx::Row;
 use tests::certificate::Certificate;
 use tests::client::{PASSWORD, credentials};
 use tests::pgbouncer::PgBouncer;
@@ -117,16 +119,26 @@ async fn an_older_program_starts_on_what_a_newer_one_left(store: Store) -> Resul
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  SELECT 9999, 'of a newer version', success, checksum, execution_time
                  FROM _sqlx_migrations WHERE version = 1";
-    if let Some(database) = &replicas.database {
-        database.connect().await?.execute(newer).await?;
-    } else {
-        let file = replicas.folder().join("data/auth.db");
-        let options = SqliteConnectOptions::new().filename(file);
-        options.connect().await?.execute(newer).await?;
-    }
+    replicas.execute(newer).await?;
     replicas.add()?;
     replicas.ready(1).await?;
     assert!(replicas.logs().contains("\"newest\":9999"));
     assert_eq!(replicas.client(1)?.register("alice").await?.status, 201);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_embedded_store_is_for_its_owner_alone() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    replicas.client(0)?.token("alice").await?;
+    let file = replicas.embedded();
+    let folder = file.parent().context("a folder")?;
+    let mode = |metadata: fs::Metadata| metadata.permissions().mode() & 0o777;
+    assert_eq!(mode(folder.metadata()?), 0o700);
+    let files: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;
+    assert!(files.iter().any(|entry| entry.path() == file));
+    for entry in files {
+        assert_eq!(mode(entry.metadata()?), 0o600, "{}", entry.path().display());
+    }
     Ok(())
 }
