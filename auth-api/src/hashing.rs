@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 pub(crate) use lanes::Digest;
 use lanes::{LANES, Lane};
 
-use crate::domain::password::{NewPassword, Password, PasswordHash};
+use crate::domain::password::{Bcrypt, NewPassword, Password, PasswordHash};
 use crate::metrics::HashingMetrics;
 
 /// The kernel gives a request thread ten times the time of a hashing thread where both want it.
@@ -110,14 +110,18 @@ impl Hasher {
         Ok(PasswordHash::new(self.cost, salt, &digest))
     }
 
-    /// Whether `password` is the one that `stored` was made of.
+    /// Whether `password` is the one that `stored` was made of. For what is no hash that takes as long.
     pub(crate) async fn verify(
         &self,
         password: &Password,
         stored: &PasswordHash,
     ) -> Result<bool, QueueFull> {
-        let digest = self.digest(password, stored.cost(), stored.salt()).await?;
-        Ok(stored.matches(&digest))
+        let Some(bcrypt) = stored.bcrypt() else {
+            self.verify_nobody(password).await?;
+            return Ok(false);
+        };
+        let digest = self.digest(password, bcrypt.cost, bcrypt.salt).await?;
+        Ok(bcrypt.matches(&digest))
     }
 
     /// Takes as long as [`Hasher::verify`], for an account that does not exist: the time of an
@@ -130,7 +134,10 @@ impl Hasher {
     /// cost: the costs from that one on up to the present one add up to one hash of the present.
     /// Where the queue is full it is left out: a failure has to be counted before all.
     pub(crate) async fn make_up(&self, password: &Password, stored: &PasswordHash) {
-        for cost in stored.cost()..self.cost {
+        let Some(Bcrypt { cost: done, .. }) = stored.bcrypt() else {
+            return;
+        };
+        for cost in done..self.cost {
             if self.digest(password, cost, [0; 16]).await.is_err() {
                 return;
             }
@@ -139,7 +146,7 @@ impl Hasher {
 
     /// Whether `stored` was made at another cost than new hashes are.
     pub(crate) fn is_outdated(&self, stored: &PasswordHash) -> bool {
-        stored.cost() != self.cost
+        stored.bcrypt().map(|bcrypt| bcrypt.cost) != Some(self.cost)
     }
 
     async fn digest(
@@ -203,6 +210,7 @@ impl Queue {
             self.wait_for_company(&mut jobs);
             jobs.retain(|job| !job.reply.is_closed());
             let Some(first) = jobs.pop_front() else {
+                self.metrics.depth.set(0);
                 continue;
             };
             let mut batch = vec![first];
@@ -210,6 +218,10 @@ impl Queue {
                 batch.extend(jobs.pop_front());
             }
             self.metrics.depth.set(length(jobs.len()));
+            if !jobs.is_empty() {
+                // It was told of them, and takes none of them.
+                self.arrived.notify_one();
+            }
             return batch;
         }
     }

@@ -124,23 +124,21 @@ impl Users {
     }
 }
 
-/// An account as a store has it. A hash that is none is an outage of the store, not a wrong password.
-fn account(
-    store: &'static str,
-    id: i64,
-    login: &Login,
-    hash: &str,
-    is_disabled: bool,
-) -> Result<Account, Unavailable> {
-    let hash = hash
-        .parse()
-        .map_err(|error| Unavailable::because(store, &error))?;
-    Ok(Account {
+/// An account as a store has it. Where its hash is none an operator has to give it a new password.
+fn account(id: i64, login: &Login, hash: String, is_disabled: bool) -> Account {
+    let hash = PasswordHash::stored(hash);
+    if hash.bcrypt().is_none() {
+        tracing::warn!(
+            user = id,
+            "a stored password hash is no bcrypt hash: `auth-api user set-password` mends it"
+        );
+    }
+    Account {
         id: UserId(id),
         login: login.clone(),
         hash,
         standing: standing(is_disabled),
-    })
+    }
 }
 
 fn standing(is_disabled: bool) -> Standing {

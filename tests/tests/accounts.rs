@@ -22,6 +22,7 @@ on_both_stores!(
     a_hash_that_is_renewed_meanwhile_stands_in_nobodys_way,
     a_password_is_changed_although_its_hash_is_renewed_meanwhile,
     a_wrong_password_takes_the_time_of_the_present_cost,
+    who_has_no_hash_is_refused_like_anybody_until_it_is_mended,
 );
 
 async fn a_changed_password_ends_every_other_session(store: Store) -> Result<()> {
@@ -273,6 +274,48 @@ async fn a_wrong_password_takes_the_time_of_the_present_cost(store: Store) -> Re
         );
     }
     Ok(())
+}
+
+async fn who_has_no_hash_is_refused_like_anybody_until_it_is_mended(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    let client = replicas.client(0)?;
+    client.token("alice").await?;
+    replicas
+        .execute("UPDATE users SET password_hash = 'imported'")
+        .await?;
+    let hashed = "auth_api_hashing_wait_seconds_count";
+    let before = replicas.metric(0, hashed, &[]).await?.unwrap_or_default();
+    let refused = client.login("alice").await?;
+    assert_eq!(refused.status, 401);
+    assert_eq!(refused.json(), json!({"message": "Invalid credentials"}));
+    let after = replicas.metric(0, hashed, &[]).await?.unwrap_or_default();
+    assert!((after - before - 1.0).abs() < 0.5, "{before} {after}");
+    assert!(replicas.logs().contains("is no bcrypt hash"));
+    assert!(operator(&replicas, &["set-password", "alice"], PASSWORD).is_ok());
+    assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_queue_is_told_as_it_is_when_its_clients_have_left() -> Result<()> {
+    let settings = settings([
+        ("BCRYPT_COST", "13".to_owned()),
+        ("HASHING_THREADS", "1".to_owned()),
+    ]);
+    let replicas = Replicas::start_with(Store::Embedded, 1, settings).await?;
+    let depth = async || {
+        let name = "auth_api_hashing_queue_depth";
+        replicas.metric(0, name, &[]).await.ok().flatten()
+    };
+    let client = replicas.client(0)?;
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let client = client.clone();
+        all.spawn(async move { client.login("alice").await });
+    }
+    wait::until("a queue", async || depth().await > Some(0.0)).await?;
+    all.shutdown().await;
+    wait::until("no queue", async || depth().await == Some(0.0)).await
 }
 
 async fn what_an_operator_does_is_recorded(store: Store) -> Result<()> {

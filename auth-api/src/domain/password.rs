@@ -91,18 +91,21 @@ impl NewPassword {
     }
 }
 
-/// A bcrypt hash in its text form, `$2b$12$…`, well formed.
+/// What is stored of a password, as text: a bcrypt hash such as `$2b$12$…`, or what no password matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PasswordHash {
     text: String,
-    cost: u32,
-    salt: [u8; 16],
+    bcrypt: Option<Bcrypt>,
 }
 
-/// A stored text that is no bcrypt hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a stored password hash is no bcrypt hash")]
-pub(crate) struct NoHash;
+/// A bcrypt hash, taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bcrypt {
+    pub(crate) cost: u32,
+    pub(crate) salt: [u8; 16],
+    /// In base64.
+    digest: [u8; 31],
+}
 
 /// Where the digest begins in a hash's text: after version, cost and salt.
 const DIGEST_AT: usize = 29;
@@ -113,55 +116,50 @@ impl PasswordHash {
     /// Puts a hash together as bcrypt's version 2b.
     pub(crate) fn new(cost: u32, salt: [u8; 16], digest: &Digest) -> Self {
         let encode = |bytes: &[u8]| bcrypt::BASE_64.encode(bytes);
-        Self {
-            text: format!(
-                "$2b${cost:02}${}{}",
-                encode(&salt),
-                encode(&digest[..DIGEST_BYTES])
-            ),
-            cost,
-            salt,
-        }
+        Self::stored(format!(
+            "$2b${cost:02}${}{}",
+            encode(&salt),
+            encode(&digest[..DIGEST_BYTES])
+        ))
+    }
+
+    /// As a store has it.
+    pub(crate) fn stored(text: String) -> Self {
+        let bcrypt = Bcrypt::parse(&text);
+        Self { text, bcrypt }
     }
 
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
-    pub(crate) fn cost(&self) -> u32 {
-        self.cost
+    /// Nothing where it is no hash.
+    pub(crate) fn bcrypt(&self) -> Option<Bcrypt> {
+        self.bcrypt
     }
+}
 
-    pub(crate) fn salt(&self) -> [u8; 16] {
-        self.salt
+impl Bcrypt {
+    fn parse(text: &str) -> Option<Self> {
+        let known = ["$2a$", "$2b$", "$2y$"];
+        if !known.iter().any(|version| text.starts_with(version)) {
+            return None;
+        }
+        let parts = bcrypt::HashParts::from_str(text).ok()?;
+        let cost = parts.get_cost();
+        let digest = text.as_bytes().get(DIGEST_AT..)?.try_into().ok()?;
+        (4..=31).contains(&cost).then_some(Self {
+            cost,
+            salt: parts.get_salt_raw(),
+            digest,
+        })
     }
 
     /// Whether `digest`, made with this hash's salt and cost, is the one that is stored. Takes the
     /// same time wherever they differ.
     pub(crate) fn matches(&self, digest: &Digest) -> bool {
         let made = bcrypt::BASE_64.encode(&digest[..DIGEST_BYTES]);
-        made.as_bytes()
-            .ct_eq(&self.text.as_bytes()[DIGEST_AT..])
-            .into()
-    }
-}
-
-impl FromStr for PasswordHash {
-    type Err = NoHash;
-
-    fn from_str(text: &str) -> Result<Self, NoHash> {
-        let known = ["$2a$", "$2b$", "$2y$"]
-            .iter()
-            .any(|version| text.starts_with(version));
-        let parts = bcrypt::HashParts::from_str(text).map_err(|_| NoHash)?;
-        if !known || text.len() != DIGEST_AT + 31 || !(4..=31).contains(&parts.get_cost()) {
-            return Err(NoHash);
-        }
-        Ok(Self {
-            text: text.to_owned(),
-            cost: parts.get_cost(),
-            salt: parts.get_salt_raw(),
-        })
+        made.as_bytes().ct_eq(&self.digest).into()
     }
 }
 
@@ -195,8 +193,9 @@ mod tests {
     #[test]
     fn a_hash_has_one_form() {
         let text = "$2b$12$DCq7YPn5Rq63x1Lad4cll.TV4S6ytwfsfvkgY8jIucDrjc8deX1s.";
-        let hash: PasswordHash = text.parse().unwrap();
-        assert_eq!((hash.as_str(), hash.cost()), (text, 12));
+        let hash = PasswordHash::stored(text.to_owned());
+        assert_eq!(hash.as_str(), text);
+        assert_eq!(hash.bcrypt().map(|bcrypt| bcrypt.cost), Some(12));
         for bad in [
             "",
             "x",
@@ -204,7 +203,8 @@ mod tests {
             &text.replace("$2b$12", "$2b$99"),
             &text.replace("$2b", "$2x"),
         ] {
-            assert_eq!(bad.parse::<PasswordHash>(), Err(NoHash), "{bad}");
+            let hash = PasswordHash::stored(bad.to_owned());
+            assert_eq!((hash.as_str(), hash.bcrypt()), (bad, None));
         }
     }
 }

@@ -198,8 +198,7 @@ impl PostgresUsers {
         )
         .bind(login.as_str());
         let row: Option<(i64, String, bool)> = self.one(select).await?;
-        row.map(|(id, hash, is_disabled)| super::account(STORE, id, login, &hash, is_disabled))
-            .transpose()
+        Ok(row.map(|(id, hash, is_disabled)| super::account(id, login, hash, is_disabled)))
     }
 
     pub(super) async fn holder(

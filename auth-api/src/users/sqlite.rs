@@ -6,7 +6,7 @@ use super::Deleted;
 use crate::domain::login::Login;
 use crate::domain::password::PasswordHash;
 use crate::domain::user::{Account, Listed, Profile, Standing, UserId};
-use crate::sqlite::{STORE, Sqlite, failed, time};
+use crate::sqlite::{Sqlite, failed, time};
 use crate::unavailable::Unavailable;
 
 /// The users' table of a SQLite file.
@@ -44,8 +44,7 @@ impl SqliteUsers {
         .fetch_optional(&self.0.readers)
         .await
         .map_err(failed)?;
-        row.map(|(id, hash, is_disabled)| super::account(STORE, id, login, &hash, is_disabled))
-            .transpose()
+        Ok(row.map(|(id, hash, is_disabled)| super::account(id, login, hash, is_disabled)))
     }
 
     pub(super) async fn holder(
