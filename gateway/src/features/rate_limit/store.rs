@@ -97,7 +97,7 @@ impl QuotaStore {
 impl Bucket {
     /// The place that a key has, emptied where what is in it is worth nothing any more.
     fn own_place(&mut self, key: u64, now: Moment) -> Option<usize> {
-        let place = self.fingerprints.iter().position(|other| *other == key)?;
+        let place = search(key).find(|place| self.fingerprints[*place] == key)?;
         if self.forget[place] <= now.0 {
             self.states[place] = State::default();
         }
@@ -109,7 +109,7 @@ impl Bucket {
     /// # Errors
     /// Where there is none, when the first may be free.
     fn free_place(&mut self, key: u64, now: Moment) -> Result<usize, Moment> {
-        let free = self.forget.iter().position(|forget| *forget <= now.0);
+        let free = search(key).find(|place| self.forget[*place] <= now.0);
         let Some(place) = free else {
             let first = self.forget.iter().min().expect("a bucket has places");
             return Err(Moment(*first));
@@ -118,6 +118,14 @@ impl Bucket {
         self.states[place] = State::default();
         Ok(place)
     }
+}
+
+/// All places, in a key's own order. Most keys have the first one: what is kept there comes from memory
+/// while the fingerprint is still on its way.
+fn search(key: u64) -> impl Iterator<Item = usize> {
+    let first =
+        usize::try_from(key / BUCKETS as u64 % PLACES as u64).expect("less than the places");
+    (0..PLACES).map(move |offset| (first + offset) % PLACES)
 }
 
 impl fmt::Debug for QuotaStore {
