@@ -32,8 +32,8 @@ struct State {
     counts: [u32; COUNTS],
 }
 
-/// A state fills a cache line.
-const COUNTS: usize = 14;
+/// With when it may be forgotten a state fills a cache line.
+const COUNTS: usize = 12;
 
 /// What an algorithm says of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //!
 //! `duration` is cut into slots, a ring of counts: the current one and as many as a span can
 //! touch. The oldest counts whole although the span may have left it in part, so a request comes
-//! back into the quota up to one slot (a thirteenth of `duration`) late, and never early.
+//! back into the quota up to one slot (an eleventh of `duration`) late, and never early.
 //! `mark` is the number of the current slot.
 
 use std::time::Duration;

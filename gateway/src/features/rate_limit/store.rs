@@ -4,7 +4,7 @@
 //! use a bucket is full with a probability of 10⁻⁴ (Poisson, mean 6.1); what finds its bucket
 //! full is counted by [`super::overflow`]. Two counts are taken for one with the probability of
 //! two equal 64-bit hashes, keyed so that nobody can choose them. Memory is taken bucket by
-//! bucket as it is needed, 21 MiB when all are.
+//! bucket as it is needed, 18 MiB when all are.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -20,24 +20,26 @@ const PLACES: usize = 16;
 /// The quotas of all rules.
 pub(crate) struct QuotaStore {
     hasher: RandomState,
-    buckets: Box<[Mutex<Slot>]>,
-}
-
-/// Where a bucket is, once it was needed.
-#[derive(Debug, Default)]
-struct Slot {
-    bucket: Option<Box<Bucket>>,
-    /// No place is free before that: a full bucket is known to be one without looking into it.
-    full_until: Moment,
+    /// Each once it was needed.
+    buckets: Box<[Mutex<Option<Box<Bucket>>>]>,
 }
 
 /// The fingerprints lie together, since they are all that most look-ups see.
 #[derive(Debug, Default)]
 struct Bucket {
     fingerprints: [u64; PLACES],
-    /// When a place is free again, as [`Moment`]s.
-    forget: [u64; PLACES],
-    states: [State; PLACES],
+    /// No place is free before that: a full bucket is known to be one without looking at its places.
+    full_until: Moment,
+    places: [Place; PLACES],
+}
+
+/// A cache line.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Place {
+    state: State,
+    /// When it is free again.
+    forget: Moment,
 }
 
 /// Every place is taken by a count that still matters.
@@ -72,23 +74,16 @@ impl QuotaStore {
         decide: impl FnOnce(&mut State) -> Outcome,
     ) -> Result<Outcome, Full> {
         let index = usize::try_from(key % BUCKETS as u64).expect("less than the buckets");
-        let mut slot = self.buckets[index].lock();
-        let Slot { bucket, full_until } = &mut *slot;
+        let mut bucket = self.buckets[index].lock();
         let bucket = bucket.get_or_insert_default();
         let place = match bucket.own_place(key, now) {
             Some(place) => place,
-            None if now < *full_until => return Err(Full),
-            None => match bucket.free_place(key, now) {
-                Ok(place) => place,
-                Err(until) => {
-                    *full_until = until;
-                    return Err(Full);
-                }
-            },
+            None => bucket.free_place(key, now)?,
         };
-        let outcome = decide(&mut bucket.states[place]);
+        let place = &mut bucket.places[place];
+        let outcome = decide(&mut place.state);
         if let Outcome::Passed { forget, .. } = outcome {
-            bucket.forget[place] = forget.0;
+            place.forget = forget;
         }
         Ok(outcome)
     }
@@ -98,24 +93,25 @@ impl Bucket {
     /// The place that a key has, emptied where what is in it is worth nothing any more.
     fn own_place(&mut self, key: u64, now: Moment) -> Option<usize> {
         let place = search(key).find(|place| self.fingerprints[*place] == key)?;
-        if self.forget[place] <= now.0 {
-            self.states[place] = State::default();
+        if self.places[place].forget <= now {
+            self.places[place].state = State::default();
         }
         Some(place)
     }
 
     /// A place that nobody needs any more, emptied for a key.
-    ///
-    /// # Errors
-    /// Where there is none, when the first may be free.
-    fn free_place(&mut self, key: u64, now: Moment) -> Result<usize, Moment> {
-        let free = search(key).find(|place| self.forget[*place] <= now.0);
+    fn free_place(&mut self, key: u64, now: Moment) -> Result<usize, Full> {
+        if now < self.full_until {
+            return Err(Full);
+        }
+        let free = search(key).find(|place| self.places[*place].forget <= now);
         let Some(place) = free else {
-            let first = self.forget.iter().min().expect("a bucket has places");
-            return Err(Moment(*first));
+            let first = self.places.iter().map(|place| place.forget).min();
+            self.full_until = first.expect("a bucket has places");
+            return Err(Full);
         };
         self.fingerprints[place] = key;
-        self.states[place] = State::default();
+        self.places[place].state = State::default();
         Ok(place)
     }
 }
