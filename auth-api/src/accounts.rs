@@ -167,11 +167,7 @@ impl Accounts {
 const UNKNOWN: &str = "no account has that login";
 
 fn record(event: Event, user: UserId, login: &Login) {
-    let subject = Subject {
-        user: Some(user),
-        login: Some(login.as_str()),
-    };
-    audit::record_operator(event, subject);
+    audit::record_operator(event, Subject::account(user, login));
 }
 
 fn password(login: &Login) -> Result<NewPassword> {

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
+use crate::domain::login::Login;
 use crate::domain::session::Origin;
 use crate::domain::user::UserId;
 use crate::visit;
@@ -41,6 +42,24 @@ pub(crate) enum Event {
 pub(crate) struct Subject<'s> {
     pub(crate) user: Option<UserId>,
     pub(crate) login: Option<&'s str>,
+}
+
+impl<'s> Subject<'s> {
+    pub(crate) fn account(user: UserId, login: &'s Login) -> Self {
+        Self {
+            user: Some(user),
+            login: Some(login.as_str()),
+        }
+    }
+}
+
+impl<'s> From<&'s Login> for Subject<'s> {
+    fn from(login: &'s Login) -> Self {
+        Self {
+            user: None,
+            login: Some(login.as_str()),
+        }
+    }
 }
 
 impl From<UserId> for Subject<'_> {

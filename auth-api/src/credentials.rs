@@ -84,12 +84,8 @@ impl Credentials {
             visitor.record(Event::LoginFailed, Subject::default());
             return Err(Error::InvalidCredentials);
         };
-        let subject = Subject {
-            user: None,
-            login: Some(login.as_str()),
-        };
         if let Err(locked) = app.throttle.may_try(login).await? {
-            visitor.record(Event::LockedOut, subject);
+            visitor.record(Event::LockedOut, login);
             return Err(Error::LockedOut(locked));
         }
         let account = self.check(app, login).await?;
@@ -122,20 +118,16 @@ async fn settle(
     login: Login,
     account: Option<Account>,
 ) -> Result<Account, Error> {
-    let subject = Subject {
-        user: None,
-        login: Some(login.as_str()),
-    };
     let outcome = match account {
         Some(_) => Outcome::Right,
         None => Outcome::Wrong,
     };
     if let Err(locked) = app.throttle.settle(&login, outcome).await? {
-        visitor.record(Event::LockedOut, subject);
+        visitor.record(Event::LockedOut, &login);
         return Err(Error::LockedOut(locked));
     }
     account.ok_or_else(|| {
-        visitor.record(Event::LoginFailed, subject);
+        visitor.record(Event::LoginFailed, &login);
         Error::InvalidCredentials
     })
 }

@@ -44,11 +44,7 @@ async fn delete(app: App, visitor: Visitor, account: Account) -> Result<(), Erro
     if app.users.delete(account.id).await? == Deleted::Before {
         return Err(Error::InvalidCredentials);
     }
-    let subject = Subject {
-        user: Some(account.id),
-        login: Some(account.login.as_str()),
-    };
-    visitor.record(Event::Deleted, subject);
+    visitor.record(Event::Deleted, Subject::account(account.id, &account.login));
     ended.inc_by(app.sessions.end_all(account.id).await?);
     Ok(())
 }

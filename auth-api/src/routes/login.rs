@@ -93,11 +93,10 @@ async fn begin_session(
         return Ok(None);
     }
     app.metrics.sessions_created.inc();
-    let subject = Subject {
-        user: Some(account.id),
-        login: Some(account.login.as_str()),
-    };
-    visitor.record(Event::LoggedIn, subject);
+    visitor.record(
+        Event::LoggedIn,
+        Subject::account(account.id, &account.login),
+    );
     Ok(Some(tokens::issue(&app, &account.login, &refresh, now)))
 }
 

@@ -85,26 +85,23 @@ pub(crate) async fn handle(
         .for_login(&login)
         .map_err(|why| Error::Invalid(vec![wrong(why)]))?;
     let credentials = Credentials::new(login, current);
-    let mut account = credentials.account(&app, &visitor).await?;
+    let account = credentials.account(&app, &visitor).await?;
     let hash = app.hasher.hash(&new).await?;
-    for _ in 0..TRIES {
-        let change = change(
-            app.clone(),
-            visitor.clone(),
-            principal,
-            account,
-            hash.clone(),
-        );
-        if app.lifecycle.complete(change).await? == Changed::Now {
-            return Ok(Json(SUCCESS));
-        }
-        account = credentials.account(&app, &visitor).await?;
+    let attempt = |account| {
+        let (app, visitor) = (app.clone(), visitor.clone());
+        change(app, visitor, principal, account, hash.clone())
+    };
+    let mut changed = app.lifecycle.complete(attempt(account)).await?;
+    if changed == Changed::BySomebodyElse {
+        // It may only have been renewed, by a login.
+        let account = credentials.account(&app, &visitor).await?;
+        changed = app.lifecycle.complete(attempt(account)).await?;
     }
-    Err(Error::InvalidCredentials)
+    match changed {
+        Changed::Now => Ok(Json(SUCCESS)),
+        Changed::BySomebodyElse => Err(Error::InvalidCredentials),
+    }
 }
-
-/// A hash that is another than it was may only have been renewed by a login.
-const TRIES: usize = 2;
 
 /// What became of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

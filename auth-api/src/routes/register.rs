@@ -81,11 +81,7 @@ async fn add(
         Err(NotAdded::Taken) => return Err(Error::LoginTaken),
         Err(NotAdded::Unavailable(store)) => return Err(store.into()),
     };
-    let subject = Subject {
-        user: Some(id),
-        login: Some(login.as_str()),
-    };
-    visitor.record(Event::Registered, subject);
+    visitor.record(Event::Registered, Subject::account(id, &login));
     Ok(id)
 }
 
