@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, Environment, SCHEMA, Untimely, admin_address};
+use crate::config::{Config, Environment, SCHEMA, admin_address};
 use crate::gateway::unix_seconds;
 use crate::output::Output;
 use crate::serve::{self, Start};
@@ -91,11 +91,8 @@ fn check(file: &std::path::Path, environment: &Environment) -> Result<()> {
     let config = Config::load(file, environment)?;
     let now = unix_seconds(SystemTime::now());
     let untimely = config.certificates.iter().filter_map(|certificate| {
-        let problem = match certificate.untimely(now)? {
-            Untimely::Early => "is not valid yet",
-            Untimely::Late => "has expired",
-        };
-        Some(format!("{}: {problem}", certificate.files.cert.display()))
+        let untimely = certificate.untimely(now)?;
+        Some(format!("{}: {untimely}", certificate.files.cert.display()))
     });
     for warning in config.warnings.iter().cloned().chain(untimely) {
         say(&format!("{}: warning: {warning}", file.display()))?;

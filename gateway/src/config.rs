@@ -19,7 +19,7 @@ use std::time::Duration;
 use http::StatusCode;
 use ipnet::IpNet;
 
-pub(crate) use certificate::{Certificate, CertificateFiles, Untimely};
+pub(crate) use certificate::{Certificate, CertificateFiles};
 pub(crate) use interpolate::Environment;
 pub(crate) use mistake::Mistakes;
 pub(crate) use pattern::{Matcher, PathPattern, syntax as pattern_syntax};

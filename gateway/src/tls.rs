@@ -17,7 +17,7 @@ use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use crate::config::{Certificate, Untimely};
+use crate::config::Certificate;
 use crate::gateway::unix_seconds;
 
 /// From then on the log warns of a certificate's end, in seconds.
@@ -118,13 +118,10 @@ fn warn_of(certificates: &[Certificate]) {
     for certificate in certificates {
         let file = certificate.files.cert.display();
         let left = certificate.expires - now;
-        match certificate.untimely(now) {
-            Some(Untimely::Early) => tracing::warn!(%file, "certificate is not valid yet"),
-            Some(Untimely::Late) => tracing::warn!(%file, "certificate has expired"),
-            None if left < EXPIRY_WARNING => {
-                tracing::warn!(%file, days = left / (24 * 3600), "certificate expires soon");
-            }
-            None => {}
+        if let Some(untimely) = certificate.untimely(now) {
+            tracing::warn!(%file, "certificate {untimely}");
+        } else if left < EXPIRY_WARNING {
+            tracing::warn!(%file, days = left / (24 * 3600), "certificate expires soon");
         }
         let key = &certificate.files.key;
         if fs::metadata(key).is_ok_and(|found| is_open(&found)) {

@@ -31,11 +31,20 @@ pub(crate) struct Certificate {
     pub(crate) expires: i64,
 }
 
-/// Why a certificate is served in vain.
+/// Why a certificate is served in vain. Its `Display` says it after the certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Untimely {
     Early,
     Late,
+}
+
+impl fmt::Display for Untimely {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Early => "is not valid yet",
+            Self::Late => "has expired",
+        })
+    }
 }
 
 impl Certificate {

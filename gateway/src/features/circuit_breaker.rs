@@ -279,10 +279,22 @@ mod tests {
         Breaker::new(settings, IntGauge::new("state", "state").unwrap())
     }
 
+    fn at(seconds: u64) -> Moment {
+        Moment(seconds * SECOND)
+    }
+
+    /// Since the first second.
+    fn opened() -> Breaker {
+        let breaker = breaker();
+        for _ in 0..3 {
+            breaker.failed(at(1), at(1));
+        }
+        breaker
+    }
+
     #[test]
     fn failures_in_a_row_open_it_and_one_good_probe_closes_it() {
         let breaker = breaker();
-        let at = |seconds: u64| Moment(seconds * SECOND);
         for _ in 0..2 {
             breaker.failed(at(1), at(1));
         }
@@ -311,11 +323,7 @@ mod tests {
 
     #[test]
     fn a_probe_that_never_tells_makes_room_for_the_next() {
-        let breaker = breaker();
-        let at = |seconds: u64| Moment(seconds * SECOND);
-        for _ in 0..3 {
-            breaker.failed(at(1), at(1));
-        }
+        let breaker = opened();
         assert_eq!(breaker.enter(at(31)), Permission::Go);
         breaker.abandoned(at(0));
         assert!(matches!(breaker.enter(at(32)), Permission::Wait(_)));
@@ -326,11 +334,7 @@ mod tests {
 
     #[test]
     fn what_comes_late_decides_nothing() {
-        let breaker = breaker();
-        let at = |seconds: u64| Moment(seconds * SECOND);
-        for _ in 0..3 {
-            breaker.failed(at(1), at(1));
-        }
+        let breaker = opened();
         breaker.succeeded(at(0));
         assert!(matches!(breaker.enter(at(2)), Permission::Wait(_)));
         assert_eq!(breaker.enter(at(31)), Permission::Go);

@@ -59,11 +59,11 @@ impl Traffic {
 
     /// Whether the client has sent far more frames than it has any use for.
     pub(super) fn is_a_flood(&self) -> bool {
-        self.is_overdrawn.load(Ordering::Relaxed) && self.credit_for_time(Moment::now()) == 0
+        self.is_overdrawn.load(Ordering::Relaxed) && self.refill(Moment::now()) == 0
     }
 
-    /// What has come back since the last time that it was asked for.
-    fn credit_for_time(&self, now: Moment) -> u64 {
+    /// Gives back what time has brought since the last time, and says how much that is.
+    fn refill(&self, now: Moment) -> u64 {
         let before = Moment(self.refilled.load(Ordering::Relaxed));
         let credit = (now.since(before).as_secs() * CREDIT_A_SECOND).min(MOST_CREDIT);
         if credit > 0 {
