@@ -259,15 +259,23 @@ async fn a_password_is_changed_although_its_hash_is_renewed_meanwhile(store: Sto
     Ok(())
 }
 
+/// Hashes that a replica has made.
+async fn hashed(replicas: &Replicas, number: usize) -> Result<f64> {
+    let count = "auth_api_hashing_wait_seconds_count";
+    Ok(replicas
+        .metric(number, count, &[])
+        .await?
+        .unwrap_or_default())
+}
+
 async fn a_wrong_password_takes_the_time_of_the_present_cost(store: Store) -> Result<()> {
     let (replicas, client, _) = with_another_cost(store, "7").await?;
     // Time is counted in hashes: costs 4 (the account's own), 4, 5 and 6 together are one of 7.
     for (login, hashes) in [("alice", 4.0), ("nobody", 1.0)] {
-        let hashed = "auth_api_hashing_wait_seconds_count";
-        let before = replicas.metric(1, hashed, &[]).await?.unwrap_or_default();
+        let before = hashed(&replicas, 1).await?;
         let wrong = credentials(login, "wrong password");
         assert_eq!(client.post("/api/login", &wrong).await?.status, 401);
-        let after = replicas.metric(1, hashed, &[]).await?.unwrap_or_default();
+        let after = hashed(&replicas, 1).await?;
         assert!(
             (after - before - hashes).abs() < 0.5,
             "{login}: {before} {after}"
@@ -283,12 +291,11 @@ async fn who_has_no_hash_is_refused_like_anybody_until_it_is_mended(store: Store
     replicas
         .execute("UPDATE users SET password_hash = 'imported'")
         .await?;
-    let hashed = "auth_api_hashing_wait_seconds_count";
-    let before = replicas.metric(0, hashed, &[]).await?.unwrap_or_default();
+    let before = hashed(&replicas, 0).await?;
     let refused = client.login("alice").await?;
     assert_eq!(refused.status, 401);
     assert_eq!(refused.json(), json!({"message": "Invalid credentials"}));
-    let after = replicas.metric(0, hashed, &[]).await?.unwrap_or_default();
+    let after = hashed(&replicas, 0).await?;
     assert!((after - before - 1.0).abs() < 0.5, "{before} {after}");
     assert!(replicas.logs().contains("is no bcrypt hash"));
     assert!(operator(&replicas, &["set-password", "alice"], PASSWORD).is_ok());

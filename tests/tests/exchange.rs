@@ -1,6 +1,7 @@
 //! What passes between a client and a replica: bodies, answers before the answer, other protocols,
 //! and the end that either side can make of it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,7 +11,7 @@ use tests::client::{Protocol, send};
 use tests::raw::{Raw, status};
 use tests::{BackEnd, Gateway, Reply, address, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 const IMPATIENT: &str = r#"
@@ -220,28 +221,48 @@ async fn what_is_said_before_the_answer_is_passed_on() -> Result<()> {
     Ok(())
 }
 
-/// Answers the first request of each connection, and closes on the second without a word.
-async fn answer_once(listener: TcpListener) {
-    // They end with this task.
-    let mut connections = JoinSet::new();
-    while let Ok((mut stream, _)) = listener.accept().await {
-        connections.spawn(async move {
-            let mut head = [0; 4096];
-            if let Ok(1..) = stream.read(&mut head).await {
-                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-                let _ = stream.write_all(answer.as_bytes()).await;
-                let _ = stream.read(&mut head).await;
+/// A replica that does by hand what no [`BackEnd`] does. It ends with all of its connections when it
+/// is dropped.
+struct ByHand {
+    address: SocketAddr,
+    _listener: JoinSet<()>,
+}
+
+impl ByHand {
+    async fn start<F>(serve: fn(TcpStream) -> F) -> Result<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address::free()).await?;
+        let address = listener.local_addr()?;
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                connections.spawn(serve(stream));
             }
         });
+        Ok(Self {
+            address,
+            _listener: accepting,
+        })
+    }
+}
+
+/// Answers the first request of a connection, and closes on the second without a word.
+async fn answer_once(mut stream: TcpStream) {
+    let mut head = [0; 4096];
+    if let Ok(1..) = stream.read(&mut head).await {
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.read(&mut head).await;
     }
 }
 
 #[tokio::test]
 async fn a_connection_that_ends_as_it_is_used_again_costs_no_request() -> Result<()> {
-    let listener = TcpListener::bind(address::free()).await?;
-    let address = listener.local_addr()?;
-    let replica = tokio::spawn(answer_once(listener));
-    let gateway = Gateway::before(&[address])
+    let replica = ByHand::start(answer_once).await?;
+    let gateway = Gateway::before(&[replica.address])
         .config("premier: {default_features: {circuit_breaker: {failure_threshold: 1}}}")
         .start()
         .await?;
@@ -254,39 +275,30 @@ async fn a_connection_that_ends_as_it_is_used_again_costs_no_request() -> Result
     // It may have been done: that is for the client to repeat.
     let posted = send(client.request(Method::POST, "/").body("some")).await?;
     assert_eq!(posted.status, 502);
-    replica.abort();
     Ok(())
 }
 
 /// Answers every POST before its body has come, after a hint.
-async fn answer_early(listener: TcpListener) {
-    // They end with this task.
-    let mut connections = JoinSet::new();
-    while let Ok((mut stream, _)) = listener.accept().await {
-        connections.spawn(async move {
-            let mut head = [0; 4096];
-            while let Ok(1..) = stream.read(&mut head).await {
-                let hint = if head.starts_with(b"POST") {
-                    "HTTP/1.1 103 Early Hints\r\n\r\n"
-                } else {
-                    ""
-                };
-                let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-                let both = [hint, answer].concat();
-                if stream.write_all(both.as_bytes()).await.is_err() {
-                    return;
-                }
-            }
-        });
+async fn answer_early(mut stream: TcpStream) {
+    let mut head = [0; 4096];
+    while let Ok(1..) = stream.read(&mut head).await {
+        let hint = if head.starts_with(b"POST") {
+            "HTTP/1.1 103 Early Hints\r\n\r\n"
+        } else {
+            ""
+        };
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        let both = [hint, answer].concat();
+        if stream.write_all(both.as_bytes()).await.is_err() {
+            return;
+        }
     }
 }
 
 #[tokio::test]
 async fn a_client_that_was_not_told_to_go_on_is_not_waited_for() -> Result<()> {
-    let listener = TcpListener::bind(address::free()).await?;
-    let address = listener.local_addr()?;
-    let replica = tokio::spawn(answer_early(listener));
-    let gateway = Gateway::before(&[address]).start().await?;
+    let replica = ByHand::start(answer_early).await?;
+    let gateway = Gateway::before(&[replica.address]).start().await?;
     let mut raw = Raw::connect(&gateway).await?;
     raw.send(
         "POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
@@ -295,7 +307,6 @@ async fn a_client_that_was_not_told_to_go_on_is_not_waited_for() -> Result<()> {
     let answer = raw.rest().await?;
     assert!(answer.starts_with("HTTP/1.1 103"), "{answer}");
     assert!(answer.contains("connection: close\r\n"), "{answer}");
-    replica.abort();
     Ok(())
 }
 
@@ -448,32 +459,24 @@ async fn a_client_that_does_not_take_its_answer_is_closed() -> Result<()> {
 }
 
 /// Answers at once, and with more than anybody's buffers take.
-async fn answer_at_length(listener: TcpListener) {
-    // They end with this task.
-    let mut connections = JoinSet::new();
-    while let Ok((mut stream, _)) = listener.accept().await {
-        connections.spawn(async move {
-            let mut head = [0; 4096];
-            if let Ok(1..) = stream.read(&mut head).await {
-                let length = if head.starts_with(b"POST") {
-                    32 << 20
-                } else {
-                    0
-                };
-                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
-                let _ = stream.write_all(head.as_bytes()).await;
-                let _ = stream.write_all(&vec![b'x'; length]).await;
-            }
-        });
+async fn answer_at_length(mut stream: TcpStream) {
+    let mut head = [0; 4096];
+    if let Ok(1..) = stream.read(&mut head).await {
+        let length = if head.starts_with(b"POST") {
+            32 << 20
+        } else {
+            0
+        };
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        let _ = stream.write_all(head.as_bytes()).await;
+        let _ = stream.write_all(&vec![b'x'; length]).await;
     }
 }
 
 #[tokio::test]
 async fn who_goes_on_sending_has_to_read_all_the_same() -> Result<()> {
-    let listener = TcpListener::bind(address::free()).await?;
-    let address = listener.local_addr()?;
-    let replica = tokio::spawn(answer_at_length(listener));
-    let gateway = Gateway::before(&[address])
+    let replica = ByHand::start(answer_at_length).await?;
+    let gateway = Gateway::before(&[replica.address])
         .config(IMPATIENT)
         .start()
         .await?;
@@ -489,7 +492,6 @@ async fn who_goes_on_sending_has_to_read_all_the_same() -> Result<()> {
         }
         anyhow::ensure!(start.elapsed() < wait::PATIENCE, "it is still served");
     }
-    replica.abort();
     Ok(())
 }
 
