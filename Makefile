@@ -1,4 +1,4 @@
-# Everything a developer does, one word each. `make` alone lists them.
+# Commands for development. `make` alone lists them.
 
 .PHONY: help run test lint fuzz e2e bench
 
@@ -11,14 +11,14 @@ run: ## build and start gateway and two auth-api replicas on https://localhost
 test: ## run every test against the real programs, on private servers
 	@exec scripts/test
 
-lint: ## formatting, clippy, shellcheck, alert rules, licences and sources of dependencies
+lint: ## check formatting, clippy, direction of imports, shell scripts, alert rules, licences and sources of dependencies
 	@exec scripts/lint
 
-fuzz: ## throw what the OpenAPI document allows and forbids at every endpoint
+fuzz: ## send valid and invalid requests generated from the OpenAPI document to every endpoint
 	@exec scripts/fuzz
 
-e2e: ## run the production deployment in Docker through everything that an operator does to it
+e2e: ## test the production deployment in Docker under load: scaling, crashes, restarts, upgrades
 	@exec scripts/e2e
 
-bench: ## measure side by side with peers into bench/RESULTS.md; WHAT=gateway, decisions, auth-api or faults for a part
+bench: ## benchmark beside nginx and haproxy into bench/RESULTS.md; WHAT=gateway, decisions, auth-api or faults for a part
 	@exec scripts/bench $(WHAT)

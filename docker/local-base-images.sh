@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Makes local images of the names that docker/Dockerfile and compose.prod.yml build upon, from Debian
-# packages. For machines that reach no registry, and for nothing else: where `docker pull` works,
-# use the real ones.
+# Builds local substitutes for the base images of docker/Dockerfile and compose.prod.yml from Debian
+# packages. Only for machines that cannot reach a registry: where `docker pull` works, use the real images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +18,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 missing() { ! docker image inspect "$1" >/dev/null 2>&1; }
-system() { # FOLDER PACKAGE...: a small Debian with these
+
+# Copies the trusted certificate authorities of this machine, which may have more than Debian's.
+copy_certificate_authorities() { # ROOT
+    mkdir -p "$1/etc/ssl/certs"
+    cp --dereference "${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" "$1/etc/ssl/certs/ca-certificates.crt"
+}
+
+# Installs a minimal Debian with the given packages.
+install_debian() { # ROOT PACKAGE...
     local packages
     packages=$(IFS=, && echo "${*:2}")
     debootstrap --variant=minbase --include="$packages" "$SUITE" "$1" >"$work/log" 2>&1 || {
@@ -27,20 +34,19 @@ system() { # FOLDER PACKAGE...: a small Debian with these
         exit 1
     }
     rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/*
-    # Whoever trusts further authorities on this machine needs them there too.
-    mkdir -p "$1/etc/ssl/certs"
-    cp --dereference "${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" "$1/etc/ssl/certs/ca-certificates.crt"
+    copy_certificate_authorities "$1"
 }
-import() { # FOLDER IMAGE CHANGE...
+
+import() { # ROOT IMAGE DOCKERFILE-INSTRUCTION...
     local changes=() change
     for change in "${@:3}"; do changes+=(--change "$change"); done
     tar -C "$1" -c . | docker import "${changes[@]}" - "$2" >/dev/null
     rm -rf "$1"
-    echo "made $2"
+    echo "built $2"
 }
 
 rust() {
-    system "$work/rust" ca-certificates gcc g++ libc6-dev make cmake
+    install_debian "$work/rust" ca-certificates gcc g++ libc6-dev make cmake
     mkdir -p "$work/rust/usr/local/rust"
     cp -a "$(rustc --print sysroot)/." "$work/rust/usr/local/rust/"
     rm -rf "$work/rust/usr/local/rust/share/doc"
@@ -48,10 +54,10 @@ rust() {
         "ENV CARGO_HOME=/usr/local/cargo"
 }
 
-# A C library, the roots of TLS and a user; no shell.
+# C library, certificate authorities and an unprivileged user; no shell.
 distroless() {
     local root=$work/distroless package
-    mkdir -p "$work/packages" "$root/etc/ssl/certs" "$root/tmp" "$root/home/nonroot"
+    mkdir -p "$work/packages" "$root/etc" "$root/tmp" "$root/home/nonroot"
     (cd "$work/packages" && apt-get download libc6 libgcc-s1 >/dev/null 2>&1)
     for package in "$work"/packages/*.deb; do dpkg-deb -x "$package" "$root"; done
     rm -rf "${root:?}"/usr/share "$root"/usr/lib/*/gconv "$root"/usr/lib/*/audit
@@ -61,35 +67,35 @@ distroless() {
 nonroot:x:65532:65532:nonroot:/home/nonroot:/sbin/nologin' >"$root/etc/passwd"
     echo 'root:x:0:
 nonroot:x:65532:' >"$root/etc/group"
-    cp --dereference "${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}" "$root/etc/ssl/certs/ca-certificates.crt"
+    copy_certificate_authorities "$root"
     import "$root" "$DISTROLESS" "USER 65532" "ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt"
 }
 
-# What the real image's entrypoint does of the variables that compose.prod.yml sets.
+# The entrypoint implements those variables of the real image that compose.prod.yml sets.
 postgres() {
     local root=$work/postgres
-    system "$root" postgresql-15 util-linux
+    install_debian "$root" postgresql-15 util-linux
     cat >"$root/usr/local/bin/entrypoint" <<'ENTRYPOINT'
 #!/bin/sh
 set -eu
 export PATH="/usr/lib/postgresql/15/bin:$PATH" PGDATA="${PGDATA:-/var/lib/postgresql/data}"
-as() { setpriv --reuid postgres --regid postgres --clear-groups "$@"; }
+as_postgres="setpriv --reuid postgres --regid postgres --clear-groups"
 mkdir -p "$PGDATA" /var/run/postgresql
 chown postgres:postgres "$PGDATA" /var/run/postgresql
 chmod 700 "$PGDATA"
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     (umask 077 && tr -d '\n' <"$POSTGRES_PASSWORD_FILE" >/tmp/password && chown postgres /tmp/password)
-    as initdb --username="$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8
+    $as_postgres initdb --username="$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8
     rm /tmp/password
     echo "host all all all scram-sha-256" >>"$PGDATA/pg_hba.conf"
     sed -i 's/^local .*/local all all trust/' "$PGDATA/pg_hba.conf"
-    as postgres --single -jE postgres <<SQL
+    $as_postgres postgres --single -jE postgres <<SQL
 CREATE DATABASE "$POSTGRES_DB";
 SQL
 fi
 [ "$1" = postgres ] || exec "$@"
 shift
-exec setpriv --reuid postgres --regid postgres --clear-groups postgres -c listen_addresses='*' "$@"
+exec $as_postgres postgres -c listen_addresses='*' "$@"
 ENTRYPOINT
     chmod 755 "$root/usr/local/bin/entrypoint"
     import "$root" "$POSTGRES" 'ENTRYPOINT ["/usr/local/bin/entrypoint"]' 'CMD ["postgres"]' \
@@ -98,7 +104,7 @@ ENTRYPOINT
 
 redis() {
     local root=$work/redis
-    system "$root" redis-server redis-tools util-linux
+    install_debian "$root" redis-server redis-tools util-linux
     cat >"$root/usr/local/bin/entrypoint" <<'ENTRYPOINT'
 #!/bin/sh
 set -eu

@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
-# Replaces the gateway by one of the image that .prod.env names, with no connection refused.
+# Replaces the gateway with the image named in .prod.env. No connection is refused.
 #
-# Two containers cannot have one port, so there is a moment without a listener. While it lasts the
-# kernel drops the first packet of new connections, which their clients send again a second later;
-# connections that exist are told to end and are finished first. Needs root, for iptables.
+# Two containers cannot publish the same port, so for a short time there is no listener. During that
+# time the kernel drops the SYN packets of new connections, and clients retransmit them a second
+# later; the old gateway drains existing connections before it exits. Needs root, for iptables.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-gateway() { docker/compose ps -q gateway; }
-answers() { docker exec "$(gateway)" /usr/local/bin/gateway healthcheck >/dev/null 2>&1; }
-ports() { docker port "$(gateway)" | sed 's/.*://' | sort -u; }
+container() { docker/compose ps -q gateway; }
+published_ports() { docker port "$(container)" | sed 's/.*://' | sort -u; }
 
-rule() { # ADD-OR-DELETE PORT
+drop_rule() { # -I|-D PORT
     local tool
     for tool in iptables ip6tables; do
         command -v "$tool" >/dev/null || continue
@@ -20,26 +19,19 @@ rule() { # ADD-OR-DELETE PORT
     done 2>/dev/null || [ "$tool" = ip6tables ]
 }
 
-mapfile -t held < <(ports)
-let_go() {
+mapfile -t ports < <(published_ports)
+delete_rules() {
     local port
-    for port in "${held[@]}"; do rule -D "$port" || true; done
+    for port in "${ports[@]}"; do drop_rule -D "$port" || true; done
 }
-trap let_go EXIT
-for port in "${held[@]}"; do
-    rule -I "$port" || {
-        echo "upgrade-gateway.sh: iptables needs root" >&2
+trap delete_rules EXIT
+for port in "${ports[@]}"; do
+    drop_rule -I "$port" || {
+        echo "upgrade-gateway.sh: cannot add iptables rules: run it as root" >&2
         exit 1
     }
 done
 
 docker/compose up -d --no-deps gateway >/dev/null 2>&1
-deadline=$((SECONDS + 60))
-until answers; do
-    ((SECONDS < deadline)) || {
-        echo "upgrade-gateway.sh: the new gateway does not answer: docker logs $(gateway)" >&2
-        exit 1
-    }
-    sleep 0.1
-done
-echo "the gateway is replaced"
+docker/wait-until-healthy.sh "$(container)" gateway
+echo "replaced the gateway"

@@ -1,4 +1,4 @@
-"""What the fuzz knows beyond the document: how to get a token, and what JSON Schema cannot say."""
+"""Schemathesis hooks: authentication, and constraints that JSON Schema cannot express."""
 
 import base64
 import json
@@ -15,22 +15,22 @@ PASSWORD = "securepassword123"
 
 
 def is_login(text):
-    """JSON Schema knows no normal forms, no control characters and no outer blanks."""
+    """Checks normalisation, control characters and surrounding whitespace, which JSON Schema cannot."""
     text = unicodedata.normalize("NFC", text)
     return 3 <= len(text) <= 255 and text.strip() == text and not any(unicodedata.category(c) == "Cc" for c in text)
 
 
 def is_password(text):
-    """JSON Schema counts no bytes. Eight of one character are common."""
+    """Checks the length in bytes, which JSON Schema cannot. Repetitions of one character are common passwords."""
     return len(text) >= 8 and len(text.encode()) <= 72 and len(set(text)) > 4
 
 
-# No login is a password: the document cannot say that they must differ.
-MARK = "~"
-characters = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters=MARK)
+# Only passwords contain it, so that no password equals a login: the document cannot require that.
+PASSWORD_SUFFIX = "~"
+characters = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters=PASSWORD_SUFFIX)
 schemathesis.openapi.format("login", st.text(characters, min_size=3, max_size=64).filter(is_login))
 schemathesis.openapi.format(
-    "password", st.text(characters, min_size=8, max_size=17).map(lambda text: text + MARK).filter(is_password)
+    "password", st.text(characters, min_size=8, max_size=17).map(lambda text: text + PASSWORD_SUFFIX).filter(is_password)
 )
 
 
@@ -38,46 +38,47 @@ def post(base, path, body):
     request = urllib.request.Request(
         base.rstrip("/") + path, json.dumps(body).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.load(response)
 
 
-def account(case):
-    """A new one's credentials, and the tokens of its session."""
+def create_account(case):
+    """Registers and logs in a new user; returns its credentials and tokens."""
     credentials = {"login": f"fuzz {uuid.uuid4()}", "password": PASSWORD}
     base = case.operation.base_url
     post(base, "/api/register", credentials)
     return credentials, post(base, "/api/login", credentials)
 
 
-def session(token):
+def session_id(token):
+    """Returns the session that an access token names."""
     payload = token.split(".")[1]
     return json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["sid"]
 
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """Of the requests that are well-formed, half are about something that exists."""
+    """Makes half of the valid requests refer to an existing account or session."""
     if case.meta is None or case.meta.generation.mode != GenerationMode.POSITIVE or random.random() < 0.5:
         return
     operation = case.operation.label
     if operation in ("POST /api/login", "POST /api/delete"):
-        case.body, _ = account(case)
+        case.body, _ = create_account(case)
     elif operation == "POST /api/refresh":
-        _, tokens = account(case)
+        _, tokens = create_account(case)
         case.body = {"refresh_token": tokens["refresh_token"]}
     elif operation == "POST /api/password" and isinstance(case.body, dict):
         case.body["current_password"] = PASSWORD
     elif operation == "DELETE /api/sessions/{id}" and "Authorization" in (case.headers or {}):
-        case.path_parameters = {"id": session(case.headers["Authorization"])}
+        case.path_parameters = {"id": session_id(case.headers["Authorization"])}
 
 
 @schemathesis.auth(refresh_interval=None)
 class AccessToken:
-    """Each request has an account of its own, so that none ends another's session."""
+    """Gives each request its own account, so that no request ends the session of another."""
 
     def get(self, case, context):
-        _, tokens = account(case)
+        _, tokens = create_account(case)
         return tokens["access_token"]
 
     def set(self, case, data, context):

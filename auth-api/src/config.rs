@@ -1,4 +1,4 @@
-//! The environment as types: the names and defaults of the Python service, and ours.
+//! Configuration from environment variables, with the names and defaults of the Python service.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -9,66 +9,66 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use logging::LogSettings;
 use secrecy::SecretSlice;
 use sqlx::postgres::PgConnectOptions;
-use tracing::Level;
 
-use crate::hashing;
-use crate::telemetry::{Format, Logs};
-use crate::users::{PoolMode, PostgresSettings};
+use crate::hashing::HashingSettings;
+use crate::store::postgres::{PoolMode, PostgresSettings};
 
-/// Below this a stolen hash is cheap to guess at (OWASP Password Storage).
-pub(crate) const LEAST_SAFE_COST: u32 = 12;
-/// HS256 wants a key as long as its hash (RFC 7518, section 3.2).
-const KEY_BYTES: usize = 32;
-/// What keys in examples say.
-const EXAMPLES: [&str; 5] = [
+/// Lowest bcrypt cost that resists guessing with a stolen hash (OWASP Password Storage).
+pub(crate) const MIN_SAFE_COST: u32 = 12;
+/// HS256 requires a key at least as long as its hash (RFC 7518, section 3.2).
+const MIN_KEY_BYTES: usize = 32;
+/// Substrings of keys in examples.
+const EXAMPLE_KEY_PARTS: [&str; 5] = [
     "change-me",
     "change_me",
     "changeme",
     "your-secret",
     "your_secret",
 ];
-const COSTS: RangeInclusive<u32> = 4..=20;
-/// Tokens count whole seconds, and no store has a time that is millennia away.
-const LIFETIMES: RangeInclusive<Duration> =
+const COST_RANGE: RangeInclusive<u32> = 4..=20;
+/// Tokens have a resolution of a second, and the stores cannot represent times millennia away.
+const LIFETIME_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_hours(10 * 365 * 24);
 
-/// All settings, checked.
+/// All settings, validated.
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) internal_listen: SocketAddr,
-    pub(crate) store: Store,
-    pub(crate) migrate: Migrate,
+    pub(crate) store: StoreSettings,
+    pub(crate) migrate: MigrateMode,
     pub(crate) secret_key: SecretSlice<u8>,
     pub(crate) previous_secret_key: Option<SecretSlice<u8>>,
     pub(crate) access_token_lifetime: Duration,
     pub(crate) session_lifetime: Duration,
-    pub(crate) hashing: hashing::Settings,
-    pub(crate) logs: Logs,
+    pub(crate) hashing: HashingSettings,
+    pub(crate) logging: LogSettings,
 }
 
-/// Where users and sessions live.
-pub(crate) enum Store {
+/// Stores of users and sessions.
+pub(crate) enum StoreSettings {
     Servers {
         postgres: Box<PostgresSettings>,
         redis: Box<fred::types::config::Config>,
     },
+    /// Embedded store.
     File(PathBuf),
 }
 
-/// When the database's tables are brought up to date.
+/// Time at which migrations are applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Migrate {
+pub(crate) enum MigrateMode {
     AtStart,
     ByCommand,
 }
 
-/// The variables that are set, from the process and, in development, a `.env` file.
+/// Environment variables of the process and, in development, of a `.env` file.
 pub(crate) struct Environment(HashMap<String, String>);
 
 impl Environment {
-    /// The process's variables; a `.env` file in the working folder fills in what they leave out.
+    /// Reads the variables. Those of the process override those of `.env` in the working directory.
     pub(crate) fn read() -> Result<Self> {
         let mut variables: HashMap<_, _> = match dotenvy::dotenv_iter() {
             Ok(lines) => lines.collect::<Result<_, _>>().context("reading .env")?,
@@ -81,20 +81,22 @@ impl Environment {
         Ok(Self(variables))
     }
 
-    /// A variable's value; an empty one is none.
-    fn set(&self, name: &str) -> Option<&String> {
+    /// Returns the value of a variable. An empty one counts as unset.
+    fn variable(&self, name: &str) -> Option<&String> {
         self.0.get(name).filter(|value| !value.is_empty())
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.set(name).is_some() || self.set(&format!("{name}_FILE")).is_some()
+    fn is_set(&self, name: &str) -> bool {
+        self.variable(name).is_some() || self.variable(&format!("{name}_FILE")).is_some()
     }
 
-    /// A variable's value, or the contents of the file that `NAME_FILE` names (Docker secrets).
+    /// Returns the value of a variable, or the contents of the file that `NAME_FILE` names (Docker secrets).
     fn get(&self, name: &str) -> Result<Option<String>> {
         let file_variable = format!("{name}_FILE");
-        match (self.set(name), self.set(&file_variable)) {
-            (Some(_), Some(_)) => bail!("{name} and {file_variable} are both set: set one of them"),
+        match (self.variable(name), self.variable(&file_variable)) {
+            (Some(_), Some(_)) => {
+                bail!("{name} and {file_variable} are both set: set only one of them")
+            }
             (Some(value), None) => Ok(Some(value.clone())),
             (None, Some(file)) => {
                 let text = std::fs::read_to_string(file)
@@ -109,12 +111,12 @@ impl Environment {
         Ok(self.get(name)?.unwrap_or_else(|| default.to_owned()))
     }
 
-    fn parsed<T: FromStr>(&self, name: &str, default: &str, what: &str) -> Result<T> {
+    fn parsed<T: FromStr>(&self, name: &str, default: &str, expected: &str) -> Result<T> {
         let value = self.text(name, default)?;
         value
             .parse()
             .ok()
-            .with_context(|| format!("{name} is {value:?}: it must be {what}"))
+            .with_context(|| format!("{name} is {value:?}: it must be {expected}"))
     }
 
     fn seconds(&self, name: &str, default: &str) -> Result<Duration> {
@@ -127,9 +129,12 @@ impl Environment {
 
     fn lifetime(&self, name: &str, default: &str) -> Result<Duration> {
         let lifetime = self.seconds(name, default)?;
-        if !LIFETIMES.contains(&lifetime) {
-            let (least, most) = (LIFETIMES.start().as_secs(), LIFETIMES.end().as_secs());
-            bail!("{name} must be from {least} to {most} seconds");
+        if !LIFETIME_RANGE.contains(&lifetime) {
+            let (min, max) = (
+                LIFETIME_RANGE.start().as_secs(),
+                LIFETIME_RANGE.end().as_secs(),
+            );
+            bail!("{name} must be from {min} to {max} seconds");
         }
         Ok(lifetime)
     }
@@ -139,7 +144,7 @@ impl Config {
     /// Reads every setting.
     ///
     /// # Errors
-    /// One that names the first setting that is missing or wrong.
+    /// Returns an error that names the first setting that is missing or invalid.
     pub(crate) fn read(environment: &Environment) -> Result<Self> {
         let key = secret_key(environment, "SECRET_KEY")?;
         Ok(Self {
@@ -152,96 +157,85 @@ impl Config {
             store: store(environment)?,
             migrate: migrate(environment)?,
             secret_key: key.context(
-                "SECRET_KEY is not set: it signs access tokens and must have 32 bytes at least \
+                "SECRET_KEY is not set: it signs access tokens and must have at least 32 bytes \
                  (openssl rand -base64 48)",
             )?,
             previous_secret_key: secret_key(environment, "SECRET_KEY_PREVIOUS")?,
             access_token_lifetime: environment.lifetime("ACCESS_TOKEN_TTL", "86400")?,
             session_lifetime: environment.lifetime("REFRESH_TOKEN_TTL", "2592000")?,
             hashing: hashing(environment)?,
-            logs: logs(environment)?,
+            logging: logging(environment)?,
         })
     }
 }
 
 const ADDRESS: &str = "an address with a port, such as 0.0.0.0:8000";
 
-/// Where requests are answered.
+/// Returns the address of the public listener.
 pub(crate) fn listen(environment: &Environment) -> Result<SocketAddr> {
     environment.parsed("AUTH_API_LISTEN", "0.0.0.0:8000", ADDRESS)
 }
 
-/// What is logged, and how.
-pub(crate) fn logs(environment: &Environment) -> Result<Logs> {
-    let level = environment.text("LOG_LEVEL", "INFO")?;
-    let format = environment.text("LOG_FORMAT", "")?;
-    Ok(Logs {
-        level: match level.to_uppercase().as_str() {
-            "DEBUG" => Level::DEBUG,
-            "INFO" => Level::INFO,
-            "WARNING" | "WARN" => Level::WARN,
-            "ERROR" | "CRITICAL" => Level::ERROR,
-            _ => bail!("LOG_LEVEL is {level:?}: it must be DEBUG, INFO, WARNING or ERROR"),
-        },
-        format: match format.as_str() {
-            "" => Format::for_this_terminal(),
-            "json" => Format::Json,
-            "text" => Format::Text,
-            _ => bail!("LOG_FORMAT is {format:?}: it must be json or text"),
-        },
-    })
+/// Returns the logging settings.
+pub(crate) fn logging(environment: &Environment) -> Result<LogSettings> {
+    let level = environment.get("LOG_LEVEL")?;
+    let format = environment.get("LOG_FORMAT")?;
+    Ok(LogSettings::parse(level.as_deref(), format.as_deref())?)
 }
 
-/// A server is named by any of these, as the Python service has defaults for each: by the URL, or by
-/// the others.
+/// Settings of PostgreSQL: the URL, or any of the others, for which the Python service has defaults.
 const POSTGRES: (&str, &[&str]) = (
     "DATABASE_URL",
     &["DB_HOST", "DB_PORT", "DB_USER", "DB_PASSWORD", "DB_TABLE"],
 );
+/// Settings of Redis, likewise.
 const REDIS: (&str, &[&str]) = (
     "REDIS_URL",
     &["REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD"],
 );
 
-/// Where users and sessions live: on both servers, or in a file where neither is named.
-pub(crate) fn store(environment: &Environment) -> Result<Store> {
-    match (named(environment, POSTGRES)?, named(environment, REDIS)?) {
+/// Returns the stores: both servers, or the embedded one if neither server is configured.
+pub(crate) fn store(environment: &Environment) -> Result<StoreSettings> {
+    match (
+        configured_by(environment, POSTGRES)?,
+        configured_by(environment, REDIS)?,
+    ) {
         (None, None) => {
-            let folder: PathBuf = environment.text("DATA_DIR", "data")?.into();
-            Ok(Store::File(folder.join("auth.db")))
+            let directory: PathBuf = environment.text("DATA_DIR", "data")?.into();
+            Ok(StoreSettings::File(directory.join("auth.db")))
         }
-        (Some(_), Some(_)) => Ok(Store::Servers {
+        (Some(_), Some(_)) => Ok(StoreSettings::Servers {
             postgres: Box::new(postgres(environment)?),
             redis: Box::new(redis(environment)?),
         }),
         (Some(name), None) => bail!(
-            "{name} names a database, but no REDIS_HOST, REDIS_URL or other REDIS_ setting a Redis: \
-             name both for servers, or neither for the embedded store"
+            "{name} configures PostgreSQL, but no REDIS_HOST, REDIS_URL or other REDIS_ setting configures Redis: \
+             configure both servers, or neither for the embedded store"
         ),
         (None, Some(name)) => bail!(
-            "{name} names a Redis, but no DB_HOST, DATABASE_URL or other DB_ setting a database: \
-             name both for servers, or neither for the embedded store"
+            "{name} configures Redis, but no DB_HOST, DATABASE_URL or other DB_ setting configures PostgreSQL: \
+             configure both servers, or neither for the embedded store"
         ),
     }
 }
 
-/// The setting that names a server, if one does.
-fn named(
+/// Returns a setting that configures the server, or `None` if there is none.
+fn configured_by(
     environment: &Environment,
-    (url, parts): (&'static str, &[&'static str]),
+    (url, others): (&'static str, &[&'static str]),
 ) -> Result<Option<&'static str>> {
-    let part = parts.iter().copied().find(|name| environment.has(name));
-    match (environment.has(url).then_some(url), part) {
-        (Some(url), Some(part)) => {
-            bail!("{url} and {part} are both set: set the one that has it all, or the others")
+    let other = others.iter().copied().find(|name| environment.is_set(name));
+    match (environment.is_set(url).then_some(url), other) {
+        (Some(url), Some(other)) => {
+            bail!("{url} and {other} are both set: set either the URL or the individual settings")
         }
-        (url, part) => Ok(url.or(part)),
+        (url, other) => Ok(url.or(other)),
     }
 }
 
 fn postgres(environment: &Environment) -> Result<PostgresSettings> {
     let options = match environment.get("DATABASE_URL")? {
-        // The parser's own message may repeat the URL with its password.
+        // The parser's error may contain the URL with its password.
         Some(url) => url.parse().ok().context(
             "DATABASE_URL must look like postgres://user:password@host:5432/database?sslmode=require",
         )?,
@@ -254,7 +248,7 @@ fn postgres(environment: &Environment) -> Result<PostgresSettings> {
     };
     let pool_mode = environment.text("DB_POOL_MODE", "session")?;
     Ok(PostgresSettings {
-        // We have no floats, and PgBouncer refuses what it does not know.
+        // PgBouncer rejects a startup parameter that it does not know. No column is a float.
         connection: options
             .application_name("auth-api")
             .extra_float_digits(None),
@@ -284,18 +278,18 @@ fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
             environment.parsed("REDIS_PORT", "6379", PORT)?,
         ),
         password: environment.get("REDIS_PASSWORD")?,
-        database: Some(environment.parsed("REDIS_DB", "0", "a database's number, 0 to 255")?),
+        database: Some(environment.parsed("REDIS_DB", "0", "a database number, 0 to 255")?),
         ..Config::default()
     })
 }
 
-fn migrate(environment: &Environment) -> Result<Migrate> {
+fn migrate(environment: &Environment) -> Result<MigrateMode> {
     let migrate = environment.text("MIGRATE", "start")?;
     match migrate.as_str() {
-        "start" => Ok(Migrate::AtStart),
-        "command" => Ok(Migrate::ByCommand),
+        "start" => Ok(MigrateMode::AtStart),
+        "command" => Ok(MigrateMode::ByCommand),
         _ => bail!(
-            "MIGRATE is {migrate:?}: it must be start, or command for `auth-api migrate` alone"
+            "MIGRATE is {migrate:?}: it must be start, or command to apply migrations only with `auth-api migrate`"
         ),
     }
 }
@@ -304,38 +298,41 @@ fn secret_key(environment: &Environment, name: &str) -> Result<Option<SecretSlic
     let Some(key) = environment.get(name)? else {
         return Ok(None);
     };
-    if key.len() < KEY_BYTES {
+    if key.len() < MIN_KEY_BYTES {
         bail!(
-            "{name} has {} bytes: it must have {KEY_BYTES} at least (openssl rand -base64 48)",
+            "{name} has {} bytes: it must have at least {MIN_KEY_BYTES} (openssl rand -base64 48)",
             key.len()
         );
     }
     let lower = key.to_lowercase();
-    if EXAMPLES.iter().any(|example| lower.contains(example)) {
-        bail!("{name} is one from an example: make one of your own (openssl rand -base64 48)");
+    if EXAMPLE_KEY_PARTS
+        .iter()
+        .any(|example| lower.contains(example))
+    {
+        bail!("{name} is a key from an example: generate your own (openssl rand -base64 48)");
     }
     Ok(Some(key.into_bytes().into()))
 }
 
-/// How passwords are hashed.
-pub(crate) fn hashing(environment: &Environment) -> Result<hashing::Settings> {
+/// Returns the hashing settings.
+pub(crate) fn hashing(environment: &Environment) -> Result<HashingSettings> {
     let cost = environment.parsed("BCRYPT_COST", "12", "a whole number")?;
-    if !COSTS.contains(&cost) {
+    if !COST_RANGE.contains(&cost) {
         bail!(
             "BCRYPT_COST is {cost}: it must be from {} to {}",
-            COSTS.start(),
-            COSTS.end()
+            COST_RANGE.start(),
+            COST_RANGE.end()
         );
     }
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    Ok(hashing::Settings {
+    Ok(HashingSettings {
         cost,
         threads: environment.parsed(
             "HASHING_THREADS",
             &cores.to_string(),
             "a whole number above 0",
         )?,
-        longest_wait: environment.seconds("HASHING_MAX_WAIT", "2")?,
+        max_wait: environment.seconds("HASHING_MAX_WAIT", "2")?,
     })
 }
 
@@ -351,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn an_error_names_the_invalid_setting() {
         for (variable, value) in [
             ("SECRET_KEY", ""),
             ("SECRET_KEY", "short"),
@@ -376,25 +373,27 @@ mod tests {
         }
         let url = ("DATABASE_URL", "postgres://db/auth");
         let twice = [url, ("DB_TABLE", "auth"), ("REDIS_HOST", "redis")];
-        let error = read(&twice).err().expect("which one?").to_string();
+        let error = read(&twice).err().expect("both are set").to_string();
         assert!(error.contains("DATABASE_URL and DB_TABLE"), "{error}");
         let servers = [("DB_HOST", "db"), ("REDIS_HOST", "redis")];
-        let mistaken = [servers[0], servers[1], ("DB_POOL_MODE", "statement")];
-        let error = read(&mistaken).err().expect("no such mode").to_string();
+        let invalid_mode = [servers[0], servers[1], ("DB_POOL_MODE", "statement")];
+        let error = read(&invalid_mode).err().expect("no such mode").to_string();
         assert!(error.contains("DB_POOL_MODE"), "{error}");
     }
 
     #[test]
-    fn naming_no_server_means_the_file() {
+    fn without_a_server_the_embedded_store_is_used() {
         let config = read(&[("DATA_DIR", "here")]).unwrap();
-        assert!(matches!(config.store, Store::File(file) if file.ends_with("here/auth.db")));
+        assert!(
+            matches!(config.store, StoreSettings::File(file) if file.ends_with("here/auth.db"))
+        );
     }
 
     #[test]
-    fn any_setting_of_a_server_names_it_and_the_rest_has_defaults() {
+    fn any_setting_of_a_server_configures_it_and_the_others_have_defaults() {
         for both in [
             [("DB_HOST", "db"), ("REDIS_HOST", "redis")],
-            [("DB_USER", "somebody"), ("REDIS_DB", "3")],
+            [("DB_USER", "someone"), ("REDIS_DB", "3")],
             [("DB_PASSWORD", "secret"), ("REDIS_URL", "redis://redis")],
             [
                 ("DATABASE_URL", "postgres://db/auth"),
@@ -402,7 +401,7 @@ mod tests {
             ],
         ] {
             let store = read(&both).unwrap().store;
-            assert!(matches!(store, Store::Servers { .. }), "{both:?}");
+            assert!(matches!(store, StoreSettings::Servers { .. }), "{both:?}");
         }
         for one in ["DB_PORT", "REDIS_DB"] {
             let error = read(&[(one, "1")]).err().expect(one).to_string();

@@ -1,10 +1,16 @@
-//! What cannot be wrong: values that were checked once, where they came in.
+//! Domain types: values that are validated once, where they enter the program.
+//!
+//! This module imports nothing else of the crate, so that every other module can use it.
 
+pub(crate) mod access_token;
 mod common_passwords;
+pub(crate) mod digest;
 pub(crate) mod login;
 pub(crate) mod password;
+pub(crate) mod password_hash;
+pub(crate) mod principal;
+pub(crate) mod problem;
 pub(crate) mod refresh_token;
 pub(crate) mod session;
 mod strict_json;
-pub(crate) mod token;
 pub(crate) mod user;

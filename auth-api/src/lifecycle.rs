@@ -1,78 +1,77 @@
-//! Whether the program is about to end, and whether somebody still wants something of it.
+//! Shutdown state, and operations that must complete.
 //!
-//! A gateway keeps connections to us open. To close one in the moment in which it sends a request
-//! on it would fail that request, so before the end each answer says that it is the last of its
-//! connection, and we go on until nobody asks any more (RFC 9112, section 9.6).
+//! A gateway keeps connections to this program open. Closing one while the gateway sends a request on
+//! it would fail that request. So before the shutdown each response announces that it is the last
+//! one of its connection, and requests are served until none arrive (RFC 9112, section 9.6).
 //!
-//! A client may also go away amid its request, and its handler with it. What changes an account or a
-//! session is done to its end all the same.
+//! A client may also disconnect during its request, which drops the handler. Operations that change
+//! an account or a session run in tasks of their own and complete all the same.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Shared by whoever answers requests and whoever ends the program. Cheap to clone.
+/// Shutdown state shared by the server and the request handlers. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Lifecycle(Arc<State>);
+pub(crate) struct Lifecycle(Arc<LifecycleState>);
 
 #[derive(Debug, Default)]
-struct State {
-    is_ending: AtomicBool,
+struct LifecycleState {
+    is_shutting_down: AtomicBool,
     requests: AtomicU64,
-    /// What is being done to its end.
-    at_work: AtomicUsize,
+    /// Number of operations that have to complete.
+    pending_operations: AtomicUsize,
 }
 
 impl Lifecycle {
-    /// From now on every answer is its connection's last.
-    pub(crate) fn begin_to_end(&self) {
-        self.0.is_ending.store(true, Ordering::Relaxed);
+    /// From now on every response is the last one of its connection.
+    pub(crate) fn begin_shutdown(&self) {
+        self.0.is_shutting_down.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_ending(&self) -> bool {
-        self.0.is_ending.load(Ordering::Relaxed)
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.0.is_shutting_down.load(Ordering::Relaxed)
     }
 
-    /// Somebody asked for something.
-    pub(crate) fn request(&self) {
+    pub(crate) fn count_request(&self) {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many requests there have been.
+    /// Returns the number of requests since the start.
     pub(crate) fn requests(&self) -> u64 {
         self.0.requests.load(Ordering::Relaxed)
     }
 
-    /// Does `work` to its end, whether or not its client waits for it: several changes that are one,
-    /// and the line of the audit about them.
+    /// Runs an operation to completion even if its client disconnects: several changes that belong
+    /// together, and the audit event about them.
     pub(crate) async fn complete<T: Send + 'static>(
         &self,
-        work: impl Future<Output = T> + Send + 'static,
+        operation: impl Future<Output = T> + Send + 'static,
     ) -> T {
-        let at_work = AtWork::begin(&self.0);
-        let work = tokio::spawn(async move {
-            let _at_work = at_work;
-            work.await
+        let guard = OperationGuard::new(&self.0);
+        let task = tokio::spawn(async move {
+            let _guard = guard;
+            operation.await
         });
-        work.await.expect("nobody aborts it")
+        task.await.expect("the task is not aborted")
     }
 
-    /// Whether something has yet to be done to its end.
-    pub(crate) fn is_at_work(&self) -> bool {
-        self.0.at_work.load(Ordering::Relaxed) > 0
+    pub(crate) fn has_pending_operations(&self) -> bool {
+        self.0.pending_operations.load(Ordering::Relaxed) > 0
     }
 }
 
-struct AtWork(Arc<State>);
+/// Counts an operation as pending until it is dropped.
+struct OperationGuard(Arc<LifecycleState>);
 
-impl AtWork {
-    fn begin(state: &Arc<State>) -> Self {
-        state.at_work.fetch_add(1, Ordering::Relaxed);
+impl OperationGuard {
+    fn new(state: &Arc<LifecycleState>) -> Self {
+        state.pending_operations.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(state))
     }
 }
 
-impl Drop for AtWork {
+impl Drop for OperationGuard {
     fn drop(&mut self) {
-        self.0.at_work.fetch_sub(1, Ordering::Relaxed);
+        self.0.pending_operations.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,8 +1,9 @@
-//! The endpoints: one file each, with what it takes, what it answers, and the way from one to the other.
+//! Endpoints, one file each: description for the OpenAPI document, request, response and handler.
 
 pub(crate) mod delete;
-mod done;
+pub(crate) mod end_session;
 pub(crate) mod health;
+pub(crate) mod list_sessions;
 pub(crate) mod login;
 pub(crate) mod logout;
 pub(crate) mod logout_all;
@@ -12,4 +13,3 @@ pub(crate) mod profile;
 pub(crate) mod ready;
 pub(crate) mod refresh;
 pub(crate) mod register;
-pub(crate) mod sessions;

@@ -1,4 +1,4 @@
-//! Connections: accepted, bounded in time, and let finish at the end.
+//! TCP listeners, connections with time limits, and the graceful shutdown.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,24 +12,28 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::app::App;
 use crate::lifecycle::Lifecycle;
+use crate::router;
+use crate::state::AppState;
 
-/// A peer that has not sent a whole head by then is cut off. It also ends an idle connection, so it
-/// is longer than the gateway keeps one.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
-/// Once we are told to end, requests in flight may take until then.
-const END: Duration = Duration::from_secs(30);
-/// Without requests for so long, a gateway has heard that its connections are about to end.
-const FAREWELL: Duration = Duration::from_secs(1);
-/// Whoever goes on asking until then has not heard, and will not.
-const LONGEST_FAREWELL: Duration = Duration::from_secs(15);
-/// Between two looks at whether there is still something to do.
-const PAUSE: Duration = Duration::from_millis(10);
-const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// Longest time to receive the request headers. It also bounds the time for which a connection is
+/// idle, so it is longer than the idle timeout of the gateway's connections.
+const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(90);
+/// Longest duration of the shutdown, after which requests in flight are aborted.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time without requests after which every gateway is assumed to have closed its connections or to
+/// know that they are about to be closed.
+const QUIET_PERIOD: Duration = Duration::from_secs(1);
+/// Longest wait for the quiet period. A client that sends requests until then ignores `Connection: close`.
+const MAX_QUIET_WAIT: Duration = Duration::from_secs(15);
+/// Interval at which the progress of the shutdown is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Pause after a failed `accept`, usually for lack of file descriptors.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_REQUEST_HEADERS_BYTES: usize = 64 * 1024;
 
-/// Answers requests until SIGTERM or SIGINT, then lets those in flight finish.
-pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, app: App) -> Result<()> {
+/// Serves requests until SIGTERM or SIGINT, then lets those in flight complete.
+pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, state: AppState) -> Result<()> {
     let public = bind("AUTH_API_LISTEN", listen).await?;
     let internal = bind("AUTH_API_INTERNAL_LISTEN", internal).await?;
     tracing::info!(address = %public.local_addr()?, internal = %internal.local_addr()?, "listening");
@@ -37,58 +41,57 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, app: App) -> R
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let connections = GracefulShutdown::new();
-    let lifecycle = app.lifecycle.clone();
-    let public_router = app.clone().public();
-    let internal_router = app.internal();
+    let lifecycle = state.lifecycle.clone();
+    let public_router = router::public(state.clone());
+    let internal_router = router::internal(state);
     tokio::select! {
         () = accept(&public, &public_router, &connections) => {}
         () = accept(&internal, &internal_router, &connections) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!(connections = connections.count(), "ending");
-    lifecycle.begin_to_end();
-    let end = tokio::time::Instant::now() + END;
+    tracing::info!(connections = connections.count(), "shutting down");
+    lifecycle.begin_shutdown();
+    let deadline = tokio::time::Instant::now() + SHUTDOWN_TIMEOUT;
     tokio::select! {
-        () = farewell(&lifecycle, &connections) => {}
+        () = quiet(&lifecycle, &connections) => {}
         () = accept(&public, &public_router, &connections) => {}
     }
     drop((public, internal));
     let drained = async {
         connections.shutdown().await;
-        while lifecycle.is_at_work() {
-            tokio::time::sleep(PAUSE).await;
+        while lifecycle.has_pending_operations() {
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
-    if tokio::time::timeout_at(end, drained).await.is_err() {
-        tracing::warn!("requests still in flight were cut off");
+    if tokio::time::timeout_at(deadline, drained).await.is_err() {
+        tracing::warn!("shutdown timeout: requests in flight aborted");
     }
     Ok(())
 }
 
-/// Serves whoever comes, for ever.
+/// Accepts and serves connections without end.
 async fn accept(listener: &TcpListener, router: &Router, connections: &GracefulShutdown) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => serve(stream, router.clone(), connections),
             Err(error) => {
-                // Out of file descriptors: closing connections will make room.
-                tracing::error!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tracing::error!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
 }
 
-/// Until every connection is closed, or no request has come for [`FAREWELL`] on those that are not.
-async fn farewell(lifecycle: &Lifecycle, connections: &GracefulShutdown) {
+/// Waits until every connection is closed or no request has arrived for [`QUIET_PERIOD`].
+async fn quiet(lifecycle: &Lifecycle, connections: &GracefulShutdown) {
     let (start, mut quiet_since) = (Instant::now(), Instant::now());
     let mut seen = lifecycle.requests();
     while connections.count() > 0
-        && quiet_since.elapsed() < FAREWELL
-        && start.elapsed() < LONGEST_FAREWELL
+        && quiet_since.elapsed() < QUIET_PERIOD
+        && start.elapsed() < MAX_QUIET_WAIT
     {
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         if lifecycle.requests() != seen {
             seen = lifecycle.requests();
             quiet_since = Instant::now();
@@ -103,14 +106,14 @@ async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener> {
 }
 
 fn serve(stream: TcpStream, router: Router, connections: &GracefulShutdown) {
-    // Small answers must not wait for an acknowledgement of the one before.
+    // Without Nagle's algorithm, which would delay a small response until the previous one is acknowledged.
     let _ = stream.set_nodelay(true);
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MAX_HEADER_BYTES);
+        .header_read_timeout(REQUEST_HEADERS_TIMEOUT)
+        .max_buf_size(MAX_REQUEST_HEADERS_BYTES);
     let service = TowerToHyperService::new(router);
     let connection = builder
         .serve_connection(TokioIo::new(stream), service)
@@ -118,7 +121,7 @@ fn serve(stream: TcpStream, router: Router, connections: &GracefulShutdown) {
     let connection = connections.watch(connection);
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection broke");
+            tracing::debug!(%error, "connection failed");
         }
     });
 }

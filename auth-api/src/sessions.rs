@@ -1,40 +1,33 @@
-//! Where sessions live: Redis, or a SQLite file.
+//! Store of sessions: Redis, or the embedded SQLite file.
 //!
-//! A session is a record under its id, with an index of each user's sessions, so that ending one
-//! or all costs what it touches. No token is ever stored: an access token names its session, and
-//! of a refresh token only the SHA-256 is kept.
+//! A session is a record under its id, with an index of each user's sessions, so that the cost of
+//! ending one or all of them does not depend on how many others exist. Tokens are not stored: an
+//! access token names its session, and of a refresh token only the SHA-256 is stored.
 
-mod announcement;
 mod cache;
-mod ears;
+mod invalidation;
+mod lease;
+mod policy;
 mod redis;
 mod sqlite;
-
-use std::time::Duration;
 
 pub(crate) use redis::RedisSessions;
 pub(crate) use sqlite::SqliteSessions;
 
-use crate::domain::session::{Ended, Exchange, Exchanged, LiveSession, NewSession};
-use crate::domain::token::Principal;
+use crate::domain::principal::Principal;
+use crate::domain::session::{ActiveSession, EndOutcome, NewSession, Rotation, RotationOutcome};
 use crate::domain::user::UserId;
-use crate::unavailable::Unavailable;
+use crate::store::unavailable::Unavailable;
 
-/// How long a client that lost an answer may present a used refresh token again.
-const GRACE: Duration = Duration::from_secs(10);
-/// Uses of a session are noted no more often than this.
-const TOUCH: Duration = Duration::from_mins(1);
-/// Past so many, a login ends the session of that user that would end first.
-const MOST_OF_A_USER: u32 = 1000;
-
-/// The sessions, wherever they are.
+/// Sessions in one of the stores. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) enum Sessions {
     Redis(RedisSessions),
     Sqlite(SqliteSessions),
 }
 
-macro_rules! either {
+/// Calls a method of the store that is in use. Redis measures its operations itself.
+macro_rules! dispatch {
     ($self:ident.$method:ident($($argument:expr),*)) => {
         match $self {
             Self::Redis(sessions) => sessions.$method($($argument),*).await,
@@ -46,44 +39,44 @@ macro_rules! either {
 impl Sessions {
     /// Stores a new session.
     pub(crate) async fn create(&self, session: &NewSession) -> Result<(), Unavailable> {
-        either!(self.create(session))
+        dispatch!(self.create(session))
     }
 
-    /// Whether the session that `principal` speaks for lives. That it is used is noted, now and then.
-    pub(crate) async fn is_live(&self, principal: Principal) -> Result<bool, Unavailable> {
-        either!(self.is_live(principal))
+    /// Returns whether the session of `principal` is active, and records its use at intervals.
+    pub(crate) async fn is_active(&self, principal: Principal) -> Result<bool, Unavailable> {
+        dispatch!(self.is_active(principal))
     }
 
-    /// Exchanges a refresh token for the next; of several at once, one does, and within a grace the
-    /// others are told what it made.
-    pub(crate) async fn exchange(&self, exchange: &Exchange) -> Result<Exchanged, Unavailable> {
-        either!(self.exchange(exchange))
+    /// Rotates a refresh token. Of several concurrent calls with one token, one rotates it; within
+    /// the grace period the others return the same successor.
+    pub(crate) async fn rotate(&self, rotation: &Rotation) -> Result<RotationOutcome, Unavailable> {
+        dispatch!(self.rotate(rotation))
     }
 
-    /// Ends one session; of several at once, one does.
-    pub(crate) async fn end(&self, principal: Principal) -> Result<Ended, Unavailable> {
-        either!(self.end(principal))
+    /// Ends one session. Of several concurrent calls for one session, one returns `Ended`.
+    pub(crate) async fn end(&self, principal: Principal) -> Result<EndOutcome, Unavailable> {
+        dispatch!(self.end(principal))
     }
 
-    /// Ends every session of a user and says how many there were.
+    /// Ends every session of a user and returns their number.
     pub(crate) async fn end_all(&self, user: UserId) -> Result<u64, Unavailable> {
-        either!(self.end_all(user, None))
+        dispatch!(self.end_all(user, None))
     }
 
-    /// Ends every session of a user but this one and says how many there were.
+    /// Ends every session of a user except `kept` and returns their number.
     pub(crate) async fn end_others(&self, kept: Principal) -> Result<u64, Unavailable> {
-        either!(self.end_all(kept.user, Some(kept.session)))
+        dispatch!(self.end_all(kept.user, Some(kept.session)))
     }
 
-    /// The live sessions of a user, the newest first.
-    pub(crate) async fn list(&self, user: UserId) -> Result<Vec<LiveSession>, Unavailable> {
-        let mut sessions: Vec<LiveSession> = either!(self.list(user))?;
+    /// Returns the active sessions of a user, the newest first.
+    pub(crate) async fn list(&self, user: UserId) -> Result<Vec<ActiveSession>, Unavailable> {
+        let mut sessions: Vec<ActiveSession> = dispatch!(self.list(user))?;
         sessions.sort_by_key(|session| std::cmp::Reverse(session.created_at));
         Ok(sessions)
     }
 
-    /// Asks the store for the least that shows that it answers.
+    /// Runs the cheapest command that shows that the store responds.
     pub(crate) async fn ping(&self) -> Result<(), Unavailable> {
-        either!(self.ping())
+        dispatch!(self.ping())
     }
 }

@@ -1,49 +1,44 @@
-//! Guessing is slowed for each login: after 10 failures within 15 minutes every further try is
-//! refused until the window has passed, whatever the address, and whether or not the login exists
-//! (ASVS V6.3.1). Live sessions of its owner go on.
+//! Throttling of failed logins, per login name (ASVS V6.3.1).
 //!
-//! Failures are counted once they are known, and every verdict asks for the count once more: of
-//! many guesses at once no more than 10 learn anything.
+//! After 10 failed attempts within 15 minutes every further attempt is rejected until the window
+//! has passed, whatever the client's address and whether or not the login exists. Active sessions of
+//! the account are not affected.
+//!
+//! Invariant: of any number of concurrent attempts at most 10 reveal whether their password was
+//! right. A failure is counted when the password has been verified, and the count is checked again
+//! in the same step, before the result is reported; a result reported without that check would break
+//! the invariant.
 
+mod policy;
 mod redis;
 mod sqlite;
 
 use std::time::Duration;
 
+pub(crate) use policy::{LoginOutcome, WINDOW};
 pub(crate) use redis::RedisThrottle;
 pub(crate) use sqlite::SqliteThrottle;
 
+use crate::domain::digest::sha256;
 use crate::domain::login::Login;
-use crate::domain::refresh_token::sha256;
-use crate::unavailable::Unavailable;
+use crate::store::unavailable::Unavailable;
+use policy::LoginKey;
 
-const MOST_FAILURES: u32 = 10;
-pub(crate) const WINDOW: Duration = Duration::from_mins(15);
-
-/// What a login is counted under: names in a store are nobody's business.
-type Key = [u8; 32];
-
-/// Too many failures: come back after so long.
+/// The login is locked: the client may retry after this time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LockedOut {
     pub(crate) retry_after: Duration,
 }
 
-/// How a check of a password went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Right,
-    Wrong,
-}
-
-/// Where failures are counted.
+/// Counter of failed logins in one of the stores. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) enum Throttle {
     Redis(RedisThrottle),
     Sqlite(SqliteThrottle),
 }
 
-macro_rules! either {
+/// Calls a method of the store that is in use. Redis measures its operations itself.
+macro_rules! dispatch {
     ($self:ident.$method:ident($($argument:expr),*)) => {
         match $self {
             Self::Redis(throttle) => throttle.$method($($argument),*).await,
@@ -53,34 +48,32 @@ macro_rules! either {
 }
 
 impl Throttle {
-    /// Whether a password for this login may be checked at all.
-    pub(crate) async fn may_try(
-        &self,
-        login: &Login,
-    ) -> Result<Result<(), LockedOut>, Unavailable> {
-        Ok(verdict(either!(self.locked_for(key(login)))?))
+    /// Checks whether a password for this login may be verified.
+    pub(crate) async fn check(&self, login: &Login) -> Result<Result<(), LockedOut>, Unavailable> {
+        Ok(to_result(dispatch!(self.remaining_lock(key(login)))?))
     }
 
-    /// Counts an outcome. Even a right password counts for nothing if the login was locked meanwhile.
-    pub(crate) async fn settle(
+    /// Records the outcome of a verification. If the login was locked meanwhile, the outcome must not
+    /// be reported, even if the password was right.
+    pub(crate) async fn record(
         &self,
         login: &Login,
-        outcome: Outcome,
+        outcome: LoginOutcome,
     ) -> Result<Result<(), LockedOut>, Unavailable> {
-        Ok(verdict(either!(self.settle(key(login), outcome))?))
+        Ok(to_result(dispatch!(self.record(key(login), outcome))?))
     }
 }
 
-fn key(login: &Login) -> Key {
+fn key(login: &Login) -> LoginKey {
     sha256(&[login.as_str().as_bytes()])
 }
 
-/// `left` milliseconds of a lock, 0 where there is none.
-fn verdict(left: u64) -> Result<(), LockedOut> {
-    match left {
+/// Converts the remaining milliseconds of a lock, which are 0 if there is none.
+fn to_result(remaining: u64) -> Result<(), LockedOut> {
+    match remaining {
         0 => Ok(()),
-        left => Err(LockedOut {
-            retry_after: Duration::from_millis(left),
+        remaining => Err(LockedOut {
+            retry_after: Duration::from_millis(remaining),
         }),
     }
 }

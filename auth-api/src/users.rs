@@ -1,45 +1,39 @@
-//! Where users live: PostgreSQL, or a SQLite file.
+//! Store of user accounts: PostgreSQL, or the embedded SQLite file.
 
-mod lent;
 mod postgres;
-mod profiles;
+mod profile_batcher;
+mod rows;
 mod sqlite;
 
 use chrono::{DateTime, Utc};
 
-pub(crate) use postgres::{PoolMode, PostgresUsers, Settings as PostgresSettings};
+pub(crate) use postgres::PostgresUsers;
 pub(crate) use sqlite::SqliteUsers;
 
 use crate::domain::login::Login;
-use crate::domain::password::PasswordHash;
-use crate::domain::user::{Account, Listed, Profile, Standing, UserId};
-use crate::metrics::PoolUse;
-use crate::unavailable::Unavailable;
+use crate::domain::password_hash::PasswordHash;
+use crate::domain::user::{Account, AccountStatus, AccountSummary, DeleteOutcome, Profile, UserId};
+use crate::store::unavailable::Unavailable;
+use crate::telemetry::metrics::PoolUsage;
 
-/// The users, wherever they are.
+/// User accounts in one of the stores. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) enum Users {
     Postgres(PostgresUsers),
     Sqlite(SqliteUsers),
 }
 
-/// Why an account was not made.
+/// Reason an account was not added.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NotAdded {
+pub(crate) enum AddUserError {
     #[error("the login is taken")]
-    Taken,
+    LoginTaken,
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
 
-/// What became of an account that was to be deleted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Deleted {
-    Now,
-    Before,
-}
-
-macro_rules! either {
+/// Calls a method of the store that is in use. PostgreSQL measures its operations itself.
+macro_rules! dispatch {
     ($self:ident.$method:ident($($argument:expr),*)) => {
         match $self {
             Self::Postgres(users) => users.$method($($argument),*).await,
@@ -49,102 +43,90 @@ macro_rules! either {
 }
 
 impl Users {
-    /// Adds an account; of several at once with one login, one is added.
-    pub(crate) async fn add(&self, login: &Login, hash: &PasswordHash) -> Result<UserId, NotAdded> {
-        either!(self.add(login, hash))?.ok_or(NotAdded::Taken)
+    /// Adds an account. Of several concurrent calls with one login, one succeeds.
+    ///
+    /// # Errors
+    /// Returns an error if the login is taken or the store is unavailable.
+    pub(crate) async fn add(
+        &self,
+        login: &Login,
+        hash: &PasswordHash,
+    ) -> Result<UserId, AddUserError> {
+        dispatch!(self.add(login, hash))?.ok_or(AddUserError::LoginTaken)
     }
 
-    /// The account of `login`.
-    pub(crate) async fn account(&self, login: &Login) -> Result<Option<Account>, Unavailable> {
-        either!(self.account(login))
+    /// Returns the account with this login.
+    pub(crate) async fn find_by_login(
+        &self,
+        login: &Login,
+    ) -> Result<Option<Account>, Unavailable> {
+        dispatch!(self.find_by_login(login))
     }
 
-    /// What `user` may see of the account.
     pub(crate) async fn profile(&self, user: UserId) -> Result<Option<Profile>, Unavailable> {
-        either!(self.profile(user))
+        dispatch!(self.profile(user))
     }
 
-    /// The login and standing of `user`.
-    pub(crate) async fn holder(
+    pub(crate) async fn login_and_status(
         &self,
         user: UserId,
-    ) -> Result<Option<(Login, Standing)>, Unavailable> {
-        either!(self.holder(user))
+    ) -> Result<Option<(Login, AccountStatus)>, Unavailable> {
+        dispatch!(self.login_and_status(user))
     }
 
-    /// Notes that somebody logged in, if the account is still as it was when that was decided.
-    pub(crate) async fn log_in(
+    /// Sets the time of the last login. Returns `false` and changes nothing if the account was
+    /// deleted or disabled, or its hash replaced, since `account` was read.
+    pub(crate) async fn record_login(
         &self,
         account: &Account,
         now: DateTime<Utc>,
     ) -> Result<bool, Unavailable> {
-        either!(self.log_in(account, now))
+        dispatch!(self.record_login(account, now))
     }
 
-    /// Replaces `old` by `new`, unless the password has changed meanwhile.
-    pub(crate) async fn set_hash(
+    /// Replaces the password hash. Returns `false` and changes nothing if it is no longer `old`.
+    pub(crate) async fn replace_hash(
         &self,
         user: UserId,
         old: &PasswordHash,
         new: &PasswordHash,
     ) -> Result<bool, Unavailable> {
-        either!(self.set_hash(user, old, new))
+        dispatch!(self.replace_hash(user, old, new))
     }
 
-    /// Lets an account be used or not.
-    pub(crate) async fn set_standing(
+    /// Enables or disables an account.
+    pub(crate) async fn set_status(
         &self,
         user: UserId,
-        standing: Standing,
+        status: AccountStatus,
     ) -> Result<(), Unavailable> {
-        either!(self.set_standing(user, standing))
+        dispatch!(self.set_status(user, status))
     }
 
-    /// Up to `count` accounts whose numbers come after `after`, in their order.
-    pub(crate) async fn page(&self, after: UserId, count: u32) -> Result<Vec<Listed>, Unavailable> {
-        either!(self.page(after, count))
+    /// Returns up to `count` accounts with ids above `after`, ordered by id.
+    pub(crate) async fn page(
+        &self,
+        after: UserId,
+        count: u32,
+    ) -> Result<Vec<AccountSummary>, Unavailable> {
+        dispatch!(self.page(after, count))
     }
 
-    /// Deletes an account; of several at once, one does.
-    pub(crate) async fn delete(&self, user: UserId) -> Result<Deleted, Unavailable> {
-        either!(self.delete(user))
+    /// Deletes an account. Of several concurrent calls for one account, one returns `Deleted`.
+    pub(crate) async fn delete(&self, user: UserId) -> Result<DeleteOutcome, Unavailable> {
+        dispatch!(self.delete(user))
     }
 
-    /// The connections to the store, and how many of them are at work.
-    pub(crate) fn pool_use(&self) -> (&'static str, PoolUse) {
+    /// Returns the name of the store for metrics, and the number of its connections.
+    pub(crate) fn pool_usage(&self) -> (&'static str, PoolUsage) {
         match self {
-            Self::Postgres(users) => ("postgres", users.pool_use()),
-            Self::Sqlite(users) => ("sqlite", users.0.pool_use()),
+            Self::Postgres(users) => ("postgres", users.pool_usage()),
+            Self::Sqlite(users) => ("sqlite", users.0.pool_usage()),
         }
     }
 
-    /// Asks the store for the least that shows that it answers.
+    /// Runs the cheapest statement that shows that the store responds.
     pub(crate) async fn ping(&self) -> Result<(), Unavailable> {
-        either!(self.ping())
-    }
-}
-
-/// An account as a store has it. Where its hash is none an operator has to give it a new password.
-fn account(id: i64, login: &Login, hash: String, is_disabled: bool) -> Account {
-    let hash = PasswordHash::stored(hash);
-    if hash.bcrypt().is_none() {
-        tracing::warn!(
-            user = id,
-            "a stored password hash is no bcrypt hash: `auth-api user set-password` mends it"
-        );
-    }
-    Account {
-        id: UserId(id),
-        login: login.clone(),
-        hash,
-        standing: standing(is_disabled),
-    }
-}
-
-fn standing(is_disabled: bool) -> Standing {
-    if is_disabled {
-        Standing::Disabled
-    } else {
-        Standing::Active
+        dispatch!(self.ping())
     }
 }

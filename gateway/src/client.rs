@@ -1,18 +1,18 @@
-//! Who is asking: the identity that quotas and logs are kept for.
+//! Identity of the client behind a request, for quotas and logs.
 //!
-//! A client must not be able to pick its own identity, so `X-Forwarded-For` counts only as far as
-//! trusted proxies wrote it (RFC 7239, section 8.1).
+//! Invariant: a client cannot choose its identity. `X-Forwarded-For` is evaluated from its end, and only
+//! as far as its elements were appended by trusted proxies (RFC 7239, section 8.1).
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
-/// The header that proxies append their peer to.
+/// The header to which each proxy appends the address of its peer.
 pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// An address as it counts: an IPv6 client is its /64, since a client has all of one, and an
-/// IPv4 address in an IPv6 coat is that IPv4 address.
+/// Key under which a client is counted. An IPv6 client is its /64 network, since one client usually
+/// has all addresses of it. An IPv4-mapped IPv6 address is that IPv4 address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ClientKey(u128);
 
@@ -25,40 +25,40 @@ impl From<IpAddr> for ClientKey {
     }
 }
 
-/// Whether a peer may say whom it speaks for.
+/// Trust in the forwarding headers of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trust {
-    /// A client: what it says of itself and others is dropped.
-    Nobody,
-    /// One of `trusted_proxies`.
-    Proxy,
+pub(crate) enum PeerTrust {
+    /// The peer is a client: its forwarding headers are removed.
+    Untrusted,
+    /// The peer is one of `trusted_proxies`: its forwarding headers are kept.
+    TrustedProxy,
 }
 
-/// Who is at the other end of a request.
+/// Addresses that a request came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Client {
-    /// The client itself, behind any trusted proxy.
+pub(crate) struct ClientIdentity {
+    /// Address of the client, behind any trusted proxies.
     pub(crate) address: IpAddr,
-    /// The connection's other end.
+    /// Address of the connection's peer.
     pub(crate) peer: IpAddr,
-    pub(crate) trust: Trust,
+    pub(crate) trust: PeerTrust,
 }
 
-impl Client {
-    /// Who sent a request that came from `peer` with these headers.
-    pub(crate) fn of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
+impl ClientIdentity {
+    /// Determines the sender of a request that was received from `peer` with `headers`.
+    pub(crate) fn of_request(peer: IpAddr, headers: &HeaderMap, trusted_proxies: &[IpNet]) -> Self {
         let peer = peer.to_canonical();
-        if trusted.is_empty() || !is_trusted(peer, trusted) {
+        if trusted_proxies.is_empty() || !is_trusted(peer, trusted_proxies) {
             return Self {
                 address: peer,
                 peer,
-                trust: Trust::Nobody,
+                trust: PeerTrust::Untrusted,
             };
         }
         Self {
-            address: last_untrusted(headers, trusted).unwrap_or(peer),
+            address: last_untrusted(headers, trusted_proxies).unwrap_or(peer),
             peer,
-            trust: Trust::Proxy,
+            trust: PeerTrust::TrustedProxy,
         }
     }
 
@@ -67,23 +67,24 @@ impl Client {
     }
 }
 
-fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
-    trusted.iter().any(|network| network.contains(&address))
+fn is_trusted(address: IpAddr, trusted_proxies: &[IpNet]) -> bool {
+    trusted_proxies
+        .iter()
+        .any(|network| network.contains(&address))
 }
 
-/// The last address that no trusted proxy wrote of another trusted proxy. Where the chain breaks
-/// off (a name, rubbish), whoever wrote that is the client as far as we know: nothing is returned
-/// beyond it.
-fn last_untrusted(headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
+/// Returns the last address of `X-Forwarded-For` that is not a trusted proxy, or the first address if all
+/// are trusted. An element that is not an address ends the chain: only the addresses after it count.
+fn last_untrusted(headers: &HeaderMap, trusted_proxies: &[IpNet]) -> Option<IpAddr> {
     let mut last = None;
     let lines = headers.get_all(FORWARDED_FOR).iter().collect::<Vec<_>>();
     for line in lines.into_iter().rev() {
         for element in line.to_str().ok()?.rsplit(',') {
-            let Some(address) = address_of(element.trim()) else {
+            let Some(address) = parse_element(element.trim()) else {
                 return last;
             };
             last = Some(address);
-            if !is_trusted(address, trusted) {
+            if !is_trusted(address, trusted_proxies) {
                 return last;
             }
         }
@@ -91,15 +92,11 @@ fn last_untrusted(headers: &HeaderMap, trusted: &[IpNet]) -> Option<IpAddr> {
     last
 }
 
-/// `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1` or `[2001:db8::1]:4711`.
-fn address_of(element: &str) -> Option<IpAddr> {
+/// Parses `192.0.2.1`, `192.0.2.1:4711`, `2001:db8::1` or `[2001:db8::1]:4711`.
+fn parse_element(element: &str) -> Option<IpAddr> {
     let address = element
         .parse::<IpAddr>()
-        .or_else(|_| {
-            element
-                .parse::<std::net::SocketAddr>()
-                .map(|socket| socket.ip())
-        })
+        .or_else(|_| element.parse::<SocketAddr>().map(|socket| socket.ip()))
         .or_else(|_| {
             let inner = element.trim_start_matches('[').trim_end_matches(']');
             inner.parse::<Ipv6Addr>().map(IpAddr::V6)
@@ -111,43 +108,46 @@ fn address_of(element: &str) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn client(peer: &str, forwarded: &[&str]) -> String {
+    fn client_address(peer: &str, forwarded: &[&str]) -> String {
         let mut headers = HeaderMap::new();
         for line in forwarded {
             headers.append(FORWARDED_FOR, line.parse().unwrap());
         }
-        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
-        Client::of(peer.parse().unwrap(), &headers, &trusted)
+        let trusted_proxies = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        ClientIdentity::of_request(peer.parse().unwrap(), &headers, &trusted_proxies)
             .address
             .to_string()
     }
 
     #[test]
     fn a_client_cannot_choose_its_address() {
-        assert_eq!(client("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
+        assert_eq!(client_address("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
         assert_eq!(
-            client("10.0.0.1", &["6.6.6.6, 198.51.100.7"]),
+            client_address("10.0.0.1", &["6.6.6.6, 198.51.100.7"]),
             "198.51.100.7"
         );
         assert_eq!(
-            client("10.0.0.1", &["6.6.6.6", "198.51.100.7, 10.9.9.9"]),
+            client_address("10.0.0.1", &["6.6.6.6", "198.51.100.7, 10.9.9.9"]),
             "198.51.100.7"
         );
         assert_eq!(
-            client("10.0.0.1", &["6.6.6.6, unknown, 10.2.2.2"]),
+            client_address("10.0.0.1", &["6.6.6.6, unknown, 10.2.2.2"]),
             "10.2.2.2"
         );
-        assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
-        assert_eq!(client("10.0.0.1", &["rubbish"]), "10.0.0.1");
-        assert_eq!(client("fd00::1", &["[2001:db8::1]:443"]), "2001:db8::1");
+        assert_eq!(client_address("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(client_address("10.0.0.1", &["not an address"]), "10.0.0.1");
         assert_eq!(
-            client("::ffff:10.0.0.1", &["198.51.100.7:99"]),
+            client_address("fd00::1", &["[2001:db8::1]:443"]),
+            "2001:db8::1"
+        );
+        assert_eq!(
+            client_address("::ffff:10.0.0.1", &["198.51.100.7:99"]),
             "198.51.100.7"
         );
     }
 
     #[test]
-    fn an_ipv6_client_is_its_64() {
+    fn an_ipv6_client_is_identified_by_its_64_network() {
         let key = |text: &str| ClientKey::from(text.parse::<IpAddr>().unwrap());
         assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
         assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));

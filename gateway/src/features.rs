@@ -1,4 +1,4 @@
-//! What a path pattern can ask for: one file each.
+//! Features of a path pattern, one file each.
 
 pub(crate) mod circuit_breaker;
 pub(crate) mod monitoring;

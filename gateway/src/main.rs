@@ -1,8 +1,8 @@
-//! See the library beside it, which exists so that benchmarks can reach its parts.
+//! Entry point. The code is in the library, so that benchmarks can use it.
 
 use std::process::ExitCode;
 
-// Half the allocator's time of the system's own, under many small allocations.
+// Takes half the time of the system's allocator for many small allocations.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,107 +1,111 @@
-//! One reading of a path: normalise it or refuse it.
+//! Request targets and the normalisation of their paths (RFC 3986, section 6.2.2).
 //!
-//! Patterns, quotas and the back end all see the same spelling, so that none of them can be told
-//! another path than the rest (RFC 3986, section 6.2.2). What has two readings is refused.
+//! Invariant: patterns, quotas and upstreams see the same spelling of a path. A path that servers
+//! interpret differently (an encoded slash, for instance) is rejected: it could match one pattern here
+//! and name another resource upstream.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use thiserror::Error;
 
-/// Why a request target has no single reading.
+/// Reason why a path cannot be normalised. The texts are sent to clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub(crate) enum Ambiguous {
+pub(crate) enum PathError {
     #[error("The path must start with a slash")]
-    NoSlash,
+    NoLeadingSlash,
     #[error("The path has a character that must be percent-encoded")]
-    Character,
+    UnencodedCharacter,
     #[error("The path has an invalid percent-encoding")]
-    Encoding,
+    InvalidEncoding,
     #[error("The path has an encoded slash, backslash or null")]
     EncodedDelimiter,
 }
 
-/// The target of a request in origin form: a path and maybe a query, all of it ASCII.
+/// Request target in origin form (RFC 9112, section 3.2.1): a path and an optional query, in ASCII.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target {
+pub(crate) struct RequestTarget {
     text: Bytes,
-    /// Of the path in it.
-    length: usize,
+    path_length: usize,
 }
 
-impl Target {
-    /// A target as it came, its path in any spelling, in origin or absolute form. Printable ASCII
-    /// is all that may be in it.
+impl RequestTarget {
+    /// Creates a target from its received spelling, in origin or absolute form. `raw` must consist of
+    /// printable ASCII characters.
     pub(crate) fn new(raw: Bytes) -> Self {
-        let text = origin_form(raw);
-        let length = memchr::memchr(b'?', &text).unwrap_or(text.len());
-        Self { text, length }
+        let text = to_origin_form(raw);
+        let path_length = memchr::memchr(b'?', &text).unwrap_or(text.len());
+        Self { text, path_length }
     }
 
-    /// The same target with its path in the one spelling that is matched, counted and forwarded.
+    /// Normalises the path; the query stays as it is.
     ///
     /// # Errors
-    /// When the path has more than one reading.
-    pub(crate) fn normalise(&mut self) -> Result<(), Ambiguous> {
-        let (path, query) = self.text.split_at(self.length);
+    /// Returns an error if the path is ambiguous or malformed.
+    pub(crate) fn normalise(&mut self) -> Result<(), PathError> {
+        let (path, query) = self.text.split_at(self.path_length);
         if let Cow::Owned(path) = normalise(path)? {
-            self.length = path.len();
+            self.path_length = path.len();
             self.text = [path.as_bytes(), query].concat().into();
         }
         Ok(())
     }
 
     pub(crate) fn path(&self) -> &str {
-        str::from_utf8(&self.text[..self.length]).unwrap_or_default()
+        str::from_utf8(&self.text[..self.path_length]).unwrap_or_default()
     }
 
-    /// Path and query.
+    /// Returns path and query.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.text
     }
 }
 
-/// A target without scheme and host, which agree with `Host`.
-fn origin_form(target: Bytes) -> Bytes {
+/// Removes scheme and authority of a target in absolute form. The caller has checked that the
+/// authority equals the `Host` header.
+fn to_origin_form(target: Bytes) -> Bytes {
     if target.starts_with(b"/") {
         return target;
     }
-    let Some(scheme) = memchr::memmem::find(&target, b"://") else {
+    let Some(scheme_length) = memchr::memmem::find(&target, b"://") else {
         return target;
     };
-    let rest = target.slice(scheme + 3..);
+    let rest = target.slice(scheme_length + 3..);
     match rest.iter().position(|byte| matches!(byte, b'/' | b'?')) {
         Some(start) if rest[start] == b'/' => rest.slice(start..),
-        // There is always a path (RFC 9112, section 3.2.2).
+        // An empty path is sent as a slash (RFC 9112, section 3.2.1).
         Some(start) => [b"/", &rest[start..]].concat().into(),
         None => Bytes::from_static(b"/"),
     }
 }
 
-/// The normalised path: characters that may stand for themselves do, the others are encoded in upper
-/// case, no segment is empty or a dot. A trailing slash stays. Plain paths come back without a copy.
+/// Returns the normalised path: unreserved and other path characters are decoded, all others are
+/// encoded with upper-case digits, empty segments and dot segments are removed, a trailing slash
+/// stays. A path that is in normal form already is not copied.
 ///
 /// # Errors
-/// When the path has more than one reading.
-pub(crate) fn normalise(path: &[u8]) -> Result<Cow<'_, str>, Ambiguous> {
+/// Returns an error if the path is ambiguous or malformed.
+pub(crate) fn normalise(path: &[u8]) -> Result<Cow<'_, str>, PathError> {
     if path.first() != Some(&b'/') {
-        return Err(Ambiguous::NoSlash);
+        return Err(PathError::NoLeadingSlash);
     }
-    let text = std::str::from_utf8(path).map_err(|_| Ambiguous::Character)?;
-    if is_plain(path) {
+    let text = std::str::from_utf8(path).map_err(|_| PathError::UnencodedCharacter)?;
+    if is_normal(path) {
         return Ok(Cow::Borrowed(text));
     }
     let decoded = decode(path)?;
-    Ok(Cow::Owned(without_dots(&decoded)))
+    Ok(Cow::Owned(remove_dot_segments(&decoded)))
 }
 
-/// Whether a path is its own normal form, in one pass: no encoding, no `//`, no segment that
-/// begins with a dot, nothing that needs encoding.
-fn is_plain(path: &[u8]) -> bool {
+/// Returns true if a path has no percent-encoding, no empty segment, no segment that begins with a
+/// dot, and no character that needs encoding. Such a path is in normal form; one pass decides it.
+fn is_normal(path: &[u8]) -> bool {
     let mut previous = 0;
     for &byte in path {
-        let begins_segment = previous == b'/';
-        if !PLAIN[usize::from(byte)] || (begins_segment && (byte == b'/' || byte == b'.')) {
+        let is_segment_start = previous == b'/';
+        if !PATH_CHARACTERS[usize::from(byte)]
+            || (is_segment_start && (byte == b'/' || byte == b'.'))
+        {
             return false;
         }
         previous = byte;
@@ -109,56 +113,57 @@ fn is_plain(path: &[u8]) -> bool {
     true
 }
 
-/// The characters of a path that stand for themselves (RFC 3986, section 3.3, `pchar`), and `/`.
-const PLAIN: [bool; 256] = {
-    let mut plain = [false; 256];
+/// Characters that a path contains unencoded: `pchar` (RFC 3986, section 3.3), and `/`.
+const PATH_CHARACTERS: [bool; 256] = {
+    let mut table = [false; 256];
     let mut byte = b'!';
     while byte <= b'~' {
-        plain[byte as usize] = !is_sloppy(byte) && !matches!(byte, b'%' | b'\\' | b'#' | b'?');
+        table[byte as usize] =
+            !is_tolerated_unencoded(byte) && !matches!(byte, b'%' | b'\\' | b'#' | b'?');
         byte += 1;
     }
-    plain
+    table
 };
 
-/// Characters that clients send unencoded although they should not, and which no server reads in
-/// another way.
-const fn is_sloppy(byte: u8) -> bool {
+/// Returns true for characters that some clients send unencoded although RFC 3986 requires
+/// encoding. All servers interpret them alike, so they are encoded instead of rejected.
+const fn is_tolerated_unencoded(byte: u8) -> bool {
     matches!(
         byte,
         b'"' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}'
     )
 }
 
-fn decode(path: &[u8]) -> Result<String, Ambiguous> {
+fn decode(path: &[u8]) -> Result<String, PathError> {
     let mut decoded = String::with_capacity(path.len());
     let mut rest = path;
     while let [byte, after @ ..] = rest {
         rest = after;
         if *byte != b'%' {
-            if PLAIN[usize::from(*byte)] {
+            if PATH_CHARACTERS[usize::from(*byte)] {
                 decoded.push(char::from(*byte));
-            } else if is_sloppy(*byte) {
-                encode(&mut decoded, *byte);
+            } else if is_tolerated_unencoded(*byte) {
+                push_encoded(&mut decoded, *byte);
             } else {
-                return Err(Ambiguous::Character);
+                return Err(PathError::UnencodedCharacter);
             }
             continue;
         }
         let [high, low, after @ ..] = rest else {
-            return Err(Ambiguous::Encoding);
+            return Err(PathError::InvalidEncoding);
         };
         rest = after;
-        let byte = hex(*high)? << 4 | hex(*low)?;
+        let byte = hex_value(*high)? << 4 | hex_value(*low)?;
         match byte {
-            0 | b'/' | b'\\' => return Err(Ambiguous::EncodedDelimiter),
-            _ if PLAIN[usize::from(byte)] => decoded.push(char::from(byte)),
-            _ => encode(&mut decoded, byte),
+            0 | b'/' | b'\\' => return Err(PathError::EncodedDelimiter),
+            _ if PATH_CHARACTERS[usize::from(byte)] => decoded.push(char::from(byte)),
+            _ => push_encoded(&mut decoded, byte),
         }
     }
     Ok(decoded)
 }
 
-fn encode(path: &mut String, byte: u8) {
+fn push_encoded(path: &mut String, byte: u8) {
     const DIGITS: [char; 16] = [
         '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
     ];
@@ -167,17 +172,17 @@ fn encode(path: &mut String, byte: u8) {
     path.push(DIGITS[usize::from(byte & 0xf)]);
 }
 
-fn hex(digit: u8) -> Result<u8, Ambiguous> {
+fn hex_value(digit: u8) -> Result<u8, PathError> {
     match digit {
         b'0'..=b'9' => Ok(digit - b'0'),
         b'a'..=b'f' => Ok(digit - b'a' + 10),
         b'A'..=b'F' => Ok(digit - b'A' + 10),
-        _ => Err(Ambiguous::Encoding),
+        _ => Err(PathError::InvalidEncoding),
     }
 }
 
-/// Dot segments resolved (RFC 3986, section 5.2.4) and empty ones left out.
-fn without_dots(path: &str) -> String {
+/// Resolves dot segments (RFC 3986, section 5.2.4) and removes empty segments.
+fn remove_dot_segments(path: &str) -> String {
     let mut segments: Vec<&str> = Vec::new();
     let mut ends_in_slash = true;
     for segment in path.split('/') {
@@ -190,15 +195,15 @@ fn without_dots(path: &str) -> String {
             _ => segments.push(segment),
         }
     }
-    let mut normal = String::with_capacity(path.len());
+    let mut normalised = String::with_capacity(path.len());
     for segment in &segments {
-        normal.push('/');
-        normal.push_str(segment);
+        normalised.push('/');
+        normalised.push_str(segment);
     }
     if ends_in_slash {
-        normal.push('/');
+        normalised.push('/');
     }
-    normal
+    normalised
 }
 
 #[cfg(test)]
@@ -207,12 +212,12 @@ mod tests {
 
     use super::*;
 
-    fn normal(path: &str) -> Result<String, Ambiguous> {
+    fn normalised(path: &str) -> Result<String, PathError> {
         normalise(path.as_bytes()).map(Cow::into_owned)
     }
 
     #[test]
-    fn every_spelling_of_a_path_is_one() {
+    fn all_spellings_of_a_path_have_one_normal_form() {
         for spelling in [
             "/api/login",
             "/api//login",
@@ -226,9 +231,13 @@ mod tests {
             "/api/x/%2E./login",
             "/./api/login",
         ] {
-            assert_eq!(normal(spelling).as_deref(), Ok("/api/login"), "{spelling}");
+            assert_eq!(
+                normalised(spelling).as_deref(),
+                Ok("/api/login"),
+                "{spelling}"
+            );
         }
-        for (spelling, one) in [
+        for (spelling, normal_form) in [
             ("/", "/"),
             ("//", "/"),
             ("/..", "/"),
@@ -244,32 +253,36 @@ mod tests {
             ("/a%3Fb%23c%25", "/a%3Fb%23c%25"),
             ("/a.b/.c/..d", "/a.b/.c/..d"),
         ] {
-            assert_eq!(normal(spelling).as_deref(), Ok(one), "{spelling}");
+            assert_eq!(
+                normalised(spelling).as_deref(),
+                Ok(normal_form),
+                "{spelling}"
+            );
         }
     }
 
     #[test]
-    fn what_has_two_readings_is_refused() {
+    fn an_ambiguous_or_malformed_path_is_rejected() {
         for path in [
             "/a%2fb", "/a%5Cb", "/a%00", "/a\\b", "/a%", "/a%2", "/a%zz", "/a b", "/a\tb", "/a#b",
             "", "api", "*", "/für",
         ] {
-            assert!(normal(path).is_err(), "{path}");
+            assert!(normalised(path).is_err(), "{path}");
         }
     }
 
     proptest! {
         #[test]
-        fn normalising_twice_changes_nothing(path in "/[a-z./%0-9A-F@|;]{0,30}") {
-            if let Ok(once) = normal(&path) {
-                prop_assert_eq!(normal(&once), Ok(once.clone()));
+        fn normalisation_is_idempotent(path in "/[a-z./%0-9A-F@|;]{0,30}") {
+            if let Ok(once) = normalised(&path) {
+                prop_assert_eq!(normalised(&once), Ok(once.clone()));
                 prop_assert!(!once.contains("//"));
                 prop_assert!(!once.split('/').any(|segment| segment == "." || segment == ".."));
             }
         }
 
         #[test]
-        fn no_bytes_break_it(path in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn arbitrary_bytes_do_not_panic(path in proptest::collection::vec(any::<u8>(), 0..40)) {
             let _ = normalise(&path);
         }
     }

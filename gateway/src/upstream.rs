@@ -1,357 +1,212 @@
-//! The replicas: which there are, which are well, and which one gets a request.
+//! Upstream: the endpoints of the configured servers, their health, and load balancing among them.
 
-pub(crate) mod connection;
-pub(crate) mod discovery;
+mod balance;
+mod connection;
+mod endpoint;
 mod health;
 mod pool;
+mod probe;
+mod response_headers;
 
+use std::collections::HashSet;
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
-use pingora::ErrorType;
 use pingora::connectors::TransportConnector;
-use pingora::protocols::l4::ext::TcpKeepalive;
-use pingora::upstreams::peer::HttpPeer;
-use thiserror::Error;
+use pingora::connectors::http::Connector;
 
-use crate::config::{Scheme, Server, Strategy};
+use crate::config::{BalancingStrategy, HealthCheckSettings, Server};
 use crate::features::circuit_breaker::Permission;
-use crate::metrics::{Metrics, ReplicaMetrics};
-use crate::moment::Moment;
-use connection::Connection;
-use health::Probes;
-use pool::Pool;
+use crate::runtime::clock::Instant;
+use crate::telemetry::metrics::Metrics;
+use balance::{Candidates, NoEndpoint};
+pub(crate) use connection::{Connection, UpstreamError, UpstreamEvent};
+pub(crate) use endpoint::{ConnectError, ConnectionReuse, Endpoint, InFlight};
+pub(crate) use health::HealthStatus;
 
-/// One address that answers requests.
-#[derive(Debug)]
-pub(crate) struct Replica {
-    pub(crate) address: SocketAddr,
-    pub(crate) server: Server,
-    peer: HttpPeer,
-    idle: Pool,
-    in_flight: AtomicUsize,
-    condition: AtomicU8,
-    probes: Mutex<Probes>,
-    pub(crate) metrics: ReplicaMetrics,
-}
-
-/// How a replica is.
+/// Endpoints that a round of health checks probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Condition {
-    /// Never probed yet: used where nothing better is there.
-    Unknown,
-    Up,
-    Down,
+pub(crate) enum ProbeScope {
+    AllEndpoints,
+    NotHealthy,
 }
 
-impl Replica {
-    fn new(address: SocketAddr, server: &Server, metrics: ReplicaMetrics) -> Self {
-        let tls = server.scheme == Scheme::Https;
-        let mut peer = HttpPeer::new(address, tls, server.host.clone());
-        peer.options.tcp_keepalive = Some(TcpKeepalive {
-            idle: Duration::from_secs(30),
-            interval: Duration::from_secs(10),
-            count: 3,
-            user_timeout: Duration::ZERO,
-        });
-        Self {
-            address,
-            server: server.clone(),
-            peer,
-            idle: Pool::new(),
-            in_flight: AtomicUsize::new(0),
-            condition: AtomicU8::new(Condition::Unknown as u8),
-            probes: Mutex::default(),
-            metrics,
-        }
-    }
-
-    /// Where and how Pingora connects, with so much patience.
-    fn peer(&self, patience: Duration) -> HttpPeer {
-        let mut peer = self.peer.clone();
-        peer.options.connection_timeout = Some(patience);
-        peer.options.total_connection_timeout = Some(patience);
-        peer
-    }
-
-    /// A connection for one exchange.
-    async fn connect(
-        &self,
-        connector: &TransportConnector,
-        wanted: Wanted,
-        patience: Duration,
-    ) -> Result<Connection, NotConnected> {
-        if wanted == Wanted::Any
-            && let Some(connection) = self.idle.take()
-        {
-            return Ok(connection);
-        }
-        let peer = self.peer(patience);
-        // What is rare waits in a box of its own.
-        match Box::pin(connector.new_stream(&peer)).await {
-            Ok(stream) => Ok(Connection::new(stream)),
-            Err(error) => Err(NotConnected::from(error.etype())),
-        }
-    }
-
-    /// Keeps a connection for the next exchange.
-    pub(crate) fn keep(&self, connection: Connection, now: Moment) {
-        self.idle.put(connection, now);
-    }
-
-    pub(crate) fn condition(&self) -> Condition {
-        match self.condition.load(Ordering::Relaxed) {
-            up if up == Condition::Up as u8 => Condition::Up,
-            down if down == Condition::Down as u8 => Condition::Down,
-            _ => Condition::Unknown,
-        }
-    }
-
-    fn set(&self, condition: Condition, reason: &str) {
-        let before = self.condition.swap(condition as u8, Ordering::Relaxed);
-        self.metrics.up.set(i64::from(condition == Condition::Up));
-        if before == condition as u8 {
-            return;
-        }
-        let replica = self.address;
-        if condition == Condition::Down {
-            tracing::warn!(%replica, reason, "replica is out");
-        } else {
-            tracing::info!(%replica, reason, "replica is in");
-        }
-    }
-
-    /// A request could not be connected: no further one goes there until a probe does.
-    pub(crate) fn failed_to_connect(&self) {
-        self.metrics.connect_failures.inc();
-        self.set(Condition::Down, "a connection to it failed");
-        self.probes.lock().start_over();
-    }
-
-    pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-}
-
-/// A request that a replica has, until this is dropped.
-#[derive(Debug)]
-pub(crate) struct InFlight(Arc<Replica>);
-
-impl InFlight {
-    fn new(replica: &Arc<Replica>) -> Self {
-        replica.in_flight.fetch_add(1, Ordering::Relaxed);
-        replica.metrics.in_flight.inc();
-        Self(Arc::clone(replica))
-    }
-
-    pub(crate) fn replica(&self) -> &Replica {
-        &self.0
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics.in_flight.dec();
-    }
-}
-
-/// Which connection an exchange can do with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
-    /// An idle one, or else a new one.
-    Any,
-    New,
-}
-
-/// A replica that could not be connected to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub(crate) enum NotConnected {
-    #[error("it took too long")]
-    TimedOut,
-    #[error("it was refused, or nobody is there")]
-    Failed,
-    /// We have none: too many files are open, or all ports are in use.
-    #[error("there is no socket for it")]
-    NoSocket,
-}
-
-impl From<&ErrorType> for NotConnected {
-    fn from(error: &ErrorType) -> Self {
-        match error {
-            ErrorType::ConnectTimedout => Self::TimedOut,
-            ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError => {
-                Self::NoSocket
-            }
-            _ => Self::Failed,
-        }
-    }
-}
-
-/// No replica can take a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NoReplica {
-    /// When it is worth trying again.
-    pub(crate) retry_after: Duration,
-}
-
-/// All replicas.
-pub(crate) struct Upstreams {
-    replicas: ArcSwap<Vec<Arc<Replica>>>,
-    next: AtomicUsize,
+/// All endpoints of the configured servers.
+pub(crate) struct UpstreamGroup {
+    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    /// Number of round-robin choices so far.
+    round_robin: AtomicUsize,
     connector: TransportConnector,
     metrics: Arc<Metrics>,
 }
 
-impl Upstreams {
+impl UpstreamGroup {
     pub(crate) fn new(metrics: &Arc<Metrics>) -> Self {
         Self {
-            replicas: ArcSwap::default(),
-            next: AtomicUsize::new(0),
+            endpoints: ArcSwap::default(),
+            round_robin: AtomicUsize::new(0),
             connector: TransportConnector::new(None),
             metrics: Arc::clone(metrics),
         }
     }
 
-    pub(crate) fn all(&self) -> Arc<Vec<Arc<Replica>>> {
-        self.replicas.load_full()
+    pub(crate) fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
+        self.endpoints.load_full()
     }
 
-    /// A connection to a replica, within `patience`.
+    /// Returns a connection to an endpoint. If the gateway has no socket left, closes all idle
+    /// connections and makes a second attempt.
     ///
     /// # Errors
-    /// When there is none to be had.
+    /// Returns an error if no connection is established within `timeout`.
     pub(crate) async fn connect(
         &self,
-        replica: &Replica,
-        wanted: Wanted,
-        patience: Duration,
-    ) -> Result<Connection, NotConnected> {
-        let connected = replica.connect(&self.connector, wanted, patience).await;
-        if let Err(NotConnected::NoSocket) = connected {
-            // What other replicas keep for later is needed now.
-            for replica in self.all().iter() {
-                replica.idle.clear();
+        endpoint: &Endpoint,
+        reuse: ConnectionReuse,
+        timeout: Duration,
+    ) -> Result<Connection, ConnectError> {
+        let result = endpoint.connect(&self.connector, reuse, timeout).await;
+        if let Err(ConnectError::NoSocket) = result {
+            for other in self.endpoints().iter() {
+                other.pool.clear();
             }
-            return replica
-                .connect(&self.connector, Wanted::New, patience)
+            return endpoint
+                .connect(&self.connector, ConnectionReuse::Forbidden, timeout)
                 .await;
         }
-        connected
+        result
     }
 
-    /// Picks a replica that is well, that was not `tried` before if there is another one, and that
-    /// `permits` lets this request go to.
+    /// Chooses the endpoint for an attempt: one that is healthy, that has the circuit breaker's
+    /// `permission`, and preferably not `previous`, the endpoint of the previous attempt.
     ///
     /// # Errors
-    /// When there is none.
+    /// Returns an error if there is none.
     pub(crate) fn choose(
         &self,
-        strategy: Strategy,
-        tried: Option<SocketAddr>,
-        permits: impl Fn(&Replica) -> Permission,
-    ) -> Result<InFlight, NoReplica> {
-        let replicas = self.replicas.load();
-        let usable = Usable::of(&replicas, tried, &permits)?;
-        let count = usable.count;
-        let replica = match strategy {
-            Strategy::RoundRobin => usable.nth(self.next.fetch_add(1, Ordering::Relaxed) % count),
-            Strategy::Random => usable.nth(fastrand::usize(..count)),
-            Strategy::LeastRequests => {
-                let one = usable.nth(fastrand::usize(..count));
-                let other = usable.nth(fastrand::usize(..count));
-                if other.in_flight() < one.in_flight() {
-                    other
-                } else {
-                    one
+        strategy: BalancingStrategy,
+        previous: Option<SocketAddr>,
+        permission: impl Fn(&Endpoint) -> Permission,
+    ) -> Result<InFlight, NoEndpoint> {
+        let endpoints = self.endpoints.load();
+        let candidates = Candidates::select(&endpoints, previous, permission)?;
+        let endpoint = candidates.choose(strategy, &self.round_robin);
+        Ok(InFlight::new(endpoint))
+    }
+
+    /// Resolves the names of the servers, adds endpoints for new addresses, and removes the others. A
+    /// name that cannot be resolved keeps its endpoints. `unresolved` holds the servers for which that
+    /// was logged.
+    pub(crate) async fn resolve(&self, servers: &[Server], unresolved: &mut HashSet<Server>) {
+        let current = self.endpoints();
+        let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
+        for server in servers {
+            let addresses = match lookup(server).await {
+                Ok(addresses) => {
+                    unresolved.remove(server);
+                    addresses
                 }
-            }
-        };
-        Ok(InFlight::new(replica))
-    }
-}
-
-impl std::fmt::Debug for Upstreams {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Upstreams")
-            .field("replicas", &self.replicas)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The replicas that a request may go to: counted, not copied.
-struct Usable<'r, P> {
-    replicas: &'r [Arc<Replica>],
-    condition: Condition,
-    tried: Option<SocketAddr>,
-    permits: P,
-    count: usize,
-}
-
-impl<'r, P: Fn(&Replica) -> Permission> Usable<'r, P> {
-    /// The first that is not empty: those that are up and not tried, those up, those not probed.
-    fn of(
-        replicas: &'r [Arc<Replica>],
-        tried: Option<SocketAddr>,
-        permits: P,
-    ) -> Result<Self, NoReplica> {
-        let mut usable = Self {
-            replicas,
-            condition: Condition::Up,
-            tried,
-            permits,
-            count: 0,
-        };
-        for (condition, tried) in [
-            (Condition::Up, tried),
-            (Condition::Unknown, tried),
-            (Condition::Up, None),
-            (Condition::Unknown, None),
-        ] {
-            usable.condition = condition;
-            usable.tried = tried;
-            usable.count = usable.iter().count();
-            if usable.count > 0 {
-                return Ok(usable);
+                Err(error) => {
+                    if unresolved.insert(server.clone()) {
+                        tracing::warn!(%server, %error, "server name cannot be resolved");
+                    }
+                    current
+                        .iter()
+                        .filter(|endpoint| endpoint.server == *server)
+                        .map(|endpoint| endpoint.address)
+                        .collect()
+                }
+            };
+            for address in addresses {
+                if has_address(&endpoints, address) {
+                    continue;
+                }
+                let known = current
+                    .iter()
+                    .find(|endpoint| endpoint.address == address && endpoint.server == *server);
+                endpoints
+                    .push(known.map_or_else(|| self.new_endpoint(address, server), Arc::clone));
             }
         }
-        Err(NoReplica {
-            retry_after: usable.shortest_wait(),
-        })
+        self.replace_endpoints(&current, endpoints);
     }
 
-    fn iter(&self) -> impl Iterator<Item = &'r Arc<Replica>> {
-        self.replicas.iter().filter(|replica| {
-            replica.condition() == self.condition
-                && Some(replica.address) != self.tried
-                && (self.permits)(replica) == Permission::Go
-        })
+    fn new_endpoint(&self, address: SocketAddr, server: &Server) -> Arc<Endpoint> {
+        tracing::info!(endpoint = %address, %server, "endpoint added");
+        let metrics = self.metrics.endpoint(&address.to_string());
+        Arc::new(Endpoint::new(address, server, metrics))
     }
 
-    fn nth(&self, number: usize) -> &'r Arc<Replica> {
-        // A replica may have gone down since they were counted.
-        self.iter()
-            .nth(number)
-            .or_else(|| self.iter().next())
-            .unwrap_or(&self.replicas[0])
-    }
-
-    /// Until a breaker lets a probe through, or a replica that is down may be back.
-    fn shortest_wait(&self) -> Duration {
-        const USUAL: Duration = Duration::from_secs(1);
-        self.replicas
+    fn replace_endpoints(&self, current: &[Arc<Endpoint>], endpoints: Vec<Arc<Endpoint>>) {
+        let is_unchanged = current.len() == endpoints.len()
+            && current
+                .iter()
+                .zip(&endpoints)
+                .all(|(before, after)| Arc::ptr_eq(before, after));
+        if is_unchanged {
+            return;
+        }
+        for removed in current
             .iter()
-            .filter(|replica| replica.condition() != Condition::Down)
-            .filter_map(|replica| match (self.permits)(replica) {
-                Permission::Wait(left) => Some(left),
-                Permission::Go => None,
+            .filter(|endpoint| !has_address(&endpoints, endpoint.address))
+        {
+            tracing::info!(endpoint = %removed.address, "endpoint removed");
+            self.metrics.remove_endpoint(&removed.address.to_string());
+        }
+        self.endpoints.store(Arc::new(endpoints));
+    }
+
+    /// Probes the endpoints of `scope` concurrently.
+    pub(crate) async fn probe(
+        &self,
+        scope: ProbeScope,
+        connector: &Connector,
+        settings: &HealthCheckSettings,
+    ) {
+        let endpoints = self.endpoints();
+        let probes = endpoints
+            .iter()
+            .filter(|endpoint| {
+                scope == ProbeScope::AllEndpoints || endpoint.health() != HealthStatus::Healthy
             })
-            .min()
-            .unwrap_or(USUAL)
+            .map(|endpoint| endpoint.probe(connector, settings));
+        futures::future::join_all(probes).await;
+    }
+
+    /// Closes idle connections that have expired or that the endpoints have closed.
+    pub(crate) fn close_expired_connections(&self, now: Instant) {
+        for endpoint in self.endpoints().iter() {
+            endpoint.pool.close_expired(now);
+        }
+    }
+}
+
+fn has_address(endpoints: &[Arc<Endpoint>], address: SocketAddr) -> bool {
+    endpoints.iter().any(|endpoint| endpoint.address == address)
+}
+
+/// Resolves the name of a server to its addresses, sorted and without duplicates.
+async fn lookup(server: &Server) -> io::Result<Vec<SocketAddr>> {
+    let addresses = tokio::net::lookup_host((server.host.as_str(), server.port)).await?;
+    let mut addresses: Vec<_> = addresses.collect();
+    addresses.sort();
+    addresses.dedup();
+    if addresses.is_empty() {
+        return Err(io::Error::other("the name has no address"));
+    }
+    Ok(addresses)
+}
+
+impl fmt::Debug for UpstreamGroup {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("UpstreamGroup")
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
     }
 }

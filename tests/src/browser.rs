@@ -1,49 +1,50 @@
-//! A headless Chromium, driven as a person would use it (`WebDriver`, W3C).
+//! A headless Chromium, controlled by the W3C `WebDriver` protocol.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::process::{Process, bound};
+use crate::command::bound_command;
+use crate::process::Process;
 use crate::{address, wait};
 
 /// A browser with one page.
 #[derive(Debug)]
 pub struct Browser {
-    // Ends before its folder goes.
+    // Fields drop in this order: the driver exits before its folder is removed.
     driver: Process,
-    address: SocketAddr,
+    driver_address: SocketAddr,
     http: reqwest::Client,
-    session: String,
+    session_id: String,
     _folder: TempDir,
 }
 
 impl Browser {
-    /// Starts one that accepts any certificate.
+    /// Starts a browser that accepts any certificate.
     ///
     /// # Errors
-    /// When Chromium or its driver is not installed or does not start.
+    /// Returns an error if Chromium or its driver is not installed or does not start.
     pub async fn start() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("browser-").tempdir()?;
-        let address = address::free();
-        let mut command = bound("chromedriver");
+        let port = address::unused_loopback().port();
+        let mut command = bound_command("chromedriver");
         command
-            .arg(format!("--port={}", address.port()))
+            .arg(format!("--port={port}"))
             .env("HOME", folder.path())
             .env("TMPDIR", folder.path());
         let driver = Process::start("chromedriver", &mut command, &folder.path().join("log"))?;
         let mut browser = Self {
             driver,
-            address: SocketAddr::from(([127, 0, 0, 1], address.port())),
+            driver_address: (Ipv4Addr::LOCALHOST, port).into(),
             http: reqwest::Client::builder().no_proxy().build()?,
-            session: String::new(),
+            session_id: String::new(),
             _folder: folder,
         };
-        wait::until("chromedriver to answer", async || {
+        wait::until("chromedriver", async || {
             browser.call(Method::GET, "/status", None).await.is_ok()
         })
         .await?;
@@ -58,89 +59,91 @@ impl Browser {
             "goog:chromeOptions": {"args": arguments},
             "goog:loggingPrefs": {"browser": "ALL"},
         }}});
-        let started = browser
+        let session = browser
             .call(Method::POST, "/session", Some(capabilities))
-            .await;
-        let started = started.with_context(|| browser.driver.log())?;
-        started["sessionId"]
+            .await
+            .with_context(|| browser.driver.log())?;
+        session["sessionId"]
             .as_str()
-            .context("a session")?
-            .clone_into(&mut browser.session);
+            .context("the new session has no id")?
+            .clone_into(&mut browser.session_id);
         Ok(browser)
     }
 
-    /// Goes to a page and waits until it is loaded.
+    /// Navigates to a page and waits until it is loaded.
     ///
     /// # Errors
-    /// When it does not load.
-    pub async fn open(&self, url: &str) -> Result<()> {
-        self.ask("url", json!({"url": url})).await.map(drop)
+    /// Returns an error if the page does not load.
+    pub async fn navigate(&self, url: &str) -> Result<()> {
+        self.post("url", json!({"url": url})).await.map(drop)
     }
 
-    /// What a script on the page returns.
+    /// Executes a script on the page and returns its result.
     ///
     /// # Errors
-    /// When it throws.
-    pub async fn run(&self, script: &str) -> Result<Value> {
-        self.ask("execute/sync", json!({"script": script, "args": []}))
+    /// Returns an error if the script throws.
+    pub async fn execute_script(&self, script: &str) -> Result<Value> {
+        self.post("execute/sync", json!({"script": script, "args": []}))
             .await
     }
 
     /// Waits until a script returns true.
     ///
     /// # Errors
-    /// When it does not within [`wait::PATIENCE`].
-    pub async fn until(&self, script: &str) -> Result<()> {
+    /// Returns an error if it does not within [`wait::TIMEOUT`].
+    pub async fn wait_until(&self, script: &str) -> Result<()> {
         wait::until(script, async || {
-            self.run(script)
+            self.execute_script(script)
                 .await
                 .is_ok_and(|value| value == json!(true))
         })
         .await
     }
 
-    /// What the browser has said since it was last asked: scripts that failed, what a policy forbade.
+    /// Returns the console messages since the last call, such as failed scripts and violations of
+    /// the content security policy.
     ///
     /// # Errors
-    /// When it does not answer.
-    pub async fn complaints(&self) -> Result<Vec<Value>> {
-        let log = self.ask("se/log", json!({"type": "browser"})).await?;
+    /// Returns an error if the driver does not respond.
+    pub async fn console_messages(&self) -> Result<Vec<Value>> {
+        let log = self.post("se/log", json!({"type": "browser"})).await?;
         Ok(log.as_array().cloned().unwrap_or_default())
     }
 
-    async fn ask(&self, what: &str, body: Value) -> Result<Value> {
-        let path = format!("/session/{}/{what}", self.session);
+    /// Calls a command of the session.
+    async fn post(&self, command: &str, body: Value) -> Result<Value> {
+        let path = format!("/session/{}/{command}", self.session_id);
         self.call(Method::POST, &path, Some(body)).await
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
         let mut request = self
             .http
-            .request(method, format!("http://{}{path}", self.address));
+            .request(method, format!("http://{}{path}", self.driver_address));
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let answer: Value = request.send().await?.json().await?;
-        match answer["value"].get("error") {
-            Some(error) => anyhow::bail!("{path}: {error}: {}", answer["value"]["message"]),
-            None => Ok(answer["value"].clone()),
+        let response: Value = request.send().await?.json().await?;
+        match response["value"].get("error") {
+            Some(error) => bail!("{path}: {error}: {}", response["value"]["message"]),
+            None => Ok(response["value"].clone()),
         }
     }
 }
 
 impl Drop for Browser {
-    /// Chromium outlives a driver that is killed: it has to be told.
+    /// Deletes the session, since Chromium outlives a driver that is killed.
     fn drop(&mut self) {
-        if let Ok(mut stream) = TcpStream::connect(self.address) {
+        if let Ok(mut stream) = TcpStream::connect(self.driver_address) {
             let _ = write!(
                 stream,
                 "DELETE /session/{} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-                self.session
+                self.session_id
             );
-            // Its first word comes when the browser has ended.
-            let _ = stream.set_read_timeout(Some(wait::PATIENCE));
+            // The driver sends the response after the browser has exited.
+            let _ = stream.set_read_timeout(Some(wait::TIMEOUT));
             let _ = stream.read(&mut [0; 64]);
         }
-        let _ = self.driver.stop();
+        let _ = self.driver.terminate();
     }
 }

@@ -1,42 +1,44 @@
-//! Certificates made for one test.
+//! Self-signed certificates, generated for one test.
 
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 
-/// A self-signed certificate and its key, as files.
+/// A self-signed certificate and its private key, as files.
 #[derive(Debug, Clone)]
 pub struct Certificate {
-    /// PEM, what a client must trust.
+    /// The certificate in PEM, which a client must trust.
     pub pem: String,
-    pub cert: PathBuf,
-    pub key: PathBuf,
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
 }
 
 impl Certificate {
-    /// Makes one for `names` (host names or addresses) in `folder`, its files called after `stem`.
+    /// Generates a certificate for `names` (host names or addresses) in `folder`, as the files
+    /// `{stem}.pem` and `{stem}.key`.
     ///
     /// # Errors
-    /// When a name is none, or the files cannot be written.
-    pub fn make(folder: &Path, stem: &str, names: &[&str]) -> Result<Self> {
+    /// Returns an error if a name is invalid or a file cannot be written.
+    pub fn generate(folder: &Path, stem: &str, names: &[&str]) -> Result<Self> {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names)?;
-        let made = Self {
+        let certificate = Self {
             pem: cert.pem(),
-            cert: folder.join(format!("{stem}.pem")),
-            key: folder.join(format!("{stem}.key")),
+            cert_file: folder.join(format!("{stem}.pem")),
+            key_file: folder.join(format!("{stem}.key")),
         };
-        std::fs::write(&made.cert, &made.pem)?;
-        write_private(&made.key, &signing_key.serialize_pem())?;
-        Ok(made)
+        fs::write(&certificate.cert_file, &certificate.pem)?;
+        write_owner_only(&certificate.key_file, &signing_key.serialize_pem())?;
+        Ok(certificate)
     }
 }
 
-fn write_private(path: &Path, text: &str) -> Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::File::options()
+fn write_owner_only(path: &Path, text: &str) -> Result<()> {
+    File::options()
         .create(true)
         .write(true)
         .truncate(true)

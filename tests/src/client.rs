@@ -1,39 +1,61 @@
-//! A client of the edge: HTTPS from an address of its own.
+//! HTTP client of the gateway or of auth-api, with connections and a source address of its own.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Instant;
 
-use anyhow::Result;
-use reqwest::{Method, RequestBuilder};
+use anyhow::{Context, Result, bail};
+use reqwest::header::HeaderMap;
+use reqwest::redirect::Policy;
+use reqwest::{Method, RequestBuilder, Version};
 use serde_json::{Value, json};
 
-use crate::address;
 use crate::certificate::Certificate;
+use crate::wait;
 
-/// The name that the gateway's certificate in tests is for.
+/// Host name of the gateway in tests, which its certificate is for.
 pub const HOST: &str = "localhost";
 
-/// What one client gets told.
+/// Password of test users, as in the README of the Python service.
+pub const PASSWORD: &str = "securepassword123";
+
+/// Password to which a test changes that of a user.
+pub const NEW_PASSWORD: &str = "another one 1";
+
+/// HTTP version that a client uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// The version that ALPN selects: HTTP/2 where the server supports it.
+    Negotiated,
+    Http1,
+    Http2,
+}
+
+/// A response with its whole body.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
-    pub version: reqwest::Version,
-    /// The body as it came.
+    pub headers: HeaderMap,
+    pub version: Version,
+    /// The body as text.
     pub text: String,
 }
 
-impl Answer {
-    /// The body as JSON.
+impl Response {
+    /// Returns the body as JSON.
     ///
     /// # Panics
-    /// When it is none.
+    /// Panics if the body is not JSON.
     #[must_use]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.text)
-            .unwrap_or_else(|error| panic!("{error} in a body of {}: {}", self.status, self.text))
+        serde_json::from_str(&self.text).unwrap_or_else(|error| {
+            panic!(
+                "invalid JSON in a response of status {}: {error}: {}",
+                self.status, self.text
+            )
+        })
     }
 
-    /// A header's value, empty where there is none.
+    /// Returns a header's value, empty if the header is absent.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers
@@ -41,40 +63,43 @@ impl Answer {
             .and_then(|value| value.to_str().ok())
             .unwrap_or("")
     }
+
+    /// Returns the access token in the body.
+    ///
+    /// # Errors
+    /// Returns an error if the body contains no access token.
+    pub fn access_token(&self) -> Result<String> {
+        Ok(self.json()["access_token"]
+            .as_str()
+            .with_context(|| format!("no access token in {}", self.text))?
+            .to_owned())
+    }
 }
 
-/// A client with its own connections and its own address.
+/// A client. Clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
-    base: String,
-}
-
-/// How a client speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// What TLS agrees on: HTTP/2 where the server has it.
-    Negotiated,
-    Http1,
-    Http2,
+    base_url: String,
 }
 
 impl Client {
-    /// A client of the gateway at `gateway`, that trusts `certificate`, coming from `from`.
+    /// Returns a client of the gateway at `gateway` that trusts only `certificate` and connects
+    /// from the address `source`.
     ///
     /// # Errors
-    /// When the certificate is none.
+    /// Returns an error if the certificate is invalid.
     pub fn new(
         gateway: SocketAddr,
         certificate: &Certificate,
-        from: Ipv4Addr,
+        source: Ipv4Addr,
         protocol: Protocol,
     ) -> Result<Self> {
         let builder = reqwest::Client::builder()
             .tls_certs_only([reqwest::Certificate::from_pem(certificate.pem.as_bytes())?])
             .resolve(HOST, gateway)
-            .local_address(Some(from.into()))
-            .redirect(reqwest::redirect::Policy::none())
+            .local_address(Some(source.into()))
+            .redirect(Policy::none())
             .no_proxy();
         let builder = match protocol {
             Protocol::Negotiated => builder,
@@ -83,55 +108,62 @@ impl Client {
         };
         Ok(Self {
             http: builder.build()?,
-            base: format!("https://{HOST}:{}", gateway.port()),
+            base_url: format!("https://{HOST}:{}", gateway.port()),
         })
     }
 
-    /// A client of plain HTTP at `address`, as Prometheus or the gateway itself is one.
+    /// Returns a client of the cleartext HTTP listener at `address`, such as an admin listener or
+    /// auth-api itself.
     ///
     /// # Errors
-    /// When the library cannot start.
-    pub fn plain(address: SocketAddr) -> Result<Self> {
+    /// Returns an error if the client cannot be built.
+    pub fn cleartext(address: SocketAddr) -> Result<Self> {
         Ok(Self {
             http: reqwest::Client::builder().no_proxy().build()?,
-            base: format!("http://{address}"),
+            base_url: format!("http://{address}"),
         })
     }
 
-    /// A request to be finished by the caller.
+    /// Returns a request for `path` that the caller completes.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base))
+        self.http
+            .request(method, format!("{}{path}", self.base_url))
     }
 
-    /// GET without anything.
+    /// Sends a GET request.
     ///
     /// # Errors
-    /// When no answer comes.
-    pub async fn get(&self, path: &str) -> Result<Answer> {
+    /// Returns an error if no complete response arrives.
+    pub async fn get(&self, path: &str) -> Result<Response> {
         send(self.request(Method::GET, path)).await
     }
 
-    /// GET with an access token.
+    /// Sends a GET request with an access token.
     ///
     /// # Errors
-    /// When no answer comes.
-    pub async fn get_as(&self, token: &str, path: &str) -> Result<Answer> {
+    /// Returns an error if no complete response arrives.
+    pub async fn get_with_token(&self, token: &str, path: &str) -> Result<Response> {
         send(self.request(Method::GET, path).bearer_auth(token)).await
     }
 
-    /// POST of JSON.
+    /// Sends a POST request with a JSON body.
     ///
     /// # Errors
-    /// When no answer comes.
-    pub async fn post(&self, path: &str, body: &Value) -> Result<Answer> {
+    /// Returns an error if no complete response arrives.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Response> {
         send(self.request(Method::POST, path).json(body)).await
     }
 
-    /// POST with an access token and, where given, JSON.
+    /// Sends a POST request with an access token and optionally a JSON body.
     ///
     /// # Errors
-    /// When no answer comes.
-    pub async fn post_as(&self, token: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
+    /// Returns an error if no complete response arrives.
+    pub async fn post_with_token(
+        &self,
+        token: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Response> {
         let request = self.request(Method::POST, path).bearer_auth(token);
         send(match body {
             Some(body) => request.json(body),
@@ -143,8 +175,8 @@ impl Client {
     /// Registers `login` with [`PASSWORD`].
     ///
     /// # Errors
-    /// When no answer comes.
-    pub async fn register(&self, login: &str) -> Result<Answer> {
+    /// Returns an error if no complete response arrives.
+    pub async fn register(&self, login: &str) -> Result<Response> {
         self.post("/api/register", &credentials(login, PASSWORD))
             .await
     }
@@ -152,50 +184,97 @@ impl Client {
     /// Logs `login` in with [`PASSWORD`].
     ///
     /// # Errors
-    /// When no answer comes.
-    pub async fn login(&self, login: &str) -> Result<Answer> {
+    /// Returns an error if no complete response arrives.
+    pub async fn login(&self, login: &str) -> Result<Response> {
         self.post("/api/login", &credentials(login, PASSWORD)).await
     }
 
-    /// Registers `login`, logs in and gives the access token.
+    /// Registers `login`, logs it in and returns the access token.
     ///
     /// # Errors
-    /// When no answer comes.
-    pub async fn token(&self, login: &str) -> Result<String> {
+    /// Returns an error if no complete response arrives, or if the login fails.
+    pub async fn register_and_login(&self, login: &str) -> Result<String> {
         self.register(login).await?;
-        let answer = self.login(login).await?.json();
-        Ok(answer["access_token"]
-            .as_str()
-            .expect("an access token")
-            .to_owned())
+        self.login(login).await?.access_token()
+    }
+
+    /// Returns the value of the first sample in `/metrics` that has the name `name` and contains
+    /// all of `labels`, none if there is no such sample.
+    ///
+    /// # Errors
+    /// Returns an error if no complete response arrives.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> Result<Option<f64>> {
+        let text = self.get("/metrics").await?.text;
+        let sample = text.lines().find(|line| {
+            line.split(['{', ' ']).next() == Some(name)
+                && labels.iter().all(|label| line.contains(label))
+        });
+        Ok(sample.and_then(|line| line.rsplit(' ').next()?.parse().ok()))
+    }
+
+    /// Waits until the response to a GET of `path` satisfies `condition`.
+    ///
+    /// # Errors
+    /// Returns an error after [`wait::TIMEOUT`].
+    pub async fn wait_for_response(
+        &self,
+        path: &str,
+        condition: impl Fn(&Response) -> bool,
+    ) -> Result<()> {
+        wait::until(
+            &format!("the expected response to GET {path}"),
+            async || {
+                let response = self.get(path).await;
+                response.is_ok_and(|response| condition(&response))
+            },
+        )
+        .await
+    }
+
+    /// Waits until a GET of `path` returns 200. `ensure_alive` is checked after each failure.
+    ///
+    /// # Errors
+    /// Returns the error of `ensure_alive`, or an error with the last response after
+    /// [`wait::TIMEOUT`].
+    pub(crate) async fn wait_until_ok(
+        &self,
+        path: &str,
+        mut ensure_alive: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let response = self.get(path).await;
+            if response
+                .as_ref()
+                .is_ok_and(|response| response.status == 200)
+            {
+                return Ok(());
+            }
+            ensure_alive()?;
+            if start.elapsed() > wait::TIMEOUT {
+                bail!("{path} does not return 200: {response:?}");
+            }
+            tokio::time::sleep(wait::POLL_INTERVAL).await;
+        }
     }
 }
 
-/// The password that the Python service's README registers.
-pub const PASSWORD: &str = "securepassword123";
-
-/// The body that register, login and delete take.
+/// Returns the body of a registration, login or deletion request.
 #[must_use]
 pub fn credentials(login: &str, password: &str) -> Value {
     json!({"login": login, "password": password})
 }
 
-/// Sends a request and reads its whole answer.
+/// Sends a request and reads the whole response.
 ///
 /// # Errors
-/// When no answer comes.
-pub async fn send(request: RequestBuilder) -> Result<Answer> {
+/// Returns an error if no complete response arrives.
+pub async fn send(request: RequestBuilder) -> Result<Response> {
     let response = request.send().await?;
-    Ok(Answer {
+    Ok(Response {
         status: response.status().as_u16(),
         headers: response.headers().clone(),
         version: response.version(),
         text: response.text().await?,
     })
-}
-
-/// An address for a new client to come from.
-#[must_use]
-pub fn new_address() -> Ipv4Addr {
-    address::random_loopback()
 }

@@ -1,106 +1,102 @@
-//! The whole thing: the gateway in front of replicas of auth-api, as an operator starts it.
+//! The whole product: the gateway in front of replicas of auth-api.
 
 use anyhow::Result;
 
 use crate::client::{Client, Protocol};
-use crate::gateway::Gateway;
-use crate::replica::{Environment, Replicas, Store, answers};
+use crate::gateway::{Gateway, GatewayBuilder};
+use crate::replicas::{Replicas, Store};
+use crate::settings::Settings;
 
-/// The configuration that a test gets unless it brings its own.
-const PATHS: &str = r#"
+/// Default content of `gateway.yml`.
+const DEFAULT_CONFIG: &str = r#"
 premier:
   paths:
     - pattern: "/api/*"
       features:
         monitoring: {log_threshold: 5.0}
 "#;
+const REPLICAS: usize = 2;
 
-/// How an [`Edge`] is to be started.
+/// Options of an [`Edge`] that is to be started.
 #[derive(Debug)]
-pub struct Setup {
+pub struct EdgeBuilder {
     store: Store,
-    replicas: usize,
-    config: String,
-    settings: Environment,
+    settings: Settings,
+    gateway: GatewayBuilder,
 }
 
-impl Setup {
-    /// So many replicas of auth-api instead of two.
-    #[must_use]
-    pub fn replicas(mut self, count: usize) -> Self {
-        self.replicas = count;
-        self
-    }
-
-    /// A gateway.yml of the test's own, as for [`Gateway::before`].
+impl EdgeBuilder {
+    /// Sets the content of `gateway.yml`, see [`GatewayBuilder::config`].
     #[must_use]
     pub fn config(mut self, yaml: &str) -> Self {
-        yaml.clone_into(&mut self.config);
+        self.gateway = self.gateway.config(yaml);
         self
     }
 
-    /// A further setting of auth-api.
+    /// Sets a further environment variable of auth-api.
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Starts everything and waits until it answers.
+    /// Starts all programs and waits until the gateway returns responses of auth-api.
     ///
     /// # Errors
-    /// When a part does not come up; the error has what it printed.
+    /// Returns an error with the program's log if one does not start.
     pub async fn start(self) -> Result<Edge> {
-        let replicas = Replicas::start_with(self.store, self.replicas, self.settings).await?;
-        let addresses: Vec<_> = replicas.all.iter().map(|one| one.address).collect();
-        let gateway = Gateway::before(&addresses)
-            .config(&self.config)
-            .start()
-            .await?;
+        let replicas = Replicas::start_with(self.store, REPLICAS, self.settings).await?;
+        let addresses: Vec<_> = replicas
+            .instances
+            .iter()
+            .map(|replica| replica.address)
+            .collect();
+        let gateway = self.gateway.upstream(&addresses).start().await?;
         let mut edge = Edge { gateway, replicas };
         let client = edge.client()?;
-        answers(&client, "/health", || edge.gateway.process.must_run()).await?;
+        client
+            .wait_until_ok("/health", || edge.gateway.process.ensure_running())
+            .await?;
         Ok(edge)
     }
 }
 
-/// A running gateway with its replicas and their stores.
+/// A running gateway with its replicas of auth-api and their stores.
 #[derive(Debug)]
 pub struct Edge {
-    // Dropped in this order: the gateway ends before what it needs.
+    // Fields drop in this order: the gateway exits before its replicas.
     pub gateway: Gateway,
     pub replicas: Replicas,
 }
 
 impl Edge {
-    /// An edge with two replicas on `store`, to be refined and started.
+    /// Returns a builder of an edge with two replicas on a new `store`.
     #[must_use]
-    pub fn on(store: Store) -> Setup {
-        Setup {
+    pub fn builder(store: Store) -> EdgeBuilder {
+        EdgeBuilder {
             store,
-            replicas: 2,
-            config: PATHS.to_owned(),
-            settings: Environment::new(),
+            settings: Settings::new(),
+            gateway: Gateway::builder(&[]).config(DEFAULT_CONFIG),
         }
     }
 
-    /// A client that nobody has seen before.
+    /// Returns a client with a new source address.
     ///
     /// # Errors
-    /// When the client library cannot start.
+    /// Returns an error if the client cannot be built.
     pub fn client(&self) -> Result<Client> {
         self.gateway.client()
     }
 
-    /// A client that nobody has seen before, that speaks `protocol`.
+    /// Returns a client with a new source address that uses `protocol`.
     ///
     /// # Errors
-    /// When the client library cannot start.
-    pub fn client_speaking(&self, protocol: Protocol) -> Result<Client> {
-        self.gateway.client_speaking(protocol)
+    /// Returns an error if the client cannot be built.
+    pub fn client_with_protocol(&self, protocol: Protocol) -> Result<Client> {
+        self.gateway.client_with_protocol(protocol)
     }
 
-    /// Everything that the gateway and the replicas have printed.
+    /// Returns the logs of the gateway and of all replicas so far.
     #[must_use]
     pub fn logs(&self) -> String {
         self.gateway.process.log() + &self.replicas.logs()

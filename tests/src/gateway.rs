@@ -1,4 +1,4 @@
-//! A running gateway, in front of whatever answers at the addresses that it is given.
+//! A gateway process in front of given upstream servers.
 
 use std::io::PipeWriter;
 use std::net::SocketAddr;
@@ -9,88 +9,101 @@ use anyhow::Result;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
+use crate::address::{random_loopback, unused_loopback};
 use crate::certificate::Certificate;
-use crate::client::{Client, HOST, Protocol, new_address};
-use crate::process::{Process, bound, program};
-use crate::replica::{Environment, answers};
-use crate::{address, wait};
+use crate::client::{Client, HOST, Protocol, Response};
+use crate::command::{bound_command, program_path};
+use crate::process::Process;
+use crate::settings::Settings;
+use crate::wait;
 
-/// How a [`Gateway`] is to be started.
+/// Options of a [`Gateway`] that is to be started.
 #[derive(Debug)]
-pub struct Setup {
-    servers: Vec<SocketAddr>,
+pub struct GatewayBuilder {
+    upstream: Vec<SocketAddr>,
     config: String,
-    settings: Environment,
-    output: Option<PipeWriter>,
+    settings: Settings,
+    stdout: Option<PipeWriter>,
 }
 
-impl Setup {
-    /// A gateway.yml of the test's own. What it leaves out comes from the environment, which the
-    /// harness sets: addresses, certificate and servers.
+impl GatewayBuilder {
+    /// Sets the addresses of the upstream servers.
+    #[must_use]
+    pub(crate) fn upstream(mut self, addresses: &[SocketAddr]) -> Self {
+        self.upstream = addresses.to_vec();
+        self
+    }
+
+    /// Sets the content of `gateway.yml`. The harness sets listen addresses, certificate and
+    /// upstream servers by environment variables, which apply where the file sets nothing.
     #[must_use]
     pub fn config(mut self, yaml: &str) -> Self {
         yaml.clone_into(&mut self.config);
         self
     }
 
-    /// A further environment variable.
+    /// Sets a further environment variable.
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Where its standard output goes, if not into its log.
+    /// Sends standard output to a pipe instead of the log file.
     #[must_use]
-    pub fn printing_to(mut self, output: PipeWriter) -> Self {
-        self.output = Some(output);
+    pub fn stdout(mut self, pipe: PipeWriter) -> Self {
+        self.stdout = Some(pipe);
         self
     }
 
-    /// Starts it and waits until it serves.
+    /// Starts the gateway and waits until it accepts connections.
     ///
     /// # Errors
-    /// When it does not come up; the error has what it printed.
+    /// Returns an error with the gateway's log if it does not start.
     pub async fn start(self) -> Result<Gateway> {
         let folder = tempfile::Builder::new().prefix("gateway-").tempdir()?;
-        let certificate = Certificate::make(folder.path(), "cert", &[HOST, "127.0.0.1"])?;
+        let certificate = Certificate::generate(folder.path(), "cert", &[HOST, "127.0.0.1"])?;
         std::fs::write(folder.path().join("gateway.yml"), &self.config)?;
-        let (address, admin) = (address::free(), address::free());
-        let servers: Vec<_> = self
-            .servers
+        let (address, admin_address) = (unused_loopback(), unused_loopback());
+        let upstream_urls: Vec<_> = self
+            .upstream
             .iter()
-            .map(|server| format!("http://{server}"))
+            .map(|address| format!("http://{address}"))
             .collect();
-        let mut command = bound(program("gateway"));
+        let mut command = bound_command(program_path("gateway"));
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("LOG_LEVEL", "DEBUG")
             .env("LOG_FORMAT", "json")
             .env("GATEWAY_HTTPS", address.to_string())
-            .env("GATEWAY_ADMIN", admin.to_string())
-            .env("GATEWAY_SERVERS", servers.join(","))
+            .env("GATEWAY_ADMIN", admin_address.to_string())
+            .env("GATEWAY_SERVERS", upstream_urls.join(","))
             .env("GATEWAY_UPGRADE_SOCKET", folder.path().join("upgrade.sock"))
-            .env("SSL_CERTFILE", &certificate.cert)
-            .env("SSL_KEYFILE", &certificate.key)
+            .env("SSL_CERTFILE", &certificate.cert_file)
+            .env("SSL_KEYFILE", &certificate.key_file)
             .envs(self.settings)
             .current_dir(folder.path());
-        let log = folder.path().join("gateway.log");
-        let process = match self.output {
-            None => Process::start("gateway", &mut command, &log)?,
-            Some(output) => Process::start_printing("gateway", &mut command, output.into(), &log)?,
+        let log_file = folder.path().join("gateway.log");
+        let process = match self.stdout {
+            None => Process::start("gateway", &mut command, &log_file)?,
+            Some(pipe) => {
+                Process::start_with_stdout("gateway", &mut command, pipe.into(), &log_file)?
+            }
         };
         let mut gateway = Gateway {
             process,
             address,
-            admin,
+            admin_address,
             certificate,
             command,
             folder,
         };
-        let operator = gateway.operator()?;
-        answers(&operator, "/health", || gateway.process.must_run()).await?;
-        wait::until("the https listener", async || {
+        let admin_client = gateway.admin_client()?;
+        admin_client
+            .wait_until_ok("/health", || gateway.process.ensure_running())
+            .await?;
+        wait::until("the HTTPS listener", async || {
             TcpStream::connect(address).await.is_ok()
         })
         .await?;
@@ -101,103 +114,125 @@ impl Setup {
 /// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
-    // Dropped in this order: the process ends before its folder goes.
+    // Fields drop in this order: the process exits before its folder is removed.
     pub process: Process,
-    /// Where clients reach it.
+    /// Address of the HTTPS listener.
     pub address: SocketAddr,
-    /// Its admin listener.
-    pub admin: SocketAddr,
+    /// Address of the admin listener.
+    pub admin_address: SocketAddr,
     pub certificate: Certificate,
     command: Command,
     folder: TempDir,
 }
 
 impl Gateway {
-    /// A gateway before these servers, to be refined and started.
+    /// Returns a builder of a gateway in front of the servers at the addresses `upstream`.
     #[must_use]
-    pub fn before(servers: &[SocketAddr]) -> Setup {
-        Setup {
-            servers: servers.to_vec(),
+    pub fn builder(upstream: &[SocketAddr]) -> GatewayBuilder {
+        GatewayBuilder {
+            upstream: upstream.to_vec(),
             config: "premier: {}".to_owned(),
-            settings: Environment::new(),
-            output: None,
+            settings: Settings::new(),
+            stdout: None,
         }
     }
 
-    /// A client that nobody has seen before.
+    /// Returns a client with a new source address.
     ///
     /// # Errors
-    /// When the client library cannot start.
+    /// Returns an error if the client cannot be built.
     pub fn client(&self) -> Result<Client> {
-        self.client_speaking(Protocol::Negotiated)
+        self.client_with_protocol(Protocol::Negotiated)
     }
 
-    /// A client that nobody has seen before, that speaks `protocol`.
+    /// Returns a client with a new source address that uses `protocol`.
     ///
     /// # Errors
-    /// When the client library cannot start.
-    pub fn client_speaking(&self, protocol: Protocol) -> Result<Client> {
-        Client::new(self.address, &self.certificate, new_address(), protocol)
+    /// Returns an error if the client cannot be built.
+    pub fn client_with_protocol(&self, protocol: Protocol) -> Result<Client> {
+        Client::new(self.address, &self.certificate, random_loopback(), protocol)
     }
 
-    /// A client of the admin listener.
+    /// Returns a client of the admin listener.
     ///
     /// # Errors
-    /// When the client library cannot start.
-    pub fn operator(&self) -> Result<Client> {
-        Client::plain(self.admin)
+    /// Returns an error if the client cannot be built.
+    pub fn admin_client(&self) -> Result<Client> {
+        Client::cleartext(self.admin_address)
     }
 
-    /// The configuration file, to be edited by a test.
+    /// Returns the path of the configuration file, which a test may change.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
         self.folder.path().join("gateway.yml")
     }
 
-    /// Starts a second one with the same settings and these arguments.
+    /// Starts a second gateway process with the same settings and further arguments.
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub fn again(&mut self, arguments: &[&str]) -> Result<Process> {
-        let log = self.folder.path().join("second.log");
-        Process::start("gateway", self.command.args(arguments), &log)
+    /// Returns an error if the process cannot be started.
+    pub fn start_second(&mut self, arguments: &[&str]) -> Result<Process> {
+        let log_file = self.folder.path().join("second.log");
+        Process::start("gateway", self.command.args(arguments), &log_file)
     }
 
-    /// A metric's value, by its name and labels as they are written.
+    /// Returns a metric, see [`Client::metric`].
     ///
     /// # Errors
-    /// When the admin listener does not answer.
+    /// Returns an error if the admin listener does not respond.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> Result<Option<f64>> {
-        let text = self.operator()?.get("/metrics").await?.text;
-        let is_it = |line: &&str| {
-            let metric = line.split(['{', ' ']).next();
-            metric == Some(name) && labels.iter().all(|label| line.contains(label))
-        };
-        let line = text.lines().find(is_it);
-        Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()))
+        self.admin_client()?.metric(name, labels).await
     }
 
-    /// Until no request is under way any more.
+    /// Waits until a metric has the value `expected`, see [`Client::metric`].
     ///
     /// # Errors
-    /// When that does not come.
-    pub async fn until_quiet(&self) -> Result<()> {
-        wait::until("the requests in flight to end", async || {
-            let in_flight = self.metric("gateway_requests_in_flight", &[]).await;
-            in_flight.is_ok_and(|count| count == Some(0.0))
+    /// Returns an error after [`wait::TIMEOUT`].
+    pub async fn wait_for_metric(&self, name: &str, labels: &[&str], expected: f64) -> Result<()> {
+        wait::until(&format!("{name} to be {expected}"), async || {
+            let value = self.metric(name, labels).await;
+            value.is_ok_and(|value| value == Some(expected))
         })
         .await
     }
 
-    /// Until no client is connected any more.
+    /// Waits until no request is in flight.
     ///
     /// # Errors
-    /// When that does not come.
-    pub async fn until_deserted(&self) -> Result<()> {
-        wait::until("the connections to end", async || {
-            let connections = self.metric("gateway_connections", &[]).await;
-            connections.is_ok_and(|count| count == Some(0.0))
-        })
+    /// Returns an error after [`wait::TIMEOUT`].
+    pub async fn wait_until_idle(&self) -> Result<()> {
+        self.wait_for_metric("gateway_requests_in_flight", &[], 0.0)
+            .await
+    }
+
+    /// Waits until no client is connected.
+    ///
+    /// # Errors
+    /// Returns an error after [`wait::TIMEOUT`].
+    pub async fn wait_until_disconnected(&self) -> Result<()> {
+        self.wait_for_metric("gateway_connections", &[], 0.0).await
+    }
+
+    /// Waits until the response to a GET of `path` satisfies `condition`, with a new client and
+    /// connection for each attempt.
+    ///
+    /// # Errors
+    /// Returns an error after [`wait::TIMEOUT`].
+    pub async fn wait_for_response(
+        &self,
+        path: &str,
+        condition: impl Fn(&Response) -> bool,
+    ) -> Result<()> {
+        wait::until(
+            &format!("the expected response to GET {path}"),
+            async || {
+                let Ok(client) = self.client() else {
+                    return false;
+                };
+                let response = client.get(path).await;
+                response.is_ok_and(|response| condition(&response))
+            },
+        )
         .await
     }
 }

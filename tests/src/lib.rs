@@ -1,47 +1,50 @@
-//! What a test needs to drive the real programs from outside.
+//! Test harness that drives the real programs from outside.
 //!
-//! A story starts an [`Edge`] (the gateway in front of replicas of auth-api, on the store that
-//! it names) and talks to it as a client would, over TLS. Everything that was started ends when
-//! its value is dropped, or when the process that started it dies.
+//! An end-to-end test starts an [`Edge`] (the gateway in front of replicas of auth-api, on a given
+//! [`Store`]) and sends it requests as a client does, over TLS. Every process ends when the value
+//! that owns it is dropped, or when the thread that started it dies.
 
 pub mod address;
-pub mod back_end;
 pub mod browser;
 pub mod certificate;
 pub mod client;
+pub mod command;
 pub mod edge;
+pub mod fault_proxy;
 pub mod gateway;
 pub mod load;
+pub mod mock_upstream;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod process;
-pub mod raw;
+mod random;
+pub mod raw_connection;
 pub mod redis;
-pub mod replica;
-pub mod slow;
+pub mod replicas;
+pub mod settings;
 pub mod wait;
 
-pub use back_end::{BackEnd, Reply};
 pub use client::Client;
 pub use edge::Edge;
 pub use gateway::Gateway;
-pub use replica::Store;
+pub use mock_upstream::{MockResponse, MockUpstream};
+pub use replicas::Store;
 
-/// Makes two tests of each story, an `async fn(Store) -> anyhow::Result<()>`: one for each store.
+/// Defines two tests for each `async fn(Store) -> anyhow::Result<()>`, one for each [`Store`].
 #[macro_export]
 macro_rules! on_both_stores {
-    ($($story:ident),+ $(,)?) => {$(
-        mod $story {
+    ($($test:ident),+ $(,)?) => {$(
+        mod $test {
             use $crate::Store;
 
             #[tokio::test]
             async fn on_postgres_and_redis() -> anyhow::Result<()> {
-                super::$story(Store::PostgresRedis).await
+                super::$test(Store::PostgresRedis).await
             }
 
             #[tokio::test]
             async fn embedded() -> anyhow::Result<()> {
-                super::$story(Store::Embedded).await
+                super::$test(Store::Embedded).await
             }
         }
     )+};

@@ -1,8 +1,9 @@
 //! A private PostgreSQL server, and a database of its own for each test.
 
+use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
@@ -10,36 +11,39 @@ use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tempfile::TempDir;
 
+use crate::address;
 use crate::certificate::Certificate;
-use crate::process::{Process, UNPRIVILEGED, bound_and_unprivileged};
-use crate::{address, wait};
+use crate::command::{chown_to_unprivileged, unprivileged_command};
+use crate::process::Process;
+use crate::random::random_bytes;
 
-/// The user that tests connect as; a random password would protect nothing on loopback.
+/// Superuser of the server, which tests connect as. The password is no secret: the server listens
+/// on loopback only.
 pub const USER: &str = "auth_user";
 pub const PASSWORD: &str = "a test's password";
 
-/// Where the server that the whole run shares is, as `host:port`.
-const SHARED: &str = "TEST_POSTGRES";
+/// Environment variable with the address (`host:port`) of the server that a test run shares.
+const SHARED_SERVER_VARIABLE: &str = "TEST_POSTGRES";
 
-/// A PostgreSQL server in a folder of its own, on a free port of loopback.
+/// A PostgreSQL server in a folder of its own, on an unused loopback address.
 #[derive(Debug)]
-pub struct Server {
+pub struct PostgresServer {
     process: Option<Process>,
     folder: TempDir,
     pub address: SocketAddr,
 }
 
-impl Server {
-    /// Makes a cluster and starts it.
+impl PostgresServer {
+    /// Creates a database cluster and starts a server on it.
     ///
     /// # Errors
-    /// When PostgreSQL is not installed or does not start.
+    /// Returns an error if PostgreSQL is not installed or does not start.
     pub fn start() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("postgres-").tempdir()?;
-        hand_over(folder.path())?;
-        let password = folder.path().join("password");
-        std::fs::write(&password, PASSWORD)?;
-        let status = bound_and_unprivileged(binary("initdb")?)
+        chown_to_unprivileged(folder.path())?;
+        let password_file = folder.path().join("password");
+        fs::write(&password_file, PASSWORD)?;
+        let status = unprivileged_command(program("initdb")?)
             .args([
                 "--auth=scram-sha-256",
                 "--encoding=UTF8",
@@ -47,7 +51,7 @@ impl Server {
                 "--no-sync",
             ])
             .arg(format!("--username={USER}"))
-            .arg(format!("--pwfile={}", password.display()))
+            .arg(format!("--pwfile={}", password_file.display()))
             .arg(format!("--pgdata={}", folder.path().join("data").display()))
             .stdout(Stdio::null())
             .status()
@@ -56,141 +60,185 @@ impl Server {
         let mut server = Self {
             process: None,
             folder,
-            address: address::free(),
+            address: address::unused_loopback(),
         };
-        server.resume()?;
+        server.start_again()?;
         Ok(server)
     }
 
-    /// Starts the server again after [`Server::stop`], on the same data and port.
+    /// Starts the server again after [`PostgresServer::stop_immediately`], on the same data and
+    /// address.
     ///
     /// # Errors
-    /// When it does not come up.
-    pub fn resume(&mut self) -> Result<()> {
-        let mut command = bound_and_unprivileged(binary("postgres")?);
+    /// Returns an error if PostgreSQL does not start.
+    pub fn start_again(&mut self) -> Result<()> {
+        let (host, port) = (
+            self.address.ip().to_string(),
+            self.address.port().to_string(),
+        );
+        let mut command = unprivileged_command(program("postgres")?);
         command
             .arg("-D")
             .arg(self.folder.path().join("data"))
             .arg("-k")
             .arg(self.folder.path())
-            .args(["-h", &self.address.ip().to_string()])
-            .args(["-p", &self.address.port().to_string()])
+            .args(["-h", &host, "-p", &port])
             .args(["-c", "max_connections=400", "-c", "shared_buffers=64MB"]);
-        let log = self.folder.path().join("log");
-        let mut process = Process::start("postgres", &mut command, &log)?;
-        let ready = binary("pg_isready")?;
-        let (host, port) = (
-            self.address.ip().to_string(),
-            self.address.port().to_string(),
-        );
-        let answers = || {
-            let mut asking = std::process::Command::new(&ready);
-            let asked = asking.args(["-q", "-h", &host, "-p", &port]).status();
-            asked.is_ok_and(|status| status.success())
-        };
-        while process.is_running() && !answers() {
-            std::thread::sleep(wait::PAUSE);
-        }
-        process.must_run()?;
+        let log_file = self.folder.path().join("log");
+        let mut process = Process::start("postgres", &mut command, &log_file)?;
+        let pg_isready = program("pg_isready")?;
+        process.wait_until_ready(|| {
+            Command::new(&pg_isready)
+                .args(["-q", "-h", &host, "-p", &port])
+                .status()
+                .is_ok_and(|status| status.success())
+        })?;
         self.process = Some(process);
         Ok(())
     }
 
-    /// Starts it again with a certificate, refusing whoever speaks plainly.
+    /// Restarts the server with a certificate. It then rejects connections without TLS.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// Returns an error if PostgreSQL does not start.
     pub fn require_tls(&mut self, certificate: &Certificate) -> Result<()> {
-        self.stop()?;
+        self.stop_immediately()?;
         let data = self.folder.path().join("data");
-        std::fs::copy(&certificate.cert, data.join("server.crt"))?;
-        std::fs::copy(&certificate.key, data.join("server.key"))?;
-        let rules = "hostssl all all 0.0.0.0/0 scram-sha-256\n";
-        std::fs::write(data.join("pg_hba.conf"), rules)?;
-        let mut settings = std::fs::read_to_string(data.join("postgresql.conf"))?;
-        settings.push_str("\nssl = on\n");
-        std::fs::write(data.join("postgresql.conf"), settings)?;
-        hand_over(&data)?;
-        self.resume()
+        fs::copy(&certificate.cert_file, data.join("server.crt"))?;
+        fs::copy(&certificate.key_file, data.join("server.key"))?;
+        let host_based_authentication = "hostssl all all 0.0.0.0/0 scram-sha-256\n";
+        fs::write(data.join("pg_hba.conf"), host_based_authentication)?;
+        let mut config = fs::read_to_string(data.join("postgresql.conf"))?;
+        config.push_str("\nssl = on\n");
+        fs::write(data.join("postgresql.conf"), config)?;
+        chown_to_unprivileged(&data)?;
+        self.start_again()
     }
 
-    /// Stops it as a crash would: connections break, nothing is flushed.
+    /// Stops the server by immediate shutdown, which simulates a crash: it aborts connections and
+    /// writes no checkpoint.
     ///
     /// # Errors
-    /// When it does not end.
-    pub fn stop(&mut self) -> Result<()> {
+    /// Returns an error if the server does not exit.
+    pub fn stop_immediately(&mut self) -> Result<()> {
         if let Some(mut process) = self.process.take() {
             process.signal(Signal::QUIT)?;
-            process.ended()?;
+            process.wait_for_exit()?;
         }
         Ok(())
     }
 
-    /// The process, for signals such as a pause.
+    /// Returns the running process, for signals such as SIGSTOP.
     #[must_use]
     pub fn process(&self) -> Option<&Process> {
         self.process.as_ref()
     }
 
-    /// `NAME=value` for the tests of a run that share this server.
+    /// Returns the name and value of the environment variable by which a test run shares this
+    /// server, see [`Database::create_on_shared_server`].
     #[must_use]
-    pub fn variable(&self) -> (&'static str, String) {
-        (SHARED, self.address.to_string())
+    pub fn shared_server_variable(&self) -> (&'static str, String) {
+        (SHARED_SERVER_VARIABLE, self.address.to_string())
     }
 
-    /// A new, empty database on this server.
+    /// Creates an empty database on this server.
     ///
     /// # Errors
-    /// When the server refuses.
-    pub async fn database(&self) -> Result<Database> {
+    /// Returns an error if the server rejects the statement.
+    pub async fn create_database(&self) -> Result<Database> {
         Database::create(self.address).await
     }
 }
 
-impl Drop for Server {
+impl Drop for PostgresServer {
     fn drop(&mut self) {
-        let _ = self.stop();
+        let _ = self.stop_immediately();
     }
 }
 
-/// An empty database.
+/// A database on a PostgreSQL server.
 #[derive(Debug, Clone)]
 pub struct Database {
+    /// Address of the server.
     pub server: SocketAddr,
     pub name: String,
 }
 
 impl Database {
-    /// One on the server that the run shares.
+    /// Creates an empty database on the server that the test run shares.
     ///
     /// # Errors
-    /// Outside of `scripts/test`, which starts that server.
-    pub async fn shared() -> Result<Self> {
-        let Ok(address) = std::env::var(SHARED) else {
-            bail!("{SHARED} is not set: run the tests by `make test` or scripts/test");
+    /// Returns an error outside of `scripts/test`, which starts that server.
+    pub async fn create_on_shared_server() -> Result<Self> {
+        let Ok(address) = std::env::var(SHARED_SERVER_VARIABLE) else {
+            bail!(
+                "{SHARED_SERVER_VARIABLE} is not set: run the tests by `make test` or scripts/test"
+            );
         };
         Self::create(address.parse()?).await
     }
 
     async fn create(server: SocketAddr) -> Result<Self> {
-        let name = format!("test_{:016x}", u64::from_le_bytes(address::random_bytes()));
-        let mut admin = PgConnection::connect_with(&options(server, "postgres")).await?;
+        let name = format!("test_{:016x}", u64::from_le_bytes(random_bytes()));
+        let mut connection =
+            PgConnection::connect_with(&connect_options(server, "postgres")).await?;
         let statement = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
-        sqlx::raw_sql(statement).execute(&mut admin).await?;
-        admin.close().await?;
+        sqlx::raw_sql(statement).execute(&mut connection).await?;
+        connection.close().await?;
         Ok(Self { server, name })
     }
 
-    /// A connection of the test's own, to look at what a program stored.
+    /// Connects to the database, so that a test can inspect or change what a program stored.
     ///
     /// # Errors
-    /// When the server refuses.
+    /// Returns an error if the connection fails.
     pub async fn connect(&self) -> Result<PgConnection> {
-        Ok(PgConnection::connect_with(&options(self.server, &self.name)).await?)
+        Ok(PgConnection::connect_with(&connect_options(self.server, &self.name)).await?)
+    }
+
+    /// Returns the number of statements in this database that wait for a lock.
+    ///
+    /// # Errors
+    /// Returns an error if the query fails.
+    pub async fn lock_wait_count(&self, observer: &mut PgConnection) -> Result<i64> {
+        let count =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'";
+        Ok(sqlx::query_scalar(count)
+            .bind(&self.name)
+            .fetch_one(observer)
+            .await?)
+    }
+
+    /// Waits until a statement in this database waits for a lock. Polls without a pause, since a
+    /// program waits only briefly.
+    ///
+    /// # Errors
+    /// Returns an error if a query fails.
+    pub async fn wait_for_lock_wait(&self, observer: &mut PgConnection) -> Result<()> {
+        while self.lock_wait_count(observer).await? == 0 {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
     }
 }
 
-fn options(server: SocketAddr, database: &str) -> PgConnectOptions {
+/// Locks the row of a user until the returned transaction ends.
+///
+/// # Errors
+/// Returns an error if the statement fails.
+pub async fn lock_user_row<'c>(
+    connection: &'c mut PgConnection,
+    login: &str,
+) -> Result<sqlx::Transaction<'c, sqlx::Postgres>> {
+    let mut transaction = connection.begin().await?;
+    sqlx::query("SELECT 1 FROM users WHERE login = $1 FOR UPDATE")
+        .bind(login)
+        .execute(&mut *transaction)
+        .await?;
+    Ok(transaction)
+}
+
+fn connect_options(server: SocketAddr, database: &str) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
         .host(&server.ip().to_string())
         .port(server.port())
@@ -199,32 +247,16 @@ fn options(server: SocketAddr, database: &str) -> PgConnectOptions {
         .database(database)
 }
 
-/// One of PostgreSQL's programs, of the newest version that is installed.
-///
-/// # Errors
-/// When there is none.
-pub fn binary(name: &str) -> Result<PathBuf> {
-    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+/// Returns the path of one of PostgreSQL's programs, of the newest version that is installed.
+fn program(name: &str) -> Result<PathBuf> {
+    let mut paths: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path().join("bin").join(name)))
         .filter(|path| path.is_file())
         .collect();
-    versions.sort();
-    versions.pop().with_context(|| {
-        format!("PostgreSQL's {name} is not installed: `make test` does that (package postgresql)")
+    paths.sort();
+    paths.pop().with_context(|| {
+        format!("PostgreSQL's {name} is not installed: install the package postgresql, as `make test` does")
     })
-}
-
-pub(crate) fn hand_over(folder: &Path) -> Result<()> {
-    if rustix::process::geteuid().is_root() {
-        let (user, group) = UNPRIVILEGED;
-        let status = std::process::Command::new("chown")
-            .arg("-R")
-            .arg(format!("{user}:{group}"))
-            .arg(folder)
-            .status()?;
-        ensure!(status.success(), "chown {}", folder.display());
-    }
-    Ok(())
 }

@@ -1,93 +1,96 @@
-//! A program that runs for as long as a value lives.
+//! A child process that runs no longer than the value that owns it.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait;
 
-/// A running program. It is killed when the value is dropped, and by the kernel when the
-/// thread that started it dies.
+/// A running child process. Dropping the value kills it; a process of a
+/// [`bound_command`](crate::command::bound_command) is also killed when the thread that started it
+/// dies.
 #[derive(Debug)]
 pub struct Process {
     name: String,
     child: Child,
-    log: PathBuf,
+    log_file: PathBuf,
 }
 
 impl Process {
-    /// Starts `command` with everything that it prints going to the file `log`.
+    /// Starts `command` with standard output and standard error appended to `log_file`.
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
-        let out = file(log)?;
-        Self::start_printing(name, command, out.into(), log)
+    /// Returns an error if the process cannot be started.
+    pub fn start(name: &str, command: &mut Command, log_file: &Path) -> Result<Self> {
+        let stdout = open_for_appending(log_file)?;
+        Self::start_with_stdout(name, command, stdout.into(), log_file)
     }
 
-    /// [`Process::start`] with standard output going elsewhere.
+    /// Like [`Process::start`], with standard output going to `stdout` instead.
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub fn start_printing(
+    /// Returns an error if the process cannot be started.
+    pub fn start_with_stdout(
         name: &str,
         command: &mut Command,
-        output: Stdio,
-        log: &Path,
+        stdout: Stdio,
+        log_file: &Path,
     ) -> Result<Self> {
         let child = command
             .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(file(log)?)
+            .stdout(stdout)
+            .stderr(open_for_appending(log_file)?)
             .spawn()
             .with_context(|| format!("starting {name}"))?;
         Ok(Self {
             name: name.to_owned(),
             child,
-            log: log.to_owned(),
+            log_file: log_file.to_owned(),
         })
     }
 
-    /// The process id.
+    /// Returns the process id.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// All that the program has printed so far.
+    /// Returns the content of the log file so far.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+        fs::read_to_string(&self.log_file).unwrap_or_default()
     }
 
-    /// Bytes that it has in memory.
+    /// Returns the resident memory, in bytes.
     ///
     /// # Errors
-    /// When the program is gone.
-    pub fn memory(&self) -> Result<u64> {
-        self.status("VmRSS:")
+    /// Returns an error if the process has exited.
+    pub fn resident_memory(&self) -> Result<u64> {
+        self.memory_status("VmRSS:")
     }
 
-    /// The most bytes that it ever had in memory.
+    /// Returns the peak resident memory, in bytes.
     ///
     /// # Errors
-    /// When the program is gone.
-    pub fn peak_memory(&self) -> Result<u64> {
-        self.status("VmHWM:")
+    /// Returns an error if the process has exited.
+    pub fn peak_resident_memory(&self) -> Result<u64> {
+        self.memory_status("VmHWM:")
     }
 
-    /// What the kernel tells in KiB, in bytes.
-    fn status(&self, name: &str) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+    /// Returns a value of `/proc/PID/status` that is in KiB there, in bytes.
+    fn memory_status(&self, key: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
         let kib = status
             .lines()
-            .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
+            .find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB"));
         Ok(kib
-            .with_context(|| format!("{name} of {}", self.name))?
+            .with_context(|| format!("{} has no {key} in /proc/PID/status", self.name))?
             .parse::<u64>()?
             << 10)
     }
@@ -95,55 +98,86 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Errors
-    /// When the program is gone.
+    /// Returns an error if the process has exited.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id())
             .ok()
             .and_then(Pid::from_raw)
-            .context("a process id")?;
-        kill_process(pid, signal).with_context(|| format!("signalling {}", self.name))
+            .context("invalid process id")?;
+        kill_process(pid, signal).with_context(|| format!("sending a signal to {}", self.name))
     }
 
-    /// Whether it still runs.
+    /// Returns true while the process runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Waits until it ends by itself.
+    /// Returns an error with the log if the process has exited.
     ///
     /// # Errors
-    /// When it does not within [`wait::PATIENCE`].
-    pub fn ended(&mut self) -> Result<ExitStatus> {
-        let start = std::time::Instant::now();
+    /// Returns an error if the process has exited.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        if self.is_running() {
+            return Ok(());
+        }
+        bail!("{} has exited; its log:\n{}", self.name, self.log())
+    }
+
+    /// Blocks until `is_ready` returns true.
+    ///
+    /// # Errors
+    /// Returns an error with the log if the process exits before.
+    pub(crate) fn wait_until_ready(&mut self, is_ready: impl Fn() -> bool) -> Result<()> {
+        while self.is_running() && !is_ready() {
+            std::thread::sleep(wait::POLL_INTERVAL);
+        }
+        self.ensure_running()
+    }
+
+    /// Blocks until the process accepts TCP connections at `address`.
+    ///
+    /// # Errors
+    /// Returns an error with the log if the process exits before.
+    pub(crate) fn wait_until_listening(&mut self, address: SocketAddr) -> Result<()> {
+        self.wait_until_ready(|| TcpStream::connect(address).is_ok())
+    }
+
+    /// Blocks until the process exits by itself.
+    ///
+    /// # Errors
+    /// Returns an error with the log if it does not exit within [`wait::TIMEOUT`].
+    pub fn wait_for_exit(&mut self) -> Result<ExitStatus> {
+        let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
-            if start.elapsed() > wait::PATIENCE {
-                bail!("{} did not end; it printed:\n{}", self.name, self.log());
+            if start.elapsed() > wait::TIMEOUT {
+                bail!("{} did not exit; its log:\n{}", self.name, self.log());
             }
-            std::thread::sleep(wait::PAUSE);
+            std::thread::sleep(wait::POLL_INTERVAL);
         }
     }
 
-    /// Asks it to end by SIGTERM and waits for that.
+    /// Waits until the log contains `text`.
     ///
     /// # Errors
-    /// When it does not end.
-    pub fn stop(&mut self) -> Result<ExitStatus> {
+    /// Returns an error after [`wait::TIMEOUT`].
+    pub async fn wait_for_log(&self, text: &str) -> Result<()> {
+        wait::until(
+            &format!("{text:?} in the log of {}", self.name),
+            async || self.log().contains(text),
+        )
+        .await
+    }
+
+    /// Sends SIGTERM and blocks until the process exits.
+    ///
+    /// # Errors
+    /// Returns an error with the log if it does not exit within [`wait::TIMEOUT`].
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
-        self.ended()
-    }
-
-    /// An error that says what the program printed when it should run and does not.
-    ///
-    /// # Errors
-    /// When it has ended.
-    pub fn must_run(&mut self) -> Result<()> {
-        if self.is_running() {
-            return Ok(());
-        }
-        bail!("{} ended; it printed:\n{}", self.name, self.log())
+        self.wait_for_exit()
     }
 }
 
@@ -154,8 +188,7 @@ impl Drop for Process {
     }
 }
 
-/// A file that grows.
-fn file(path: &Path) -> Result<File> {
+fn open_for_appending(path: &Path) -> Result<File> {
     File::options()
         .create(true)
         .append(true)
@@ -163,70 +196,22 @@ fn file(path: &Path) -> Result<File> {
         .with_context(|| format!("opening {}", path.display()))
 }
 
-/// Sends a signal to a program and its children: PostgreSQL serves each connection by one.
+/// Sends a signal to a process and its children: PostgreSQL has one for each connection.
 ///
 /// # Errors
-/// When processes cannot be listed.
-pub fn signal_family(leader: u32, signal: Signal) -> Result<()> {
-    for entry in std::fs::read_dir("/proc")? {
+/// Returns an error if processes cannot be listed.
+pub fn signal_with_children(parent: u32, signal: Signal) -> Result<()> {
+    for entry in fs::read_dir("/proc")? {
         let folder = entry?.path();
-        let status = std::fs::read_to_string(folder.join("status")).unwrap_or_default();
-        let is_family = status
+        let status = fs::read_to_string(folder.join("status")).unwrap_or_default();
+        let is_parent_or_child = status
             .lines()
-            .any(|line| line == format!("PPid:\t{leader}") || line == format!("Pid:\t{leader}"));
+            .any(|line| line == format!("PPid:\t{parent}") || line == format!("Pid:\t{parent}"));
         let name = folder.file_name().and_then(OsStr::to_str);
         let pid = name.and_then(|name| name.parse().ok());
-        if let Some(pid) = pid.filter(|_| is_family).and_then(Pid::from_raw) {
+        if let Some(pid) = pid.filter(|_| is_parent_or_child).and_then(Pid::from_raw) {
             let _ = kill_process(pid, signal);
         }
     }
     Ok(())
-}
-
-/// A command that ends with the thread that starts it, whatever that dies of.
-#[must_use]
-pub fn bound(program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
-    command
-}
-
-/// [`bound`], and as an ordinary user where we are root: PostgreSQL refuses to run as root.
-#[must_use]
-pub fn bound_and_unprivileged(program: impl AsRef<OsStr>) -> Command {
-    if !rustix::process::geteuid().is_root() {
-        return bound(program);
-    }
-    let mut command = Command::new("setpriv");
-    let (user, group) = UNPRIVILEGED;
-    command
-        .args(["--reuid", user, "--regid", group, "--clear-groups"])
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(program);
-    command
-}
-
-/// A user and group that every Debian and Ubuntu has.
-pub(crate) const UNPRIVILEGED: (&str, &str) = ("nobody", "nogroup");
-
-/// Where the project's programs are, if not beside this one: what is measured is a release build.
-const PROGRAMS: &str = "TEST_PROGRAMS";
-
-/// The path of one of the project's own programs, built beside this one.
-///
-/// # Panics
-/// When it is not built: `scripts/test` does that first.
-#[must_use]
-pub fn program(name: &str) -> PathBuf {
-    if let Some(folder) = std::env::var_os(PROGRAMS) {
-        return PathBuf::from(folder).join(name);
-    }
-    let this = std::env::current_exe().expect("a program knows its own path");
-    let path = this
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file());
-    path.unwrap_or_else(|| panic!("{name} is not built: cargo build --bins"))
 }

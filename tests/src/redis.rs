@@ -1,4 +1,4 @@
-//! A private Redis server: it starts in milliseconds, so each test has its own.
+//! A private Redis server. It starts in milliseconds, so each test has one of its own.
 
 use std::net::SocketAddr;
 
@@ -8,77 +8,68 @@ use fred::types::Builder;
 use fred::types::config::{Config, ServerConfig};
 use tempfile::TempDir;
 
-use crate::process::{Process, bound};
-use crate::{address, wait};
+use crate::address;
+use crate::command::bound_command;
+use crate::process::Process;
 
-/// A Redis server in a folder of its own, on a free port of loopback.
+/// A Redis server in a folder of its own, on an unused loopback address.
 #[derive(Debug)]
-pub struct Server {
+pub struct RedisServer {
     process: Option<Process>,
     folder: TempDir,
     pub address: SocketAddr,
 }
 
-impl Server {
-    /// Starts one, empty.
+impl RedisServer {
+    /// Starts an empty server.
     ///
     /// # Errors
-    /// When Redis is not installed or does not start.
+    /// Returns an error if Redis is not installed or does not start.
     pub fn start() -> Result<Self> {
         let mut server = Self {
             process: None,
             folder: tempfile::Builder::new().prefix("redis-").tempdir()?,
-            address: address::free(),
+            address: address::unused_loopback(),
         };
-        server.resume()?;
+        server.start_again()?;
         Ok(server)
     }
 
-    /// Starts the server again after [`Server::stop`], on the same data and port.
+    /// Starts the server again after [`RedisServer::kill`], on the same data and address.
     ///
     /// # Errors
-    /// When it does not come up.
-    pub fn resume(&mut self) -> Result<()> {
-        let mut command = bound("redis-server");
+    /// Returns an error if Redis does not start.
+    pub fn start_again(&mut self) -> Result<()> {
+        let mut command = bound_command("redis-server");
         command
             .arg("--dir")
             .arg(self.folder.path())
             .args(["--bind", &self.address.ip().to_string()])
             .args(["--port", &self.address.port().to_string()])
-            .args([
-                "--save",
-                "",
-                "--appendonly",
-                "yes",
-                "--appendfsync",
-                "always",
-            ]);
-        let log = self.folder.path().join("log");
-        let mut process = Process::start("redis-server", &mut command, &log)?;
-        let address = self.address;
-        while process.is_running() && std::net::TcpStream::connect(address).is_err() {
-            std::thread::sleep(wait::PAUSE);
-        }
-        process.must_run()?;
+            .args(["--save", ""])
+            .args(["--appendonly", "yes", "--appendfsync", "always"]);
+        let log_file = self.folder.path().join("log");
+        let mut process = Process::start("redis-server", &mut command, &log_file)?;
+        process.wait_until_listening(self.address)?;
         self.process = Some(process);
         Ok(())
     }
 
-    /// Kills it, as a crash would.
-    pub fn stop(&mut self) {
+    /// Kills the server, which simulates a crash.
+    pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// The process, for signals such as a pause.
+    /// Returns the running process, for signals such as SIGSTOP.
     #[must_use]
     pub fn process(&self) -> Option<&Process> {
         self.process.as_ref()
     }
 
-    /// A connection of the test's own, to look at what a program stored.
+    /// Connects to the server, so that a test can inspect or change what a program stored.
     ///
     /// # Errors
-    /// When the server refuses.
+    /// Returns an error if the connection fails.
     pub async fn connect(&self) -> Result<fred::clients::Client> {
         let config = Config {
             server: ServerConfig::new_centralized(

@@ -1,28 +1,29 @@
-//! Waiting for a condition, never for a time.
+//! Waiting for a condition instead of a fixed time.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long a condition may take before the test fails: far beyond what any should need,
-/// since a busy machine must not fail a test.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-pub(crate) const PAUSE: Duration = Duration::from_millis(10);
+/// Time after which a condition that does not hold fails the test: far more than any should need,
+/// so that a busy machine fails no test.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
+/// Interval between two checks of a condition.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Asks `condition` again and again until it holds.
+/// Checks `condition` repeatedly until it holds.
 ///
 /// # Errors
-/// When it does not within [`PATIENCE`]; the error names `what`.
-pub async fn until<F>(what: &str, condition: impl Fn() -> F) -> Result<()>
+/// Returns an error that names `description` if the condition does not hold within [`TIMEOUT`].
+pub async fn until<F>(description: &str, condition: impl Fn() -> F) -> Result<()>
 where
     F: Future<Output = bool>,
 {
     let start = Instant::now();
     while !condition().await {
-        if start.elapsed() > PATIENCE {
-            bail!("waited {PATIENCE:?} for {what}");
+        if start.elapsed() > TIMEOUT {
+            bail!("timed out after {TIMEOUT:?} waiting for {description}");
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Databases as operators run them: behind a pooler, over TLS, and left behind by a newer release.
+//! Databases in production setups: behind a pooler, over TLS, started late, migrated by a newer
+//! version, and as an embedded file.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,59 +9,58 @@ use sqlx::Row;
 use tests::certificate::Certificate;
 use tests::client::{PASSWORD, credentials};
 use tests::pgbouncer::PgBouncer;
-use tests::replica::{self, Replicas, settings};
+use tests::replicas::Replicas;
+use tests::settings::{postgres_settings, settings};
 use tests::{Store, on_both_stores, postgres};
 
-on_both_stores!(an_older_program_starts_on_what_a_newer_one_left);
+on_both_stores!(an_older_version_starts_on_the_schema_of_a_newer_version);
 
 #[tokio::test]
-async fn a_pooler_may_lend_a_connection_for_one_transaction() -> Result<()> {
-    let database = postgres::Database::shared().await?;
-    let pooler = PgBouncer::before(&database)?;
-    let through = [
-        replica::database(pooler.address, &database.name),
-        settings([("DB_POOL_MODE", "transaction".to_owned())]),
-    ]
-    .concat();
-    let replicas = Replicas::start_with(Store::PostgresRedis, 3, through).await?;
-    let mut people = tokio::task::JoinSet::new();
+async fn replicas_work_behind_a_transaction_pooler() -> Result<()> {
+    let database = postgres::Database::create_on_shared_server().await?;
+    let pooler = PgBouncer::start(&database)?;
+    let replicas = Replicas::start_with(Store::PostgresRedis, 3, pooler.settings()).await?;
+    let mut users = tokio::task::JoinSet::new();
     for number in 0..60 {
         let client = replicas.client(number % 3)?;
-        people.spawn(async move {
-            let login = format!("person {number}");
+        users.spawn(async move {
+            let login = format!("user {number}");
             assert_eq!(client.register(&login).await?.status, 201);
             for _ in 0..3 {
                 let token = client.login(&login).await?.json()["access_token"].clone();
-                let token = token.as_str().expect("a token");
-                let profile = client.get_as(token, "/api/profile").await?;
+                let token = token.as_str().expect("the response has an access token");
+                let profile = client.get_with_token(token, "/api/profile").await?;
                 assert_eq!(profile.json()["login"], login.as_str(), "{}", profile.text);
             }
-            let gone = client
+            let deleted = client
                 .post("/api/delete", &credentials(&login, PASSWORD))
                 .await?;
-            assert_eq!(gone.status, 200, "{}", gone.text);
+            assert_eq!(deleted.status, 200, "{}", deleted.text);
             anyhow::Ok(())
         });
     }
-    while let Some(person) = people.join_next().await {
-        person??;
+    while let Some(outcome) = users.join_next().await {
+        outcome??;
     }
     Ok(())
 }
 
+/// [`postgres::PASSWORD`], percent-encoded.
+const PASSWORD_IN_URL: &str = "a%20test%27s%20password";
+
 #[tokio::test]
-async fn a_server_is_spoken_to_over_tls_where_its_url_asks_for_that() -> Result<()> {
-    let mut server = postgres::Server::start()?;
+async fn postgres_is_connected_to_over_verified_tls_if_its_url_requires_it() -> Result<()> {
+    let mut server = postgres::PostgresServer::start()?;
     let folder = tempfile::tempdir()?;
     let ip = server.address.ip().to_string();
-    let certificate = Certificate::make(folder.path(), "server", &[&ip])?;
-    let stranger = Certificate::make(folder.path(), "stranger", &[&ip])?;
+    let certificate = Certificate::generate(folder.path(), "server", &[&ip])?;
+    let other_certificate = Certificate::generate(folder.path(), "other", &[&ip])?;
     server.require_tls(&certificate)?;
-    let database = server.database().await?;
-    let url = |mode: &str, trusted: &Certificate| {
+    let database = server.create_database().await?;
+    let url_settings = |mode: &str, trusted: &Certificate| {
         let password = PASSWORD_IN_URL;
         let (user, name) = (postgres::USER, &database.name);
-        let root = trusted.cert.display();
+        let root = trusted.cert_file.display();
         let url = format!(
             "postgres://{user}:{password}@{}/{name}?sslmode={mode}&sslrootcert={root}",
             server.address
@@ -68,71 +68,71 @@ async fn a_server_is_spoken_to_over_tls_where_its_url_asks_for_that() -> Result<
         settings([("DATABASE_URL", url)])
     };
 
-    let verified = url("verify-full", &certificate);
+    let verified = url_settings("verify-full", &certificate);
     let replicas = Replicas::start_with(Store::PostgresRedis, 1, verified).await?;
     let client = replicas.client(0)?;
     assert_eq!(client.register("alice").await?.status, 201);
-    let ours = sqlx::query(
+    let connections = sqlx::query(
         "SELECT bool_and(ssl), count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
          WHERE application_name = 'auth-api'",
     )
     .fetch_one(&mut database.connect().await?)
     .await?;
-    assert!(ours.get::<bool, _>(0) && ours.get::<i64, _>(1) > 0);
+    assert!(connections.get::<bool, _>(0) && connections.get::<i64, _>(1) > 0);
 
-    for refused in [url("verify-full", &stranger), url("disable", &certificate)] {
-        let error = Replicas::start_with(Store::PostgresRedis, 1, refused)
+    for failing in [
+        url_settings("verify-full", &other_certificate),
+        url_settings("disable", &certificate),
+    ] {
+        let error = Replicas::start_with(Store::PostgresRedis, 1, failing)
             .await
             .err();
         let error = error.map(|error| format!("{error:#}")).unwrap_or_default();
-        assert!(error.contains("bringing the tables up to date"), "{error}");
+        assert!(
+            error.contains("applying the database migrations"),
+            "{error}"
+        );
         assert!(!error.contains(PASSWORD_IN_URL), "{error}");
     }
     Ok(())
 }
 
-/// [`postgres::PASSWORD`] as a URL spells it.
-const PASSWORD_IN_URL: &str = "a%20test%27s%20password";
-
 #[tokio::test]
-async fn a_server_may_come_later_than_a_replica() -> Result<()> {
-    let mut server = postgres::Server::start()?;
-    let database = server.database().await?;
-    server.stop()?;
-    let there = replica::database(server.address, &database.name);
-    let mut replicas = Replicas::start_with(Store::PostgresRedis, 0, there).await?;
-    replicas.add()?;
-    tests::wait::until("the replica to wait", async || {
-        replicas.logs().contains("waiting for a store")
-    })
-    .await?;
-    server.resume()?;
-    replicas.ready(0).await?;
+async fn a_replica_waits_for_a_database_that_starts_later() -> Result<()> {
+    let mut server = postgres::PostgresServer::start()?;
+    let database = server.create_database().await?;
+    server.stop_immediately()?;
+    let settings = postgres_settings(server.address, &database.name);
+    let mut replicas = Replicas::start_with(Store::PostgresRedis, 0, settings).await?;
+    replicas.start_another()?;
+    replicas.wait_for_log("waiting for a store").await?;
+    server.start_again()?;
+    replicas.wait_until_ready(0).await?;
     assert_eq!(replicas.client(0)?.register("alice").await?.status, 201);
     Ok(())
 }
 
-async fn an_older_program_starts_on_what_a_newer_one_left(store: Store) -> Result<()> {
+async fn an_older_version_starts_on_the_schema_of_a_newer_version(store: Store) -> Result<()> {
     let mut replicas = Replicas::start(store, 1).await?;
-    replicas.all[0].process.stop()?;
-    let newer =
+    replicas.instances[0].process.terminate()?;
+    let newer_migration =
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  SELECT 9999, 'of a newer version', success, checksum, execution_time
                  FROM _sqlx_migrations WHERE version = 1";
-    replicas.execute(newer).await?;
-    replicas.add()?;
-    replicas.ready(1).await?;
+    replicas.execute(newer_migration).await?;
+    replicas.start_another()?;
+    replicas.wait_until_ready(1).await?;
     assert!(replicas.logs().contains("\"newest\":9999"));
     assert_eq!(replicas.client(1)?.register("alice").await?.status, 201);
     Ok(())
 }
 
 #[tokio::test]
-async fn the_embedded_store_is_for_its_owner_alone() -> Result<()> {
+async fn the_embedded_store_is_accessible_only_to_its_owner() -> Result<()> {
     let replicas = Replicas::start(Store::Embedded, 1).await?;
-    replicas.client(0)?.token("alice").await?;
-    let file = replicas.embedded();
-    let folder = file.parent().context("a folder")?;
+    replicas.client(0)?.register_and_login("alice").await?;
+    let file = replicas.sqlite_file();
+    let folder = file.parent().context("the file is in a folder")?;
     let mode = |metadata: fs::Metadata| metadata.permissions().mode() & 0o777;
     assert_eq!(mode(folder.metadata()?), 0o700);
     let files: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;

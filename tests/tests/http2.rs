@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame: what a client may not do, and what the back end never sees of it.
+//! HTTP/2, frame by frame: floods, malformed requests, flow control, timeouts and shutdown.
 
 use std::ops::Range;
 
@@ -6,10 +6,12 @@ use anyhow::Result;
 use reqwest::Method;
 use rustix::process::Signal;
 use tests::client::{Protocol, send};
-use tests::raw::Raw;
-use tests::{BackEnd, Gateway, Reply, wait};
+use tests::raw_connection::RawConnection;
+use tests::{Gateway, MockResponse, MockUpstream, wait};
 
+/// Connection preface of a client (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+// Frame types (RFC 9113, section 6).
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -17,354 +19,393 @@ const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+// Flags of HEADERS frames.
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("it is short");
+fn frame(frame_type: u8, flags: u8, stream_id: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("the payload is short");
     let mut frame = length.to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
+    frame.extend([frame_type, flags]);
+    frame.extend(stream_id.to_be_bytes());
     frame.extend(payload);
     frame
 }
 
-/// A field that HPACK has no short form for (RFC 7541, section 6.2.2).
-fn literal(name: &str, value: &str) -> Vec<u8> {
-    let length = |text: &str| u8::try_from(text.len()).expect("it is short");
-    let mut field = vec![0, length(name)];
-    field.extend(name.as_bytes());
-    field.push(length(value));
-    field.extend(value.as_bytes());
-    field
+/// HPACK literal header without indexing, with a new name (RFC 7541, section 6.2.2).
+fn literal_header(name: &str, value: &str) -> Vec<u8> {
+    let length = |text: &str| u8::try_from(text.len()).expect("the text is short");
+    let mut header = vec![0, length(name)];
+    header.extend(name.as_bytes());
+    header.push(length(value));
+    header.extend(value.as_bytes());
+    header
 }
 
-/// GET of the root of localhost, and further fields.
-fn request(fields: &[(&str, &str)]) -> Vec<u8> {
-    request_for("/", fields)
+/// Header block of a GET request for `/` with further headers.
+fn header_block(headers: &[(&str, &str)]) -> Vec<u8> {
+    header_block_for("/", headers)
 }
 
-/// GET of a path of localhost, and further fields.
-fn request_for(path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
-    // From the static table: method GET, scheme https.
+/// Header block of a GET request for `path` with further headers.
+fn header_block_for(path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+    // Indices of the static table: `:method: GET` and `:scheme: https`.
     let mut block = vec![0x82, 0x87];
-    block.extend(literal(":path", path));
-    block.extend(literal(":authority", "localhost"));
-    for (name, value) in fields {
-        block.extend(literal(name, value));
+    block.extend(literal_header(":path", path));
+    block.extend(literal_header(":authority", "localhost"));
+    for (name, value) in headers {
+        block.extend(literal_header(name, value));
     }
     block
 }
 
-async fn open(gateway: &Gateway) -> Result<Raw> {
-    let mut raw = Raw::connect_http2(gateway).await?;
-    raw.send([PREFACE, &frame(SETTINGS, 0, 0, &[])].concat())
+/// Opens an HTTP/2 connection: sends the preface and empty settings.
+async fn connect(gateway: &Gateway) -> Result<RawConnection> {
+    let mut connection = RawConnection::connect_http2(gateway).await?;
+    connection
+        .send([PREFACE, &frame(SETTINGS, 0, 0, &[])].concat())
         .await?;
-    Ok(raw)
+    Ok(connection)
 }
 
-/// GET of a path on a stream, whole.
-fn get(stream: u32, path: &str) -> Vec<u8> {
-    let head = request_for(path, &[]);
-    frame(HEADERS, END_STREAM | END_HEADERS, stream, &head)
+/// HEADERS frame with a complete request.
+fn request(stream_id: u32, header_block: &[u8]) -> Vec<u8> {
+    frame(HEADERS, END_STREAM | END_HEADERS, stream_id, header_block)
 }
 
-/// That the client is not interested in the answer any more.
-fn reset(stream: u32) -> Vec<u8> {
-    frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
+/// HEADERS frame with a complete GET request for `path`.
+fn get(stream_id: u32, path: &str) -> Vec<u8> {
+    request(stream_id, &header_block_for(path, &[]))
 }
 
-/// The numbers of a client's streams.
-fn streams(numbers: Range<u32>) -> impl Iterator<Item = u32> {
+/// `RST_STREAM` frame with the error code `CANCEL`.
+fn reset(stream_id: u32) -> Vec<u8> {
+    const CANCEL: u32 = 8;
+    frame(RST_STREAM, 0, stream_id, &CANCEL.to_be_bytes())
+}
+
+/// GOAWAY frame of a client that sends no further request.
+fn goaway() -> Vec<u8> {
+    frame(GOAWAY, 0, 0, &[0; 8])
+}
+
+fn ping() -> Vec<u8> {
+    frame(PING, 0, 0, &[0; 8])
+}
+
+/// Ids of the client's streams with these numbers, counted from 0.
+fn stream_ids(numbers: Range<u32>) -> impl Iterator<Item = u32> {
     numbers.map(|number| number * 2 + 1)
 }
 
-/// The kinds of frames.
-fn kinds_in(bytes: &[u8]) -> Vec<u8> {
-    let (mut kinds, mut rest) = (Vec::new(), bytes);
-    while let [a, b, c, kind, _, _, _, _, _, after @ ..] = rest {
-        kinds.push(*kind);
+/// Types of the complete or truncated frames in `bytes`.
+fn frame_types(bytes: &[u8]) -> Vec<u8> {
+    let (mut types, mut rest) = (Vec::new(), bytes);
+    while let [a, b, c, frame_type, _, _, _, _, _, after @ ..] = rest {
+        types.push(*frame_type);
         let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
         rest = after.get(length..).unwrap_or_default();
     }
-    kinds
+    types
 }
 
-/// The kinds of the frames that came until the connection was closed.
-async fn kinds(raw: &mut Raw) -> Result<Vec<u8>> {
-    Ok(kinds_in(&raw.rest_of_bytes().await?))
+/// Reads until the connection is closed and returns the types of the frames received.
+async fn read_frame_types(connection: &mut RawConnection) -> Result<Vec<u8>> {
+    Ok(frame_types(&connection.read_to_end().await?))
 }
 
-/// Reads until a frame of a kind has come.
-async fn until_a(kind: u8, raw: &mut Raw) -> Result<()> {
-    let mut bytes = Vec::new();
-    while !kinds_in(&bytes).contains(&kind) {
-        let some = raw.some().await?;
-        anyhow::ensure!(!some.is_empty(), "closed after {:?}", kinds_in(&bytes));
-        bytes.extend(some);
+/// Reads until a frame of this type is received.
+async fn read_until_frame(frame_type: u8, connection: &mut RawConnection) -> Result<()> {
+    let mut received = Vec::new();
+    while !frame_types(&received).contains(&frame_type) {
+        let bytes = connection.read_some().await?;
+        anyhow::ensure!(
+            !bytes.is_empty(),
+            "closed after frames of types {:?}",
+            frame_types(&received)
+        );
+        received.extend(bytes);
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_flood_of_resets_is_cut_off() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let mut raw = open(&gateway).await?;
-    let flood: Vec<u8> = streams(0..2000)
-        .flat_map(|stream| [get(stream, "/"), reset(stream)].concat())
+async fn a_flood_of_resets_is_disconnected() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
+    let flood: Vec<u8> = stream_ids(0..2000)
+        .flat_map(|id| [get(id, "/"), reset(id)].concat())
         .collect();
-    // It may be cut off before all is sent.
-    let _ = raw.send(flood).await;
-    assert!(kinds(&mut raw).await?.contains(&GOAWAY));
+    // The gateway may close the connection before everything is sent.
+    let _ = connection.send(flood).await;
+    assert!(read_frame_types(&mut connection).await?.contains(&GOAWAY));
     assert_eq!(gateway.client()?.get("/").await?.status, 200);
     Ok(())
 }
 
 #[tokio::test]
-async fn resets_that_take_their_time_are_cut_off_too() -> Result<()> {
-    const AT_ONCE: u32 = 20;
-    let back_end = BackEnd::start(|_| Reply::Silence).await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let mut raw = open(&gateway).await?;
+async fn a_slow_flood_of_resets_is_disconnected() -> Result<()> {
+    const REQUESTS_PER_ROUND: u32 = 20;
+    let upstream = MockUpstream::start(|_| MockResponse::Never).await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
     for round in 0..20 {
-        let numbers = round * AT_ONCE..(round + 1) * AT_ONCE;
-        let requests: Vec<u8> = streams(numbers.clone())
-            .flat_map(|stream| get(stream, "/"))
+        let numbers = round * REQUESTS_PER_ROUND..(round + 1) * REQUESTS_PER_ROUND;
+        let requests: Vec<u8> = stream_ids(numbers.clone())
+            .flat_map(|id| get(id, "/"))
             .collect();
-        if raw.send(requests).await.is_err() {
+        if connection.send(requests).await.is_err() {
             break;
         }
-        // They are being served, so that the library does not count them.
-        let wanted = usize::try_from(numbers.end)?;
-        let is_over = wait::until("the requests, or the end of the connection", async || {
+        // Resets of requests that are being served are not counted by the HTTP/2 library.
+        let expected = usize::try_from(numbers.end)?;
+        wait::until("the requests, or the end of the connection", async || {
             let connections = gateway.metric("gateway_connections", &[]).await;
-            back_end.received().len() >= wanted || connections.is_ok_and(|count| count == Some(0.0))
-        });
-        is_over.await?;
-        let resets: Vec<u8> = streams(numbers).flat_map(reset).collect();
-        let _ = raw.send(resets).await;
+            upstream.received_requests().len() >= expected
+                || connections.is_ok_and(|count| count == Some(0.0))
+        })
+        .await?;
+        let resets: Vec<u8> = stream_ids(numbers).flat_map(reset).collect();
+        let _ = connection.send(resets).await;
     }
-    kinds(&mut raw).await?;
-    assert!(back_end.received().len() < 200, "it was cut off");
-    gateway.until_quiet().await
+    read_frame_types(&mut connection).await?;
+    assert!(
+        upstream.received_requests().len() < 200,
+        "the flood is not stopped"
+    );
+    gateway.wait_until_idle().await
 }
 
 #[tokio::test]
-async fn a_stream_that_is_reset_before_our_own_answer_is_over() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let mut raw = open(&gateway).await?;
+async fn a_stream_reset_before_its_error_response_is_no_longer_in_flight() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
     for round in 0..4 {
-        let burst = streams(round * 12..(round + 1) * 12);
-        // The gateway itself says that there is no such thing.
-        let burst = burst.flat_map(|stream| [get(stream, "/metrics"), reset(stream)].concat());
-        raw.send(burst.collect::<Vec<u8>>()).await?;
-        raw.send(frame(PING, 0, 0, &[0; 8])).await?;
-        until_a(PING, &mut raw).await?;
+        // The gateway itself responds with 404 to this path.
+        let burst = stream_ids(round * 12..(round + 1) * 12)
+            .flat_map(|id| [get(id, "/metrics"), reset(id)].concat());
+        connection.send(burst.collect::<Vec<u8>>()).await?;
+        connection.send(ping()).await?;
+        read_until_frame(PING, &mut connection).await?;
     }
-    gateway.until_quiet().await
+    gateway.wait_until_idle().await
 }
 
 #[tokio::test]
-async fn a_flood_of_pings_is_cut_off() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let mut raw = open(&gateway).await?;
-    let pings = frame(PING, 0, 0, &[0; 8]).repeat(1000);
+async fn a_flood_of_pings_is_disconnected() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
+    let pings = ping().repeat(1000);
     for _ in 0..20 {
-        if raw.send(&pings).await.is_err() {
+        if connection.send(&pings).await.is_err() {
             break;
         }
     }
-    // What it was told is lost where more was on its way.
-    kinds(&mut raw).await?;
+    // The GOAWAY may be lost: the gateway closes by a reset if unread bytes remain.
+    read_frame_types(&mut connection).await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_reads_stops_no_other() -> Result<()> {
-    const HELD_BACK: &str = r#"
+async fn streams_whose_bodies_are_not_read_block_no_other_stream() -> Result<()> {
+    const LEAKY_BUCKET: &str = r#"
 premier:
   paths:
-    - pattern: "/held-back"
+    - pattern: "/delayed"
       features:
         rate_limit: {quota: 1, duration: 60, algorithm: leaky_bucket, bucket_size: 99, per: []}
 "#;
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address])
-        .config(HELD_BACK)
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(LEAKY_BUCKET)
         .start()
         .await?;
-    let client = gateway.client_speaking(Protocol::Http2)?;
-    assert_eq!(client.get("/held-back").await?.status, 200);
+    let client = gateway.client_with_protocol(Protocol::Http2)?;
+    assert_eq!(client.get("/delayed").await?.status, 200);
     let mut uploads = tokio::task::JoinSet::new();
     for _ in 0..20 {
-        let upload = client.request(Method::POST, "/held-back");
+        let upload = client.request(Method::POST, "/delayed");
         uploads.spawn(send(upload.body("x".repeat(500_000))));
     }
-    wait::until("the uploads", async || {
-        let in_flight = gateway.metric("gateway_requests_in_flight", &[]).await;
-        in_flight.is_ok_and(|count| count == Some(20.0))
-    })
-    .await?;
+    gateway
+        .wait_for_metric("gateway_requests_in_flight", &[], 20.0)
+        .await?;
     let small = client.request(Method::POST, "/").body("y".repeat(50_000));
     assert_eq!(send(small).await?.status, 200);
     Ok(())
 }
 
-/// The settings of a client that promises to take everything at once.
-fn greedy() -> Vec<u8> {
-    const INITIAL_WINDOW: [u8; 2] = [0, 4];
-    let most = 0x7fff_ffff_u32;
-    let settings = [&INITIAL_WINDOW[..], &most.to_be_bytes()].concat();
-    let window = (most - 0xffff).to_be_bytes();
+/// Frames that raise the flow-control windows of the connection and of every stream to the maximum.
+fn maximum_windows() -> Vec<u8> {
+    const SETTINGS_INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
+    const MAX_WINDOW: u32 = 0x7fff_ffff;
+    const DEFAULT_WINDOW: u32 = 0xffff;
+    let settings = [&SETTINGS_INITIAL_WINDOW_SIZE[..], &MAX_WINDOW.to_be_bytes()].concat();
+    let increment = (MAX_WINDOW - DEFAULT_WINDOW).to_be_bytes();
     [
         frame(SETTINGS, 0, 0, &settings),
-        frame(WINDOW_UPDATE, 0, 0, &window),
+        frame(WINDOW_UPDATE, 0, 0, &increment),
     ]
     .concat()
 }
 
 #[tokio::test]
-async fn answers_that_are_not_taken_are_few_and_not_kept() -> Result<()> {
+async fn responses_that_are_not_read_use_bounded_memory_and_time_out() -> Result<()> {
     let large = "x".repeat(400_000);
-    let back_end = BackEnd::start(move |_| Reply::of(200, &large)).await?;
-    let gateway = Gateway::before(&[back_end.address])
+    let upstream = MockUpstream::start(move |_| MockResponse::new(200, &large)).await?;
+    let gateway = Gateway::builder(&[upstream.address])
         .config("premier: {limits: {idle_timeout: 2}}")
         .start()
         .await?;
-    let before = gateway.process.memory()?;
-    let mut raw = open(&gateway).await?;
-    raw.send(greedy()).await?;
-    let requests = streams(0..100).flat_map(|stream| get(stream, "/"));
-    raw.send(requests.collect::<Vec<u8>>()).await?;
-    wait::until("the requests", async || back_end.received().len() == 100).await?;
-    gateway.until_deserted().await?;
-    let more = gateway.process.peak_memory()? - before;
-    assert!(more < 32 << 20, "{more} bytes more");
-    drop(raw);
+    let memory_before = gateway.process.resident_memory()?;
+    let mut connection = connect(&gateway).await?;
+    connection.send(maximum_windows()).await?;
+    let requests = stream_ids(0..100).flat_map(|id| get(id, "/"));
+    connection.send(requests.collect::<Vec<u8>>()).await?;
+    wait::until("the requests", async || {
+        upstream.received_requests().len() == 100
+    })
+    .await?;
+    gateway.wait_until_disconnected().await?;
+    let growth = gateway.process.peak_resident_memory()? - memory_before;
+    assert!(growth < 32 << 20, "memory grew by {growth} bytes");
+    drop(connection);
     Ok(())
 }
 
 #[tokio::test]
-async fn answers_that_wait_for_room_in_vain_are_not_kept() -> Result<()> {
+async fn responses_without_a_flow_control_window_time_out() -> Result<()> {
+    /// `SETTINGS_INITIAL_WINDOW_SIZE` of 0.
     const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address])
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
         .config("premier: {limits: {idle_timeout: 0.5}}")
         .start()
         .await?;
-    let mut raw = open(&gateway).await?;
-    raw.send(frame(SETTINGS, 0, 0, &NO_WINDOW)).await?;
-    let requests = streams(0..10).flat_map(|stream| get(stream, "/"));
-    raw.send(requests.collect::<Vec<u8>>()).await?;
-    kinds(&mut raw).await?;
+    let mut connection = connect(&gateway).await?;
+    connection.send(frame(SETTINGS, 0, 0, &NO_WINDOW)).await?;
+    let requests = stream_ids(0..10).flat_map(|id| get(id, "/"));
+    connection.send(requests.collect::<Vec<u8>>()).await?;
+    read_frame_types(&mut connection).await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn long_polls_that_are_given_up_are_no_flood() -> Result<()> {
-    let back_end = BackEnd::start(|request| {
+async fn cancelled_long_polls_are_not_treated_as_a_flood() -> Result<()> {
+    let upstream = MockUpstream::start(|request| {
         if request.starts_with("GET /poll") {
-            Reply::Silence
+            MockResponse::Never
         } else {
-            Reply::of(200, "ok")
+            MockResponse::new(200, "ok")
         }
     })
     .await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let mut raw = open(&gateway).await?;
-    for stream in streams(0..90) {
-        let before = back_end.received().len();
-        raw.send(get(stream, "/poll")).await?;
-        wait::until("the poll", async || back_end.received().len() > before).await?;
-        raw.send(reset(stream)).await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
+    for id in stream_ids(0..90) {
+        let before = upstream.received_requests().len();
+        connection.send(get(id, "/poll")).await?;
+        wait::until("the poll", async || {
+            upstream.received_requests().len() > before
+        })
+        .await?;
+        connection.send(reset(id)).await?;
     }
-    raw.send(get(1001, "/")).await?;
-    until_a(HEADERS, &mut raw).await
+    connection.send(get(1001, "/")).await?;
+    read_until_frame(HEADERS, &mut connection).await
 }
 
 #[tokio::test]
-async fn an_answer_on_its_way_at_the_end_arrives_whole() -> Result<()> {
-    // More than the kernel takes.
+async fn a_response_in_progress_at_shutdown_arrives_complete() -> Result<()> {
+    // More than the socket buffers hold.
     const LENGTH: usize = 16 << 20;
     let large = "x".repeat(LENGTH);
-    let back_end = BackEnd::start(move |_| Reply::of(200, &large)).await?;
-    let mut gateway = Gateway::before(&[back_end.address]).start().await?;
-    let mut raw = open(&gateway).await?;
-    raw.send(greedy()).await?;
-    raw.send(get(1, "/")).await?;
-    until_a(HEADERS, &mut raw).await?;
+    let upstream = MockUpstream::start(move |_| MockResponse::new(200, &large)).await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
+    connection.send(maximum_windows()).await?;
+    connection.send(get(1, "/")).await?;
+    read_until_frame(HEADERS, &mut connection).await?;
     gateway.process.signal(Signal::TERM)?;
-    wait::until("the end to begin", async || {
-        let log = gateway.process.log();
-        log.contains("requests in flight are finished first")
-    })
-    .await?;
-    let rest = raw.rest_of_bytes().await?;
-    assert!(rest.len() > LENGTH - (64 << 10), "{} bytes", rest.len());
-    drop(raw);
-    assert!(gateway.process.ended()?.success());
+    gateway
+        .process
+        .wait_for_log("draining requests in flight")
+        .await?;
+    let rest = connection.read_to_end().await?;
+    assert!(
+        rest.len() > LENGTH - (64 << 10),
+        "{} bytes received",
+        rest.len()
+    );
+    drop(connection);
+    assert!(gateway.process.wait_for_exit()?.success());
     Ok(())
 }
 
 #[tokio::test]
-async fn what_crosses_the_farewell_is_answered() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address])
+async fn a_request_that_crosses_the_goaway_is_answered() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
         .config("premier: {limits: {idle_timeout: 0.3}}")
         .start()
         .await?;
-    let mut raw = open(&gateway).await?;
-    until_a(GOAWAY, &mut raw).await?;
-    raw.send(get(1, "/")).await?;
-    assert!(kinds(&mut raw).await?.contains(&HEADERS));
-    assert_eq!(back_end.received().len(), 1);
+    let mut connection = connect(&gateway).await?;
+    read_until_frame(GOAWAY, &mut connection).await?;
+    connection.send(get(1, "/")).await?;
+    assert!(read_frame_types(&mut connection).await?.contains(&HEADERS));
+    assert_eq!(upstream.received_requests().len(), 1);
     Ok(())
 }
 
 #[tokio::test]
-async fn what_is_refused_is_told_as_ever() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let client = gateway.client_speaking(Protocol::Http2)?;
-    let large = client
+async fn rejected_requests_get_the_usual_error_response() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let client = gateway.client_with_protocol(Protocol::Http2)?;
+    let oversized_header = client
         .request(Method::GET, "/")
         .header("x", "y".repeat(33_000));
-    let answer = send(large).await?;
-    assert_eq!(answer.status, 431);
-    assert!(!answer.json()["error"].is_null());
-    assert!(!answer.header("x-request-id").is_empty());
-    let long = format!("/{}", "a".repeat(9000));
-    let head = send(client.request(Method::HEAD, &long)).await?;
-    assert_eq!((head.status, head.text.as_str()), (414, ""));
+    let response = send(oversized_header).await?;
+    assert_eq!(response.status, 431);
+    assert!(!response.json()["error"].is_null());
+    assert!(!response.header("x-request-id").is_empty());
+    let long_path = format!("/{}", "a".repeat(9000));
+    let response = send(client.request(Method::HEAD, &long_path)).await?;
+    assert_eq!((response.status, response.text.as_str()), (414, ""));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_header_without_end_is_cut_off() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let mut raw = open(&gateway).await?;
-    raw.send(frame(HEADERS, END_STREAM, 1, &request(&[])))
+async fn an_endless_header_block_is_disconnected() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
+    connection
+        .send(frame(HEADERS, END_STREAM, 1, &header_block(&[])))
         .await?;
-    let more = literal("x", &"y".repeat(100)).repeat(100);
+    let more_headers = literal_header("x", &"y".repeat(100)).repeat(100);
     for _ in 0..200 {
-        if raw.send(frame(CONTINUATION, 0, 1, &more)).await.is_err() {
+        if connection
+            .send(frame(CONTINUATION, 0, 1, &more_headers))
+            .await
+            .is_err()
+        {
             break;
         }
     }
-    assert!(kinds(&mut raw).await?.contains(&GOAWAY));
-    assert_eq!(back_end.received(), Vec::<String>::new());
+    assert!(read_frame_types(&mut connection).await?.contains(&GOAWAY));
+    assert_eq!(upstream.received_requests(), Vec::<String>::new());
     Ok(())
 }
 
 #[tokio::test]
-async fn http2_adds_no_reading() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    for fields in [
+async fn malformed_requests_are_never_forwarded() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    for headers in [
         &[("transfer-encoding", "chunked")][..],
         &[("connection", "close")],
         &[("host", "elsewhere")],
@@ -381,65 +422,64 @@ async fn http2_adds_no_reading() -> Result<()> {
         &[("x", " y")],
         &[("x", "y\t")],
     ] {
-        let mut raw = open(&gateway).await?;
-        let head = frame(HEADERS, END_STREAM | END_HEADERS, 1, &request(fields));
-        raw.send(head).await?;
-        // What is well-formed would be answered and the connection kept.
-        raw.send(frame(GOAWAY, 0, 0, &[0; 8])).await?;
-        kinds(&mut raw).await?;
-        assert_eq!(back_end.received(), Vec::<String>::new(), "{fields:?}");
+        let mut connection = connect(&gateway).await?;
+        connection.send(request(1, &header_block(headers))).await?;
+        // Without the GOAWAY, a connection with a well-formed request would stay open.
+        connection.send(goaway()).await?;
+        read_frame_types(&mut connection).await?;
+        assert_eq!(
+            upstream.received_requests(),
+            Vec::<String>::new(),
+            "{headers:?}"
+        );
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_path_names_no_other_host() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
+async fn a_path_cannot_name_another_host() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
     for path in ["http://elsewhere/", "https://localhost/", "*", "elsewhere/"] {
-        let mut raw = open(&gateway).await?;
-        let head = request_for(path, &[]);
-        raw.send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &head))
-            .await?;
-        raw.send(frame(GOAWAY, 0, 0, &[0; 8])).await?;
-        kinds(&mut raw).await?;
-        assert_eq!(back_end.received(), Vec::<String>::new(), "{path}");
+        let mut connection = connect(&gateway).await?;
+        connection.send(get(1, path)).await?;
+        connection.send(goaway()).await?;
+        read_frame_types(&mut connection).await?;
+        assert_eq!(upstream.received_requests(), Vec::<String>::new(), "{path}");
     }
     Ok(())
 }
 
 #[tokio::test]
 async fn requests_of_a_lost_connection_are_counted() -> Result<()> {
-    let back_end = BackEnd::start(|_| Reply::Silence).await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let mut raw = open(&gateway).await?;
-    for stream in [1, 3] {
-        let head = frame(HEADERS, END_STREAM | END_HEADERS, stream, &request(&[]));
-        raw.send(head).await?;
+    let upstream = MockUpstream::start(|_| MockResponse::Never).await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
+    for stream_id in [1, 3] {
+        connection.send(get(stream_id, "/")).await?;
     }
-    wait::until("the requests", async || back_end.received().len() == 2).await?;
-    drop(raw);
-    wait::until("them to be counted", async || {
-        let labels = ["status=\"none\""];
-        let gone = gateway.metric("gateway_requests_total", &labels).await;
-        gone.is_ok_and(|count| count == Some(2.0))
+    wait::until("the requests", async || {
+        upstream.received_requests().len() == 2
     })
-    .await
+    .await?;
+    drop(connection);
+    gateway
+        .wait_for_metric("gateway_requests_total", &["status=\"none\""], 2.0)
+        .await
 }
 
 #[tokio::test]
-async fn crumbs_of_a_cookie_are_joined() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let mut raw = open(&gateway).await?;
-    let mut fields = vec![("cookie", "a=1"), ("cookie", "b=2")];
-    fields.extend([("cookie", "c=3")].repeat(110));
-    fields.extend([("te", "trailers"), ("trailer", "x")]);
-    let head = frame(HEADERS, END_STREAM | END_HEADERS, 1, &request(&fields));
-    raw.send([head, frame(GOAWAY, 0, 0, &[0; 8])].concat())
-        .await?;
-    kinds(&mut raw).await?;
-    let received = back_end.received().concat().to_lowercase();
+async fn split_cookie_headers_are_joined() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
+    let mut headers = vec![("cookie", "a=1"), ("cookie", "b=2")];
+    headers.extend([("cookie", "c=3")].repeat(110));
+    headers.extend([("te", "trailers"), ("trailer", "x")]);
+    let request = request(1, &header_block(&headers));
+    connection.send([request, goaway()].concat()).await?;
+    read_frame_types(&mut connection).await?;
+    let received = upstream.received_requests().concat().to_lowercase();
     assert!(
         received.contains("cookie: a=1; b=2; c=3; c=3"),
         "{received}"
@@ -450,32 +490,31 @@ async fn crumbs_of_a_cookie_are_joined() -> Result<()> {
 }
 
 #[tokio::test]
-async fn silent_peers_are_closed() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address])
+async fn idle_connections_are_closed() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
         .config("premier: {limits: {header_timeout: 0.5, idle_timeout: 0.5}}")
         .start()
         .await?;
-    let mut silent = open(&gateway).await?;
-    kinds(&mut silent).await?;
+    let mut idle = connect(&gateway).await?;
+    read_frame_types(&mut idle).await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_header_that_does_not_come_is_not_waited_for() -> Result<()> {
-    let back_end = BackEnd::start(|_| Reply::Silence).await?;
-    let gateway = Gateway::before(&[back_end.address])
+async fn an_incomplete_header_block_times_out() -> Result<()> {
+    let upstream = MockUpstream::start(|_| MockResponse::Never).await?;
+    let gateway = Gateway::builder(&[upstream.address])
         .config("premier: {limits: {header_timeout: 0.5, idle_timeout: 600}}")
         .start()
         .await?;
-    for begin in [
-        frame(HEADERS, END_STREAM, 3, &request(&[])),
-        get(3, "/")[..20].to_vec(),
-    ] {
-        let mut unfinished = open(&gateway).await?;
-        // Another stream is no reason to wait.
-        unfinished.send([get(1, "/"), begin].concat()).await?;
-        kinds(&mut unfinished).await?;
+    let without_end_of_headers = frame(HEADERS, END_STREAM, 3, &header_block(&[]));
+    let truncated_frame = get(3, "/")[..20].to_vec();
+    for incomplete in [without_end_of_headers, truncated_frame] {
+        let mut connection = connect(&gateway).await?;
+        // A request in progress on another stream does not extend the timeout.
+        connection.send([get(1, "/"), incomplete].concat()).await?;
+        read_frame_types(&mut connection).await?;
     }
     Ok(())
 }

@@ -1,106 +1,108 @@
-//! Sessions: refreshed, listed, ended, on whichever replica.
+//! Sessions: refreshed, listed and ended, on any replica.
 
 use anyhow::{Context, Result};
 use fred::interfaces::{HashesInterface, KeysInterface};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tests::client::{Answer, Client, send};
-use tests::replica::Replicas;
+use tests::client::{Client, Response, send};
+use tests::replicas::Replicas;
 use tests::{Store, on_both_stores, wait};
 
 on_both_stores!(
-    a_refresh_token_is_good_once_and_its_successor_goes_on,
-    a_used_refresh_token_ends_the_session_after_the_grace,
-    of_a_hundred_uses_at_once_all_get_the_same_successor,
-    what_is_no_refresh_token_is_refused,
+    a_refresh_token_is_replaced_by_its_successor_when_used,
+    a_used_refresh_token_ends_the_session,
+    a_hundred_concurrent_refreshes_get_the_same_successor,
+    an_invalid_refresh_token_is_rejected,
     logout_all_ends_every_session_on_every_replica,
-    a_user_sees_and_ends_sessions_and_nobody_elses,
-    a_token_that_is_logged_out_is_refused_everywhere_at_once,
+    a_user_lists_and_ends_only_their_own_sessions,
+    a_logged_out_token_is_rejected_at_once_on_every_replica,
 );
 
-async fn login(client: &Client, login: &str) -> Result<Value> {
+/// Logs `login` in and returns its tokens, the body of the response.
+async fn log_in(client: &Client, login: &str) -> Result<Value> {
     Ok(client.login(login).await?.json())
 }
 
-fn text<'v>(value: &'v Value, name: &str) -> &'v str {
-    value[name].as_str().expect("a text")
+/// Returns a string member of a JSON object.
+fn string_member<'v>(object: &'v Value, name: &str) -> &'v str {
+    object[name].as_str().expect("the member is a string")
 }
 
-async fn refresh(client: &Client, tokens: &Value) -> Result<Answer> {
+async fn refresh(client: &Client, tokens: &Value) -> Result<Response> {
     let body = json!({"refresh_token": tokens["refresh_token"]});
     client.post("/api/refresh", &body).await
 }
 
-async fn a_refresh_token_is_good_once_and_its_successor_goes_on(store: Store) -> Result<()> {
+async fn a_refresh_token_is_replaced_by_its_successor_when_used(store: Store) -> Result<()> {
     let replicas = Replicas::start(store, 2).await?;
     let (first, second) = (replicas.client(0)?, replicas.client(1)?);
     first.register("alice").await?;
-    let old = login(&first, "alice").await?;
+    let old = log_in(&first, "alice").await?;
     let new = refresh(&second, &old).await?;
     assert_eq!(new.status, 200, "{}", new.text);
     let new = new.json();
     assert_ne!(new["refresh_token"], old["refresh_token"]);
     assert_eq!(new["token_type"], "bearer");
     let profile = first
-        .get_as(text(&new, "access_token"), "/api/profile")
+        .get_with_token(string_member(&new, "access_token"), "/api/profile")
         .await?;
     assert_eq!(profile.status, 200);
-    // A client that lost the answer asks again and is told the same.
-    let again = refresh(&first, &old).await?.json();
-    assert_eq!(again["refresh_token"], new["refresh_token"]);
+    // A client that lost the response repeats the request and gets the same successor.
+    let repeated = refresh(&first, &old).await?.json();
+    assert_eq!(repeated["refresh_token"], new["refresh_token"]);
     assert_eq!(refresh(&second, &new).await?.status, 200);
     Ok(())
 }
 
-async fn a_used_refresh_token_ends_the_session_after_the_grace(store: Store) -> Result<()> {
+async fn a_used_refresh_token_ends_the_session(store: Store) -> Result<()> {
     let replicas = Replicas::start(store, 2).await?;
     let client = replicas.client(0)?;
     client.register("alice").await?;
-    let first = login(&client, "alice").await?;
+    let first = log_in(&client, "alice").await?;
     let second = refresh(&client, &first).await?.json();
     let third = refresh(&client, &second).await?.json();
-    // Two uses ago is no retry, however soon.
+    // Only the latest used token may be repeated within the grace period, not the one before it.
     assert_eq!(refresh(&client, &first).await?.status, 401);
     for tokens in [&second, &third] {
         assert_eq!(refresh(&client, tokens).await?.status, 401);
     }
-    let token = text(&third, "access_token");
+    let token = string_member(&third, "access_token");
     let other = replicas.client(1)?;
-    assert_eq!(other.get_as(token, "/api/profile").await?.status, 401);
-    wait::until("the audit", async || {
-        replicas.logs().contains("refresh_token_reused")
-    })
-    .await
+    assert_eq!(
+        other.get_with_token(token, "/api/profile").await?.status,
+        401
+    );
+    replicas.wait_for_log("refresh_token_reused").await
 }
 
-async fn of_a_hundred_uses_at_once_all_get_the_same_successor(store: Store) -> Result<()> {
+async fn a_hundred_concurrent_refreshes_get_the_same_successor(store: Store) -> Result<()> {
     let replicas = Replicas::start(store, 2).await?;
     let client = replicas.client(0)?;
     client.register("alice").await?;
-    let tokens = login(&client, "alice").await?;
-    let mut uses = tokio::task::JoinSet::new();
+    let tokens = log_in(&client, "alice").await?;
+    let mut refreshes = tokio::task::JoinSet::new();
     for number in 0..100 {
         let (client, tokens) = (replicas.client(number % 2)?, tokens.clone());
-        uses.spawn(async move { refresh(&client, &tokens).await });
+        refreshes.spawn(async move { refresh(&client, &tokens).await });
     }
     let mut successors = Vec::new();
-    while let Some(answer) = uses.join_next().await {
-        let answer = answer??;
-        assert_eq!(answer.status, 200, "{}", answer.text);
-        successors.push(text(&answer.json(), "refresh_token").to_owned());
+    while let Some(response) = refreshes.join_next().await {
+        let response = response??;
+        assert_eq!(response.status, 200, "{}", response.text);
+        successors.push(string_member(&response.json(), "refresh_token").to_owned());
     }
     successors.dedup();
-    assert_eq!(successors.len(), 1, "one family");
+    assert_eq!(successors.len(), 1, "more than one successor");
     Ok(())
 }
 
-async fn what_is_no_refresh_token_is_refused(store: Store) -> Result<()> {
+async fn an_invalid_refresh_token_is_rejected(store: Store) -> Result<()> {
     let replicas = Replicas::start(store, 1).await?;
     let client = replicas.client(0)?;
     client.register("alice").await?;
-    let tokens = login(&client, "alice").await?;
+    let tokens = log_in(&client, "alice").await?;
     for (body, status) in [
-        (json!({"refresh_token": "rubbish"}), 401),
+        (json!({"refresh_token": "garbage"}), 401),
         (json!({"refresh_token": tokens["access_token"]}), 401),
         (json!({"refresh_token": 1}), 422),
         (json!({}), 422),
@@ -114,7 +116,7 @@ async fn what_is_no_refresh_token_is_refused(store: Store) -> Result<()> {
     assert_eq!(
         refresh(&client, &tokens).await?.status,
         200,
-        "noise ends nothing"
+        "an invalid token ended the session"
     );
     Ok(())
 }
@@ -123,131 +125,176 @@ async fn logout_all_ends_every_session_on_every_replica(store: Store) -> Result<
     let replicas = Replicas::start(store, 2).await?;
     let (first, second) = (replicas.client(0)?, replicas.client(1)?);
     first.register("alice").await?;
-    let (one, two) = (
-        login(&first, "alice").await?,
-        login(&second, "alice").await?,
+    let (first_session, second_session) = (
+        log_in(&first, "alice").await?,
+        log_in(&second, "alice").await?,
     );
     first.register("bob").await?;
-    let other = login(&first, "bob").await?;
+    let other_user = log_in(&first, "bob").await?;
+    let token = string_member(&first_session, "access_token");
     let ended = first
-        .post_as(text(&one, "access_token"), "/api/logout-all", None)
+        .post_with_token(token, "/api/logout-all", None)
         .await?;
     assert_eq!((ended.status, &ended.json()["ended"]), (200, &json!(2)));
-    for tokens in [&one, &two] {
+    for tokens in [&first_session, &second_session] {
         assert_eq!(refresh(&first, tokens).await?.status, 401);
-        let token = text(tokens, "access_token");
-        assert_eq!(second.get_as(token, "/api/profile").await?.status, 401);
+        let token = string_member(tokens, "access_token");
+        assert_eq!(
+            second.get_with_token(token, "/api/profile").await?.status,
+            401
+        );
     }
     let profile = second
-        .get_as(text(&other, "access_token"), "/api/profile")
+        .get_with_token(string_member(&other_user, "access_token"), "/api/profile")
         .await?;
     assert_eq!(profile.status, 200);
     Ok(())
 }
 
-async fn a_user_sees_and_ends_sessions_and_nobody_elses(store: Store) -> Result<()> {
+async fn a_user_lists_and_ends_only_their_own_sessions(store: Store) -> Result<()> {
     let replicas = Replicas::start(store, 1).await?;
     let client = replicas.client(0)?;
     client.register("alice").await?;
-    let (one, two) = (
-        login(&client, "alice").await?,
-        login(&client, "alice").await?,
+    let (first, second) = (
+        log_in(&client, "alice").await?,
+        log_in(&client, "alice").await?,
     );
-    let (one, two) = (text(&one, "access_token"), text(&two, "access_token"));
+    let first_token = string_member(&first, "access_token");
+    let second_token = string_member(&second, "access_token");
     client.register("bob").await?;
-    let bob = login(&client, "bob").await?;
-    let bob = text(&bob, "access_token");
+    let other_user = log_in(&client, "bob").await?;
+    let other_user_token = string_member(&other_user, "access_token");
 
-    let listed = client.get_as(one, "/api/sessions").await?;
+    let listed = client.get_with_token(first_token, "/api/sessions").await?;
     assert_eq!(listed.header("cache-control"), "no-store");
     let listed = listed.json();
-    let sessions = listed["sessions"].as_array().expect("a list");
+    let sessions = listed["sessions"]
+        .as_array()
+        .expect("the sessions are a list");
     assert_eq!(sessions.len(), 2);
-    let mine = sessions
+    let current = sessions
         .iter()
         .find(|session| session["current"] == true)
-        .expect("mine");
+        .expect("the session of the request is listed");
     let other = sessions
         .iter()
         .find(|session| session["current"] == false)
-        .expect("other");
-    let path = |session: &Value| format!("/api/sessions/{}", text(session, "id"));
+        .expect("the other session is listed");
+    let path = |session: &Value| format!("/api/sessions/{}", string_member(session, "id"));
 
     let end = async |token: &str, path: &str| {
         send(client.request(Method::DELETE, path).bearer_auth(token)).await
     };
-    assert_eq!(end(bob, &path(mine)).await?.status, 404);
-    assert_eq!(end(one, &path(other)).await?.status, 200);
-    assert_eq!(end(one, &path(other)).await?.status, 404);
-    assert_eq!(end(one, "/api/sessions/rubbish").await?.status, 404);
-    assert_eq!(client.get_as(two, "/api/profile").await?.status, 401);
-    assert_eq!(client.get_as(one, "/api/profile").await?.status, 200);
+    assert_eq!(end(other_user_token, &path(current)).await?.status, 404);
+    assert_eq!(end(first_token, &path(other)).await?.status, 200);
+    assert_eq!(end(first_token, &path(other)).await?.status, 404);
+    assert_eq!(end(first_token, "/api/sessions/garbage").await?.status, 404);
+    assert_eq!(
+        client
+            .get_with_token(second_token, "/api/profile")
+            .await?
+            .status,
+        401
+    );
+    assert_eq!(
+        client
+            .get_with_token(first_token, "/api/profile")
+            .await?
+            .status,
+        200
+    );
     Ok(())
 }
 
-async fn a_token_that_is_logged_out_is_refused_everywhere_at_once(store: Store) -> Result<()> {
+async fn a_logged_out_token_is_rejected_at_once_on_every_replica(store: Store) -> Result<()> {
     let replicas = Replicas::start(store, 2).await?;
     let (first, second) = (replicas.client(0)?, replicas.client(1)?);
     first.register("alice").await?;
     for _ in 0..20 {
-        let tokens = login(&first, "alice").await?;
-        let token = text(&tokens, "access_token");
+        let tokens = log_in(&first, "alice").await?;
+        let token = string_member(&tokens, "access_token");
         for client in [&first, &second] {
-            assert_eq!(client.get_as(token, "/api/profile").await?.status, 200);
+            assert_eq!(
+                client.get_with_token(token, "/api/profile").await?.status,
+                200
+            );
         }
-        assert_eq!(first.post_as(token, "/api/logout", None).await?.status, 200);
-        assert_eq!(first.get_as(token, "/api/profile").await?.status, 401);
-        assert_eq!(second.get_as(token, "/api/profile").await?.status, 401);
+        assert_eq!(
+            first
+                .post_with_token(token, "/api/logout", None)
+                .await?
+                .status,
+            200
+        );
+        assert_eq!(
+            first.get_with_token(token, "/api/profile").await?.status,
+            401
+        );
+        assert_eq!(
+            second.get_with_token(token, "/api/profile").await?.status,
+            401
+        );
     }
     Ok(())
 }
 
 async fn logout_all(client: &Client, tokens: &Value) -> Result<Value> {
-    let token = text(tokens, "access_token");
-    Ok(client.post_as(token, "/api/logout-all", None).await?.json())
+    let token = string_member(tokens, "access_token");
+    Ok(client
+        .post_with_token(token, "/api/logout-all", None)
+        .await?
+        .json())
 }
 
 #[tokio::test]
-async fn a_session_that_ends_sooner_than_others_leaves_them_to_be_ended() -> Result<()> {
+async fn an_expired_session_hides_no_other_session_from_logout_all() -> Result<()> {
     let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
     let client = replicas.client(0)?;
     client.register("alice").await?;
-    let (one, two) = (
-        login(&client, "alice").await?,
-        login(&client, "alice").await?,
+    let (first, second) = (
+        log_in(&client, "alice").await?,
+        log_in(&client, "alice").await?,
     );
     replicas.set("REFRESH_TOKEN_TTL", "1");
-    replicas.add()?;
-    replicas.ready(1).await?;
-    let shorter = login(&replicas.client(1)?, "alice").await?;
+    replicas.start_another()?;
+    replicas.wait_until_ready(1).await?;
+    let short_lived = log_in(&replicas.client(1)?, "alice").await?;
     wait::until("the last session to expire", async || {
-        let profile = client.get_as(text(&shorter, "access_token"), "/api/sessions");
-        profile.await.is_ok_and(|answer| answer.status == 401)
+        let token = string_member(&short_lived, "access_token");
+        let sessions = client.get_with_token(token, "/api/sessions").await;
+        sessions.is_ok_and(|response| response.status == 401)
     })
     .await?;
-    assert_eq!(logout_all(&client, &one).await?["ended"], 2);
-    let other = client.get_as(text(&two, "access_token"), "/api/profile");
-    assert_eq!(other.await?.status, 401);
+    assert_eq!(logout_all(&client, &first).await?["ended"], 2);
+    let second_token = string_member(&second, "access_token");
+    let profile = client.get_with_token(second_token, "/api/profile").await?;
+    assert_eq!(profile.status, 401);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_session_that_the_index_forgot_is_noted_again_when_it_is_used() -> Result<()> {
+async fn a_session_missing_from_the_index_is_added_again_when_used() -> Result<()> {
     let replicas = Replicas::start(Store::PostgresRedis, 2).await?;
     let (client, other) = (replicas.client(0)?, replicas.client(1)?);
-    let user = client.register("alice").await?.json()["id"].clone();
-    let tokens = login(&client, "alice").await?;
-    let token = text(&tokens, "access_token");
-    let sessions = client.get_as(token, "/api/sessions").await?.json();
-    let session = format!("session:{}", text(&sessions["sessions"][0], "id"));
-    let redis = replicas.redis.as_ref().context("it has one")?;
-    let redis = redis.connect().await?;
-    let _: () = redis.del(format!("sessions:{user}")).await?;
-    // Uses are noted once a minute.
-    let _: () = redis.hset(session, ("used", 0)).await?;
+    let user_id = client.register("alice").await?.json()["id"].clone();
+    let tokens = log_in(&client, "alice").await?;
+    let token = string_member(&tokens, "access_token");
+    let sessions = client.get_with_token(token, "/api/sessions").await?.json();
+    let session_key = format!("session:{}", string_member(&sessions["sessions"][0], "id"));
+    let server = replicas.redis.as_ref().context("a Redis server")?;
+    let redis = server.connect().await?;
+    let _: () = redis.del(format!("sessions:{user_id}")).await?;
+    // A replica stores the last use of a session once a minute: the next use is stored again.
+    let _: () = redis.hset(session_key, ("used", 0)).await?;
 
-    assert_eq!(other.get_as(token, "/api/profile").await?.status, 200);
+    assert_eq!(
+        other.get_with_token(token, "/api/profile").await?.status,
+        200
+    );
     assert_eq!(logout_all(&client, &tokens).await?["ended"], 1);
-    assert_eq!(other.get_as(token, "/api/profile").await?.status, 401);
+    assert_eq!(
+        other.get_with_token(token, "/api/profile").await?.status,
+        401
+    );
     Ok(())
 }

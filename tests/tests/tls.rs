@@ -1,66 +1,75 @@
-//! TLS at the edge: certificates by name, and hosts that they are not for.
+//! TLS of the gateway: certificate selection by server name, key exchange, HSTS.
 
 use anyhow::Result;
 use tests::certificate::Certificate;
-use tests::raw::{Raw, status};
-use tests::{BackEnd, Gateway};
+use tests::raw_connection::{RawConnection, parse_status};
+use tests::{Gateway, MockUpstream};
 
 #[tokio::test]
-async fn certificates_are_chosen_by_name() -> Result<()> {
+async fn certificates_are_selected_by_server_name() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let one = Certificate::make(folder.path(), "one", &["one.example"])?;
-    let two = Certificate::make(folder.path(), "two", &["two.example", "*.two.example"])?;
+    let one = Certificate::generate(folder.path(), "one", &["one.example"])?;
+    let two = Certificate::generate(folder.path(), "two", &["two.example", "*.two.example"])?;
     let config = format!(
         "premier: {{tls: {{certificates: [{{cert: {:?}, key: {:?}}}, {{cert: {:?}, key: {:?}}}]}}}}",
-        one.cert, one.key, two.cert, two.key
+        one.cert_file, one.key_file, two.cert_file, two.key_file
     );
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address])
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
         .config(&config)
         .start()
         .await?;
-    for (name, certificate) in [
+    for (server_name, certificate) in [
         ("one.example", &one),
         ("two.example", &two),
         ("www.two.example", &two),
     ] {
-        let mut raw = Raw::connect_to(&gateway, name, certificate).await?;
-        raw.send(format!(
-            "GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n"
-        ))
-        .await?;
-        assert_eq!(status(&raw.rest().await?), 200, "{name}");
+        let mut connection =
+            RawConnection::connect_with_server_name(&gateway, server_name, certificate).await?;
+        connection
+            .send(format!(
+                "GET / HTTP/1.1\r\nHost: {server_name}\r\nConnection: close\r\n\r\n"
+            ))
+            .await?;
+        assert_eq!(
+            parse_status(&connection.read_to_string().await?),
+            200,
+            "{server_name}"
+        );
     }
-    // The first is for names that nobody has: its own name is not theirs.
-    let unknown = Raw::connect_to(&gateway, "other.example", &one).await;
-    let told = unknown.expect_err("the name is another").to_string();
-    assert!(told.contains("not valid for name"), "{told}");
+    // The first certificate is served for unknown names, for which it is not valid.
+    let unknown = RawConnection::connect_with_server_name(&gateway, "other.example", &one).await;
+    let error = unknown
+        .expect_err("the certificate is not valid for the name")
+        .to_string();
+    assert!(error.contains("not valid for name"), "{error}");
 
-    let mut astray = Raw::connect_to(&gateway, "one.example", &one).await?;
-    astray
+    let mut misdirected =
+        RawConnection::connect_with_server_name(&gateway, "one.example", &one).await?;
+    misdirected
         .send("GET / HTTP/1.1\r\nHost: two.example\r\nConnection: close\r\n\r\n")
         .await?;
-    assert_eq!(status(&astray.rest().await?), 421);
+    assert_eq!(parse_status(&misdirected.read_to_string().await?), 421);
     Ok(())
 }
 
 #[tokio::test]
-async fn every_answer_asks_for_tls_from_now_on() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
+async fn every_response_has_strict_transport_security() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
     for path in ["/", "/metrics", "/%00"] {
-        let answer = gateway.client()?.get(path).await?;
-        let header = answer.header("strict-transport-security");
+        let response = gateway.client()?.get(path).await?;
+        let header = response.header("strict-transport-security");
         assert!(header.starts_with("max-age="), "{path}: {header}");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn keys_are_agreed_on_so_that_no_later_computer_can_tell() -> Result<()> {
-    let back_end = BackEnd::good().await?;
-    let gateway = Gateway::before(&[back_end.address]).start().await?;
-    let raw = Raw::connect(&gateway).await?;
-    assert_eq!(raw.key_exchange(), "X25519MLKEM768");
+async fn the_key_exchange_is_post_quantum_hybrid() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let connection = RawConnection::connect(&gateway).await?;
+    assert_eq!(connection.key_exchange_group(), "X25519MLKEM768");
     Ok(())
 }

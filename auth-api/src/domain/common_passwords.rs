@@ -1,18 +1,18 @@
-//! The passwords that guessers try first. Where they come from: `data/README.md`.
+//! List of the most common passwords, which attackers guess first. Sources: `data/README.md`.
 
 use std::sync::LazyLock;
 
 /// Lower case, sorted by bytes.
-static COMMONEST: LazyLock<Vec<&str>> = LazyLock::new(|| {
+static COMMON_PASSWORDS: LazyLock<Vec<&str>> = LazyLock::new(|| {
     include_str!("../../data/common-passwords.txt")
         .lines()
         .collect()
 });
 
-/// Whether a password is among the commonest, in whatever case.
-pub(super) fn contain(password: &str) -> bool {
+/// Returns whether `password` is on the list, ignoring case.
+pub(super) fn is_common(password: &str) -> bool {
     let password = password.to_lowercase();
-    COMMONEST.binary_search(&password.as_str()).is_ok()
+    COMMON_PASSWORDS.binary_search(&password.as_str()).is_ok()
 }
 
 #[cfg(test)]
@@ -21,7 +21,7 @@ mod tests {
 
     #[test]
     fn the_list_is_sorted_and_large() {
-        assert!(COMMONEST.is_sorted());
-        assert!(COMMONEST.len() > 8_000);
+        assert!(COMMON_PASSWORDS.is_sorted());
+        assert!(COMMON_PASSWORDS.len() > 8_000);
     }
 }

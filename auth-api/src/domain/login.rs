@@ -1,4 +1,4 @@
-//! The name that a person registers and logs in with.
+//! Login names.
 
 use serde_json::{Value, json};
 use unicode_normalization::UnicodeNormalization;
@@ -7,11 +7,11 @@ const MIN_CHARACTERS: usize = 3;
 /// The width of the Python service's column.
 const MAX_CHARACTERS: usize = 255;
 
-/// A login in Unicode's form NFC, of at most 255 characters and without NUL. Upper and lower case differ.
+/// Login name in Unicode normalization form C, of at most 255 characters and without NUL. Case-sensitive.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Login(String);
 
-/// Why a text may not be registered as a login. Its `Display` is what the client reads.
+/// Reason a text cannot be registered as a login. Its `Display` is the message for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidLogin {
     #[error("Login must be at least 3 characters long")]
@@ -21,22 +21,26 @@ pub(crate) enum InvalidLogin {
     #[error("Login must not contain control characters")]
     ControlCharacter,
     #[error("Login must not begin or end with a blank")]
-    OuterBlank,
+    SurroundingWhitespace,
 }
 
 impl Login {
-    /// As JSON Schema, which knows no normal forms.
+    /// Returns the JSON Schema, which cannot express normalization forms.
     pub(crate) fn schema() -> Value {
         json!({
             "type": "string",
             "format": "login",
             "minLength": MIN_CHARACTERS,
             "maxLength": MAX_CHARACTERS,
-            "description": "No control characters, no blank at either end. Kept in Unicode's form NFC.",
+            "description": "No control characters, no leading or trailing whitespace. Stored in Unicode normalization form C.",
         })
     }
 
-    /// A login to be registered: 3 to 255 characters, no control characters, no blank at either end.
+    /// Parses a login to be registered: 3 to 255 characters, no control characters, no leading or
+    /// trailing whitespace.
+    ///
+    /// # Errors
+    /// Returns an error that names the first rule that `text` violates.
     pub(crate) fn new(text: &str) -> Result<Self, InvalidLogin> {
         let text: String = text.nfc().collect();
         let length = text.chars().count();
@@ -50,14 +54,14 @@ impl Login {
             return Err(InvalidLogin::ControlCharacter);
         }
         if text.trim() != text {
-            return Err(InvalidLogin::OuterBlank);
+            return Err(InvalidLogin::SurroundingWhitespace);
         }
         Ok(Self(text))
     }
 
-    /// A login that an account may have, among them those that the Python service let in under
-    /// rules of its own. `None` where no account can have it.
-    pub(crate) fn existing(text: &str) -> Option<Self> {
+    /// Parses a login to look up. Accepts those that the Python service registered under its own
+    /// rules; returns `None` if no account can have the login.
+    pub(crate) fn for_lookup(text: &str) -> Option<Self> {
         let text: String = text.nfc().collect();
         (text.chars().count() <= MAX_CHARACTERS && !text.contains('\0')).then_some(Self(text))
     }
@@ -72,25 +76,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_registered() {
-        for good in ["abc", "Ärger", "a b", "日本語", &"x".repeat(255)] {
-            assert!(Login::new(good).is_ok(), "{good}");
+    fn only_logins_within_the_rules_can_be_registered() {
+        for valid in ["abc", "Ärger", "a b", "日本語", &"x".repeat(255)] {
+            assert!(Login::new(valid).is_ok(), "{valid}");
         }
-        for (bad, why) in [
+        for (invalid, reason) in [
             ("ab", InvalidLogin::TooShort),
             ("", InvalidLogin::TooShort),
             ("a\0bc", InvalidLogin::ControlCharacter),
             ("a\u{85}bc", InvalidLogin::ControlCharacter),
-            (" abc", InvalidLogin::OuterBlank),
-            ("    ", InvalidLogin::OuterBlank),
+            (" abc", InvalidLogin::SurroundingWhitespace),
+            ("    ", InvalidLogin::SurroundingWhitespace),
             (&"x".repeat(256), InvalidLogin::TooLong),
         ] {
-            assert_eq!(Login::new(bad), Err(why), "{bad:?}");
+            assert_eq!(Login::new(invalid), Err(reason), "{invalid:?}");
         }
     }
 
     #[test]
-    fn two_spellings_of_one_text_are_one_login_and_cases_are_two() {
+    fn logins_are_normalised_and_case_sensitive() {
         assert_eq!(Login::new("A\u{308}rger"), Login::new("Ärger"));
         assert_ne!(Login::new("alice"), Login::new("Alice"));
     }

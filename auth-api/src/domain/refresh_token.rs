@@ -1,75 +1,84 @@
-//! Refresh tokens: 256 random bits, good for one use, bound to their session (RFC 9700, section 4.14).
+//! Refresh tokens: single use, bound to a session, rotated on use (RFC 9700, section 4.14).
 //!
-//! A token names its session and carries a seal by which we know our own, even one that was used
-//! long ago: presenting that is a theft, and anything else is noise. The store keeps a token's
-//! SHA-256 only. So that a client whose answer was lost can be told the same successor again, that
-//! is kept too, hidden under the token that it follows.
+//! A token consists of user id, session id, 256 random bits and a MAC, in base64url. The MAC
+//! proves that this service issued a token, however long ago it was used: presenting a used one is
+//! reuse, which ends the session, while a token with a wrong MAC is ignored as noise.
+//!
+//! A store holds only the SHA-256 of a token's secret. For a client that retries because it lost
+//! the response, the store also holds the successor, encrypted with a pad that is derived from the
+//! secret of the token that it replaces. Each token has one successor, so no pad is used twice.
 
 use std::fmt;
 
-use aws_lc_rs::{digest, hmac};
+use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretSlice};
 use subtle::ConstantTimeEq;
 
-use super::session::SessionId;
-use super::token::Principal;
+use super::digest::sha256;
+use super::principal::{Principal, SessionId};
 use super::user::UserId;
 
-const SECRET: usize = 32;
-const SEAL: usize = 16;
-const BODY: usize = 8 + 16 + SECRET;
-const TOKEN: usize = BODY + SEAL;
+const USER_BYTES: usize = 8;
+const SESSION_BYTES: usize = 16;
+const SECRET_BYTES: usize = 32;
+const PAYLOAD_BYTES: usize = USER_BYTES + SESSION_BYTES + SECRET_BYTES;
+const MAC_BYTES: usize = 16;
+const TOKEN_BYTES: usize = PAYLOAD_BYTES + MAC_BYTES;
 
-/// SHA-256 of a token's secret, which has bits enough to need no slow hash.
+/// SHA-256 of a token's secret. A slow hash is not needed: the secret has 256 bits of entropy.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RefreshHash(pub(crate) [u8; 32]);
+pub(crate) struct RefreshTokenHash(pub(crate) [u8; 32]);
 
-/// A successor that only the holder of its predecessor can open.
+/// Secret of a token's successor, encrypted so that only the holder of the token can decrypt it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SealedSecret(pub(crate) [u8; SECRET]);
+pub(crate) struct SealedSuccessor(pub(crate) [u8; SECRET_BYTES]);
 
-/// A refresh token of ours, though it may have been used already.
+/// Refresh token that this service issued. It may have been used already.
 #[derive(Clone)]
 pub(crate) struct RefreshToken {
     pub(crate) principal: Principal,
-    secret: [u8; SECRET],
+    secret: [u8; SECRET_BYTES],
 }
 
-/// Makes refresh tokens and knows its own.
-pub(crate) struct RefreshTokens {
-    /// The present key, then the one before it.
-    seals: Vec<hmac::Key>,
+/// MAC keys of refresh tokens.
+pub(crate) struct RefreshTokenKeys {
+    /// The current key, then the previous one.
+    mac_keys: Vec<hmac::Key>,
 }
 
-impl RefreshTokens {
-    /// Tokens that were sealed with `previous` are still known.
+impl RefreshTokenKeys {
+    /// Derives the MAC keys. Tokens made with `previous` are still accepted, so that a key can be
+    /// rotated without ending sessions.
     pub(crate) fn new(key: &SecretSlice<u8>, previous: Option<&SecretSlice<u8>>) -> Self {
-        let seals = std::iter::once(key).chain(previous).map(seal_key).collect();
-        Self { seals }
+        let mac_keys = std::iter::once(key)
+            .chain(previous)
+            .map(derive_mac_key)
+            .collect();
+        Self { mac_keys }
     }
 
-    /// The text for the one answer that carries it.
+    /// Returns the text form of `token`, for the response that issues it.
     pub(crate) fn encode(&self, token: &RefreshToken) -> String {
-        let body = token.body();
-        let seal = seal(&self.seals[0], &body);
-        URL_SAFE_NO_PAD.encode([&body[..], &seal[..]].concat())
+        let payload = token.payload();
+        let mac = compute_mac(&self.mac_keys[0], &payload);
+        URL_SAFE_NO_PAD.encode([&payload[..], &mac[..]].concat())
     }
 
-    /// Reads what a client presents; nothing where we never made it.
+    /// Parses a presented token; returns `None` if this service did not issue it.
     pub(crate) fn decode(&self, text: &str) -> Option<RefreshToken> {
-        let bytes: [u8; TOKEN] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
-        let (body, presented) = bytes.split_at(BODY);
-        let is_ours = self
-            .seals
+        let bytes: [u8; TOKEN_BYTES] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
+        let (payload, presented_mac) = bytes.split_at(PAYLOAD_BYTES);
+        let is_authentic = self
+            .mac_keys
             .iter()
-            .any(|key| seal(key, body).ct_eq(presented).into());
-        if !is_ours {
+            .any(|key| compute_mac(key, payload).ct_eq(presented_mac).into());
+        if !is_authentic {
             return None;
         }
-        let (user, rest) = body.split_first_chunk::<8>()?;
-        let (session, secret) = rest.split_first_chunk::<16>()?;
+        let (user, rest) = payload.split_first_chunk::<USER_BYTES>()?;
+        let (session, secret) = rest.split_first_chunk::<SESSION_BYTES>()?;
         Some(RefreshToken {
             principal: Principal {
                 user: UserId(i64::from_be_bytes(*user)),
@@ -81,32 +90,31 @@ impl RefreshTokens {
 }
 
 impl RefreshToken {
-    /// A new one for a session.
+    /// Creates a token with a random secret.
     pub(crate) fn random(principal: Principal) -> Self {
-        let mut secret = [0; SECRET];
-        aws_lc_rs::rand::fill(&mut secret).expect("the operating system has random bytes");
+        let mut secret = [0; SECRET_BYTES];
+        aws_lc_rs::rand::fill(&mut secret).expect("the operating system provides random bytes");
         Self { principal, secret }
     }
 
-    pub(crate) fn hash(&self) -> RefreshHash {
-        RefreshHash(sha256(&[&self.secret]))
+    pub(crate) fn hash(&self) -> RefreshTokenHash {
+        RefreshTokenHash(sha256(&[&self.secret]))
     }
 
-    /// Hides the token that follows this one from everybody who does not hold this one.
-    pub(crate) fn seal_successor(&self, next: &Self) -> SealedSecret {
-        SealedSecret(self.mask(next.secret))
+    /// Encrypts the successor's secret so that only a holder of this token can decrypt it.
+    pub(crate) fn seal_successor(&self, successor: &Self) -> SealedSuccessor {
+        SealedSuccessor(self.apply_pad(successor.secret))
     }
 
-    /// Opens what [`Self::seal_successor`] made.
-    pub(crate) fn open_successor(&self, sealed: SealedSecret) -> Self {
+    /// Decrypts the output of [`Self::seal_successor`].
+    pub(crate) fn open_successor(&self, sealed: SealedSuccessor) -> Self {
         Self {
             principal: self.principal,
-            secret: self.mask(sealed.0),
+            secret: self.apply_pad(sealed.0),
         }
     }
 
-    /// Each token has one successor, so this pad is used once.
-    fn mask(&self, mut bytes: [u8; SECRET]) -> [u8; SECRET] {
+    fn apply_pad(&self, mut bytes: [u8; SECRET_BYTES]) -> [u8; SECRET_BYTES] {
         let pad = sha256(&[b"successor", &self.secret]);
         for (byte, pad) in bytes.iter_mut().zip(pad) {
             *byte ^= pad;
@@ -114,40 +122,29 @@ impl RefreshToken {
         bytes
     }
 
-    fn body(&self) -> [u8; BODY] {
-        let mut body = [0; BODY];
-        let (user, rest) = body.split_at_mut(8);
-        let (session, secret) = rest.split_at_mut(16);
+    fn payload(&self) -> [u8; PAYLOAD_BYTES] {
+        let mut payload = [0; PAYLOAD_BYTES];
+        let (user, rest) = payload.split_at_mut(USER_BYTES);
+        let (session, secret) = rest.split_at_mut(SESSION_BYTES);
         user.copy_from_slice(&self.principal.user.0.to_be_bytes());
         session.copy_from_slice(self.principal.session.as_bytes());
         secret.copy_from_slice(&self.secret);
-        body
+        payload
     }
 }
 
-/// A key of its own, so that nothing that is signed for another purpose is a seal.
-fn seal_key(key: &SecretSlice<u8>) -> hmac::Key {
+/// Derives a key for this purpose alone, so that no other signature made with `key` is a valid MAC.
+fn derive_mac_key(key: &SecretSlice<u8>) -> hmac::Key {
     let key = hmac::Key::new(hmac::HMAC_SHA256, key.expose_secret());
     let derived = hmac::sign(&key, b"refresh token");
     hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref())
 }
 
-fn seal(key: &hmac::Key, body: &[u8]) -> [u8; SEAL] {
-    *hmac::sign(key, body)
+fn compute_mac(key: &hmac::Key, payload: &[u8]) -> [u8; MAC_BYTES] {
+    *hmac::sign(key, payload)
         .as_ref()
         .first_chunk()
         .expect("HMAC-SHA-256 has 32 bytes")
-}
-
-/// SHA-256 of parts one after the other.
-pub(crate) fn sha256(parts: &[&[u8]]) -> [u8; 32] {
-    let mut context = digest::Context::new(&digest::SHA256);
-    for part in parts {
-        context.update(part);
-    }
-    let mut hash = [0; 32];
-    hash.copy_from_slice(context.finish().as_ref());
-    hash
 }
 
 impl fmt::Debug for RefreshToken {
@@ -159,15 +156,15 @@ impl fmt::Debug for RefreshToken {
     }
 }
 
-impl fmt::Debug for RefreshHash {
+impl fmt::Debug for RefreshTokenHash {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("RefreshHash(…)")
+        formatter.write_str("RefreshTokenHash(…)")
     }
 }
 
-impl fmt::Debug for SealedSecret {
+impl fmt::Debug for SealedSuccessor {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("SealedSecret(…)")
+        formatter.write_str("SealedSuccessor(…)")
     }
 }
 
@@ -187,26 +184,26 @@ mod tests {
     }
 
     #[test]
-    fn a_token_reads_back_also_after_the_key_is_rotated() {
+    fn a_token_is_accepted_after_a_key_rotation() {
         let token = token();
-        let text = RefreshTokens::new(&key("old"), None).encode(&token);
-        let rotated = RefreshTokens::new(&key("new"), Some(&key("old")));
-        let read = rotated.decode(&text).unwrap();
+        let text = RefreshTokenKeys::new(&key("old"), None).encode(&token);
+        let rotated = RefreshTokenKeys::new(&key("new"), Some(&key("old")));
+        let decoded = rotated.decode(&text).unwrap();
         assert_eq!(
-            (read.principal, read.hash()),
+            (decoded.principal, decoded.hash()),
             (token.principal, token.hash())
         );
         assert!(
-            RefreshTokens::new(&key("new"), None)
+            RefreshTokenKeys::new(&key("new"), None)
                 .decode(&text)
                 .is_none()
         );
     }
 
     #[test]
-    fn what_we_never_made_is_none() {
-        let tokens = RefreshTokens::new(&key("a"), None);
-        let text = tokens.encode(&token());
+    fn a_token_that_was_not_issued_is_rejected() {
+        let keys = RefreshTokenKeys::new(&key("a"), None);
+        let text = keys.encode(&token());
         for other in [
             "",
             "abc",
@@ -214,15 +211,15 @@ mod tests {
             &format!("{text}A"),
             &text.replace(&text[40..44], "AAAA"),
         ] {
-            assert!(tokens.decode(other).is_none(), "{other}");
+            assert!(keys.decode(other).is_none(), "{other}");
         }
     }
 
     #[test]
-    fn only_its_predecessor_opens_a_sealed_token() {
-        let (first, second, stranger) = (token(), token(), token());
+    fn only_the_predecessor_decrypts_a_sealed_successor() {
+        let (first, second, unrelated) = (token(), token(), token());
         let sealed = first.seal_successor(&second);
         assert_eq!(first.open_successor(sealed).hash(), second.hash());
-        assert_ne!(stranger.open_successor(sealed).hash(), second.hash());
+        assert_ne!(unrelated.open_successor(sealed).hash(), second.hash());
     }
 }

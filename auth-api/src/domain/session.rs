@@ -1,98 +1,66 @@
-//! A session: one login of one person, until it ends.
-
-use std::fmt;
+//! Sessions: each begins with a login and lives until it is ended or expires.
 
 use chrono::{DateTime, Utc};
-use uuid::Uuid;
 
-use super::refresh_token::{RefreshHash, SealedSecret};
-use super::token::Principal;
+use super::principal::{Principal, SessionId};
+use super::refresh_token::{RefreshTokenHash, SealedSuccessor};
 
-/// What a session is known by: 122 random bits, which nobody can guess.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct SessionId(Uuid);
-
-impl SessionId {
-    pub(crate) fn random() -> Self {
-        Self(Uuid::new_v4())
-    }
-
-    /// One spelling only: 32 lower-case digits.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let id = Uuid::try_parse(text).ok().map(Self)?;
-        (id.to_string() == text).then_some(id)
-    }
-
-    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(Uuid::from_bytes(bytes))
-    }
-
-    pub(crate) fn as_bytes(&self) -> &[u8; 16] {
-        self.0.as_bytes()
-    }
-}
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.simple().fmt(f)
-    }
-}
-
-/// Where a session came from, for its owner to recognise it.
+/// Client that began a session, shown to the owner, who can recognise a device by it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Origin {
+pub(crate) struct ClientInfo {
     pub(crate) address: String,
     pub(crate) user_agent: String,
 }
 
-/// A session to be stored.
+/// Session to be stored.
 #[derive(Debug, Clone)]
 pub(crate) struct NewSession {
     pub(crate) principal: Principal,
-    pub(crate) refresh: RefreshHash,
+    pub(crate) refresh_hash: RefreshTokenHash,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) expires_at: DateTime<Utc>,
-    pub(crate) origin: Origin,
+    pub(crate) client: ClientInfo,
 }
 
-/// What became of a session that was to end.
+/// Outcome of a request to end a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
-    Now,
-    Before,
+pub(crate) enum EndOutcome {
+    Ended,
+    /// The session has ended before, or never existed.
+    NotFound,
 }
 
-/// A live session as its owner sees it.
+/// Active session as its owner sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct LiveSession {
+pub(crate) struct ActiveSession {
     pub(crate) id: SessionId,
     pub(crate) created_at: DateTime<Utc>,
-    /// To the minute.
+    /// Accurate to a minute.
     pub(crate) last_used: DateTime<Utc>,
-    pub(crate) origin: Origin,
+    pub(crate) client: ClientInfo,
 }
 
-/// An exchange of a refresh token for the next.
+/// Replacement of a refresh token by its successor.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Exchange {
+pub(crate) struct Rotation {
     pub(crate) principal: Principal,
-    pub(crate) presented: RefreshHash,
-    pub(crate) next: RefreshHash,
-    /// The next token, for a client that asks again with the same one.
-    pub(crate) sealed: SealedSecret,
+    pub(crate) presented: RefreshTokenHash,
+    pub(crate) successor: RefreshTokenHash,
+    /// Returned to a client that retries with the same token.
+    pub(crate) sealed_successor: SealedSuccessor,
     pub(crate) now: DateTime<Utc>,
     pub(crate) expires_at: DateTime<Utc>,
 }
 
-/// What came of an exchange.
+/// Outcome of a rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Exchanged {
-    /// The next token is the current one now.
+pub(crate) enum RotationOutcome {
+    /// The successor is now the session's current token.
     Rotated,
-    /// The token was used a moment ago: this is the successor that was made then.
-    Repeated(SealedSecret),
-    /// The session lives, and its token is another: this one was used before.
-    Used,
-    /// No such session lives.
-    Gone,
+    /// The token was rotated within the grace period, to this successor.
+    RetriedWithinGrace(SealedSuccessor),
+    /// The session is active and its current token is another one: the presented token was used before.
+    Reused,
+    /// No such session is active.
+    SessionNotFound,
 }

@@ -1,19 +1,20 @@
-//! JSON objects of which there is one reading only.
+//! JSON objects without duplicate member names.
 //!
-//! Where a name comes twice, parsers differ on which value counts; in a token that is a way to be two
-//! people at once (RFC 8725, section 2.4), so such an object is refused.
+//! Parsers differ on which of two members with one name counts. In a token that would let one text
+//! carry two identities (RFC 8725, section 2.4), so such an object is rejected.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// A JSON object whose own names are all different. Values are not looked into: no claim of ours has any inside.
+/// JSON object whose top-level names are unique. Nested values are not checked, because no claim is an object.
 #[derive(Debug, Clone)]
 pub(crate) struct StrictObject(Map<String, Value>);
 
 impl StrictObject {
-    pub(super) fn from_base64(text: &str) -> Option<Self> {
+    /// Decodes base64url without padding and parses the JSON in it.
+    pub(super) fn from_base64url(text: &str) -> Option<Self> {
         let json = URL_SAFE_NO_PAD.decode(text).ok()?;
         serde_json::from_slice(&json).ok()
     }
@@ -25,24 +26,24 @@ impl StrictObject {
 
 impl<'de> Deserialize<'de> for StrictObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Names)
+        deserializer.deserialize_map(StrictObjectVisitor)
     }
 }
 
-struct Names;
+struct StrictObjectVisitor;
 
-impl<'de> Visitor<'de> for Names {
+impl<'de> Visitor<'de> for StrictObjectVisitor {
     type Value = StrictObject;
 
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an object")
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("an object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<StrictObject, A::Error> {
         let mut map = Map::new();
         while let Some((name, value)) = access.next_entry::<String, Value>()? {
             if map.insert(name, value).is_some() {
-                return Err(A::Error::custom("a name comes twice"));
+                return Err(A::Error::custom("duplicate member name"));
             }
         }
         Ok(StrictObject(map))

@@ -1,54 +1,62 @@
-//! An account.
+//! User accounts.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::login::Login;
-use super::password::PasswordHash;
+use super::password_hash::PasswordHash;
 
-/// A row's number.
+/// Primary key of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub(crate) struct UserId(pub(crate) i64);
 
-/// What a person may see of their own account.
+/// Part of an account that its owner may see.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(crate) struct Profile {
     pub(crate) id: UserId,
     pub(crate) login: String,
-    #[serde(serialize_with = "as_python_does")]
+    #[serde(serialize_with = "serialize_as_isoformat")]
     pub(crate) created_at: Option<DateTime<Utc>>,
-    #[serde(serialize_with = "as_python_does")]
+    #[serde(serialize_with = "serialize_as_isoformat")]
     pub(crate) last_login: Option<DateTime<Utc>>,
 }
 
-/// What an operator sees of an account.
+/// Part of an account that an operator sees.
 #[derive(Debug, Clone)]
-pub(crate) struct Listed {
+pub(crate) struct AccountSummary {
     pub(crate) profile: Profile,
-    pub(crate) standing: Standing,
+    pub(crate) status: AccountStatus,
 }
 
-/// What checking a password needs of an account.
+/// Part of an account that password verification needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Account {
     pub(crate) id: UserId,
     pub(crate) login: Login,
     pub(crate) hash: PasswordHash,
-    pub(crate) standing: Standing,
+    pub(crate) status: AccountStatus,
 }
 
-/// Whether an account may be used.
+/// Only an active account can be logged in to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum AccountStatus {
     Active,
     Disabled,
 }
 
-/// Python's `datetime.isoformat()`: six digits of fraction, or none where it is zero.
+/// Outcome of a request to delete an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeleteOutcome {
+    Deleted,
+    /// The account was deleted before, or never existed.
+    NotFound,
+}
+
+/// Serialises like Python's `datetime.isoformat()`: six fractional digits, or none if they are zero.
 #[expect(clippy::ref_option, reason = "serde passes the field by reference")]
-fn as_python_does<S: Serializer>(
+fn serialize_as_isoformat<S: Serializer>(
     time: &Option<DateTime<Utc>>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
@@ -67,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_look_as_python_wrote_them() {
+    fn times_are_serialised_as_python_does() {
         let profile = Profile {
             id: UserId(222),
             login: "cap1".to_owned(),

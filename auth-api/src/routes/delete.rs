@@ -1,50 +1,52 @@
-//! `POST /api/delete`: ends an account and every session of it.
+//! `POST /api/delete`: deletes an account and ends its sessions.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::app::App;
-use crate::audit::{Event, Subject, Visitor};
-use crate::credentials::{self, Credentials};
-use crate::domain::user::Account;
-use crate::error::Error;
-use crate::openapi::Operation;
-use crate::routes::done::Done;
-use crate::users::Deleted;
+use crate::authentication::Credentials;
+use crate::domain::user::{Account, DeleteOutcome};
+use crate::http::credentials;
+use crate::http::error::ApiError;
+use crate::http::message_response::MessageResponse;
+use crate::http::openapi::Operation;
+use crate::state::AppState;
+use crate::telemetry::audit::{self, AuditEvent, Subject};
+use crate::telemetry::request_info::RequestInfo;
 
-const SUCCESS: Done = Done::saying("User deleted successfully");
+const SUCCESS: MessageResponse = MessageResponse::new("User deleted successfully");
 
 pub(crate) fn operation() -> Operation {
     Operation::new(
         "Delete the account",
-        "Ends the account and every session of it.",
+        "Deletes the account and ends all its sessions.",
     )
-    .takes::<Credentials>()
-    .answers(StatusCode::OK, "Deleted", &SUCCESS)
-    .refuses(credentials::refusals())
+    .request_body::<Credentials>()
+    .response(StatusCode::OK, "Deleted", &SUCCESS)
+    .errors(credentials::possible_errors())
 }
 
 pub(crate) async fn handle(
-    State(app): State<App>,
-    visitor: Visitor,
+    State(state): State<AppState>,
+    request: RequestInfo,
     credentials: Credentials,
-) -> Result<Json<Done>, Error> {
-    let account = credentials.account(&app, &visitor).await?;
-    let deletion = delete(app.clone(), visitor, account);
-    app.lifecycle.complete(deletion).await?;
+) -> Result<Json<MessageResponse>, ApiError> {
+    let account = credentials.authenticate(&state, &request).await?;
+    let deletion = delete(state.clone(), request, account);
+    state.lifecycle.complete(deletion).await?;
     Ok(Json(SUCCESS))
 }
 
-/// First the sessions: if their store fails there, nothing has happened yet. Then once more for a
-/// login that came between.
-async fn delete(app: App, visitor: Visitor, account: Account) -> Result<(), Error> {
-    let ended = &app.metrics.sessions_ended;
-    ended.inc_by(app.sessions.end_all(account.id).await?);
-    if app.users.delete(account.id).await? == Deleted::Before {
-        return Err(Error::InvalidCredentials);
+/// Ends the sessions first: if their store is unavailable, nothing has been changed. Ends them again
+/// after the deletion, for a login in between.
+async fn delete(state: AppState, request: RequestInfo, account: Account) -> Result<(), ApiError> {
+    let sessions_ended = &state.metrics.sessions_ended;
+    sessions_ended.inc_by(state.sessions.end_all(account.id).await?);
+    if state.users.delete(account.id).await? == DeleteOutcome::NotFound {
+        return Err(ApiError::InvalidCredentials);
     }
-    visitor.record(Event::Deleted, Subject::account(account.id, &account.login));
-    ended.inc_by(app.sessions.end_all(account.id).await?);
+    let subject = Subject::account(account.id, &account.login);
+    audit::record(AuditEvent::Deleted, subject, &request);
+    sessions_ended.inc_by(state.sessions.end_all(account.id).await?);
     Ok(())
 }

@@ -1,20 +1,20 @@
-//! `GET /health`: the process is alive. It asks no store, so that an outage of one ends no replica.
+//! `GET /health`: liveness of the process. It uses no store, so that an outage of one restarts no replica.
 
 use axum::Json;
 use axum::http::StatusCode;
 
-use crate::openapi::Operation;
+use crate::http::openapi::Operation;
 
-const ALIVE: &str = "Healthy";
+const HEALTHY: &str = "Healthy";
 
 pub(crate) fn operation() -> Operation {
-    Operation::new("Ask whether the service is alive", "It asks no store.").answers(
+    Operation::new("Check liveness", "Does not depend on any store.").response(
         StatusCode::OK,
         "Alive",
-        &ALIVE,
+        &HEALTHY,
     )
 }
 
 pub(crate) async fn handle() -> Json<&'static str> {
-    Json(ALIVE)
+    Json(HEALTHY)
 }

@@ -1,123 +1,129 @@
-//! `POST /api/login`: checks a password and begins a session.
+//! `POST /api/login`: verifies a password and creates a session.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::Utc;
 
-use crate::app::App;
-use crate::audit::{Event, Subject, Visitor};
-use crate::credentials::{self, Credentials};
+use crate::authentication::Credentials;
 use crate::domain::password::NewPassword;
+use crate::domain::principal::{Principal, SessionId};
 use crate::domain::refresh_token::RefreshToken;
-use crate::domain::session::{NewSession, SessionId};
-use crate::domain::token::Principal;
+use crate::domain::session::NewSession;
 use crate::domain::user::Account;
-use crate::error::Error;
-use crate::openapi::Operation;
-use crate::tokens::{self, Response};
+use crate::http::credentials;
+use crate::http::error::ApiError;
+use crate::http::openapi::Operation;
+use crate::http::token_response::TokenResponse;
+use crate::state::AppState;
+use crate::telemetry::audit::{self, AuditEvent, Subject};
+use crate::telemetry::request_info::RequestInfo;
+
+/// Attempts of a login whose account changes meanwhile. A second one suffices if the change was a
+/// concurrent login that rehashed the password.
+const MAX_ATTEMPTS: usize = 2;
 
 pub(crate) fn operation() -> Operation {
     Operation::new(
         "Log in",
-        "Begins a session. The access token goes into `Authorization: Bearer …`; the refresh token \
-         gets the next pair from `/api/refresh`.",
+        "Creates a session. Send the access token as `Authorization: Bearer …`; `/api/refresh` exchanges \
+         the refresh token for new tokens.",
     )
-    .takes::<Credentials>()
-    .answers(StatusCode::OK, "Logged in", &Response::example())
-    .refuses(credentials::refusals())
+    .request_body::<Credentials>()
+    .response(StatusCode::OK, "Logged in", &TokenResponse::example())
+    .errors(credentials::possible_errors())
 }
 
 pub(crate) async fn handle(
-    State(app): State<App>,
-    visitor: Visitor,
+    State(state): State<AppState>,
+    request: RequestInfo,
     credentials: Credentials,
-) -> Result<Json<Response>, Error> {
-    let outcome = log_in(&app, &visitor, &credentials).await;
-    let name = match &outcome {
+) -> Result<Json<TokenResponse>, ApiError> {
+    let result = log_in(&state, &request, &credentials).await;
+    let outcome = match &result {
         Ok(_) => "ok",
-        Err(Error::InvalidCredentials) => "invalid",
-        Err(Error::LockedOut(_)) => "locked_out",
-        Err(Error::QueueFull(_)) => "queue_full",
+        Err(ApiError::InvalidCredentials) => "invalid",
+        Err(ApiError::LockedOut(_)) => "locked_out",
+        Err(ApiError::QueueFull(_)) => "queue_full",
         Err(_) => "unavailable",
     };
-    app.metrics.logins.with_label_values(&[name]).inc();
-    outcome
+    state.metrics.logins.with_label_values(&[outcome]).inc();
+    result
 }
 
 async fn log_in(
-    app: &App,
-    visitor: &Visitor,
+    state: &AppState,
+    request: &RequestInfo,
     credentials: &Credentials,
-) -> Result<Json<Response>, Error> {
-    for _ in 0..TRIES {
-        let account = credentials.account(app, visitor).await?;
-        if let Some(account) = renew_hash(app, account, credentials).await? {
-            let session = begin_session(app.clone(), visitor.clone(), account);
-            if let Some(response) = app.lifecycle.complete(session).await? {
+) -> Result<Json<TokenResponse>, ApiError> {
+    for _ in 0..MAX_ATTEMPTS {
+        let account = credentials.authenticate(state, request).await?;
+        if let Some(account) = rehash_if_outdated(state, account, credentials).await? {
+            let session = create_session(state.clone(), request.clone(), account);
+            if let Some(response) = state.lifecycle.complete(session).await? {
                 return Ok(response);
             }
         }
     }
-    Err(Error::InvalidCredentials)
+    Err(ApiError::InvalidCredentials)
 }
 
-/// An account that changes while we look at it may only have had its hash renewed by another login.
-const TRIES: usize = 2;
-
-/// Nothing where the account has changed since it was looked at.
-async fn begin_session(
-    app: App,
-    visitor: Visitor,
+/// Creates a session. Returns `None` if the account has changed since it was read.
+async fn create_session(
+    state: AppState,
+    request: RequestInfo,
     account: Account,
-) -> Result<Option<Json<Response>>, Error> {
+) -> Result<Option<Json<TokenResponse>>, ApiError> {
     let now = Utc::now();
     let principal = Principal {
         user: account.id,
         session: SessionId::random(),
     };
-    let refresh = RefreshToken::random(principal);
-    app.sessions
+    let refresh_token = RefreshToken::random(principal);
+    state
+        .sessions
         .create(&NewSession {
             principal,
-            refresh: refresh.hash(),
+            refresh_hash: refresh_token.hash(),
             created_at: now,
-            expires_at: now + app.session_lifetime,
-            origin: visitor.origin.clone(),
+            expires_at: now + state.session_lifetime,
+            client: request.client.clone(),
         })
         .await?;
-    // A change of password, a deletion or a disabling since we looked has ended all sessions that
-    // it knew of, and ours was not among them.
-    if !app.users.log_in(&account, now).await? {
-        app.sessions.end(principal).await?;
+    // A concurrent password change, deletion or disabling may have ended the sessions of the account
+    // before this one was created.
+    if !state.users.record_login(&account, now).await? {
+        state.sessions.end(principal).await?;
         return Ok(None);
     }
-    app.metrics.sessions_created.inc();
-    visitor.record(
-        Event::LoggedIn,
-        Subject::account(account.id, &account.login),
-    );
-    Ok(Some(tokens::issue(&app, &account.login, &refresh, now)))
+    state.metrics.sessions_created.inc();
+    let subject = Subject::account(account.id, &account.login);
+    audit::record(AuditEvent::LoggedIn, subject, &request);
+    let response = TokenResponse::issue(&state, &account.login, &refresh_token, now);
+    Ok(Some(response))
 }
 
-/// A hash of another cost is made again while the password is at hand. One that may not be made
-/// anew, since it breaks the rules of today or too many wait for theirs, stays as it is. Nothing where
-/// somebody else has changed it.
-async fn renew_hash(
-    app: &App,
+/// Replaces a hash of another cost than the configured one while the password is known. The hash is
+/// kept if the password violates the current rules or the hashing queue is full. Returns `None` if
+/// the hash was replaced concurrently.
+async fn rehash_if_outdated(
+    state: &AppState,
     account: Account,
     credentials: &Credentials,
-) -> Result<Option<Account>, Error> {
-    if !app.hasher.is_outdated(&account.hash) {
+) -> Result<Option<Account>, ApiError> {
+    if !state.hasher.is_outdated(&account.hash) {
         return Ok(Some(account));
     }
-    let text = std::str::from_utf8(credentials.password().bytes());
+    let text = std::str::from_utf8(credentials.password.bytes());
     let Some(password) = text.ok().and_then(|text| NewPassword::new(text).ok()) else {
         return Ok(Some(account));
     };
-    let Ok(hash) = app.hasher.hash(&password).await else {
+    let Ok(hash) = state.hasher.hash(&password).await else {
         return Ok(Some(account));
     };
-    let is_renewed = app.users.set_hash(account.id, &account.hash, &hash).await?;
-    Ok(is_renewed.then_some(Account { hash, ..account }))
+    let is_replaced = state
+        .users
+        .replace_hash(account.id, &account.hash, &hash)
+        .await?;
+    Ok(is_replaced.then_some(Account { hash, ..account }))
 }

@@ -1,47 +1,49 @@
-//! `POST /api/logout`: ends the session of the token that is presented.
+//! `POST /api/logout`: ends the session of the presented token.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::app::App;
-use crate::audit::{Event, Visitor};
-use crate::authenticate::{self, Bearer};
-use crate::domain::session::Ended;
-use crate::domain::token::Principal;
-use crate::error::Error;
-use crate::openapi::Operation;
-use crate::routes::done::Done;
+use crate::domain::principal::Principal;
+use crate::domain::session::EndOutcome;
+use crate::http::bearer::{self, BearerToken};
+use crate::http::error::ApiError;
+use crate::http::message_response::MessageResponse;
+use crate::http::openapi::Operation;
+use crate::state::AppState;
+use crate::telemetry::audit::{self, AuditEvent};
+use crate::telemetry::request_info::RequestInfo;
 
-const SUCCESS: Done = Done::saying("Successfully logged out");
+const SUCCESS: MessageResponse = MessageResponse::new("Successfully logged out");
 
 pub(crate) fn operation() -> Operation {
-    Operation::new(
-        "Log out",
-        "Ends the session of the token that is presented.",
-    )
-    .bearer()
-    .answers(StatusCode::OK, "Logged out", &SUCCESS)
-    .refuses(authenticate::refusals())
-    .refuses([Error::NotLoggedOut])
+    Operation::new("Log out", "Ends the session of the presented token.")
+        .bearer()
+        .response(StatusCode::OK, "Logged out", &SUCCESS)
+        .errors(bearer::possible_errors())
+        .errors([ApiError::AlreadyLoggedOut])
 }
 
 pub(crate) async fn handle(
-    State(app): State<App>,
-    visitor: Visitor,
-    Bearer(principal): Bearer,
-) -> Result<Json<Done>, Error> {
-    let end = log_out(app.clone(), visitor, principal);
-    app.lifecycle.complete(end).await?;
+    State(state): State<AppState>,
+    request: RequestInfo,
+    BearerToken(principal): BearerToken,
+) -> Result<Json<MessageResponse>, ApiError> {
+    let logout = log_out(state.clone(), request, principal);
+    state.lifecycle.complete(logout).await?;
     Ok(Json(SUCCESS))
 }
 
-async fn log_out(app: App, visitor: Visitor, principal: Principal) -> Result<(), Error> {
-    match app.sessions.end(principal).await? {
-        Ended::Before => Err(Error::NotLoggedOut),
-        Ended::Now => {
-            app.metrics.sessions_ended.inc();
-            visitor.record(Event::LoggedOut, principal.user);
+async fn log_out(
+    state: AppState,
+    request: RequestInfo,
+    principal: Principal,
+) -> Result<(), ApiError> {
+    match state.sessions.end(principal).await? {
+        EndOutcome::NotFound => Err(ApiError::AlreadyLoggedOut),
+        EndOutcome::Ended => {
+            state.metrics.sessions_ended.inc();
+            audit::record(AuditEvent::LoggedOut, principal.user, &request);
             Ok(())
         }
     }

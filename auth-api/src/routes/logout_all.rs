@@ -1,4 +1,4 @@
-//! `POST /api/logout-all`: ends every session of whoever asks.
+//! `POST /api/logout-all`: ends every session of the user.
 
 use axum::Json;
 use axum::extract::State;
@@ -6,18 +6,19 @@ use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::app::App;
-use crate::audit::{Event, Visitor};
-use crate::authenticate::{self, Authenticated};
 use crate::domain::user::UserId;
-use crate::error::Error;
-use crate::openapi::Operation;
+use crate::http::bearer::{self, Authenticated};
+use crate::http::error::ApiError;
+use crate::http::openapi::Operation;
+use crate::state::AppState;
+use crate::telemetry::audit::{self, AuditEvent};
+use crate::telemetry::request_info::RequestInfo;
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "LoggedOutEverywhere")]
-pub(crate) struct Response {
+pub(crate) struct LogoutAllResponse {
     message: &'static str,
-    /// Sessions that have ended, the one that asked among them.
+    /// Number of ended sessions, including that of the request.
     ended: u64,
 }
 
@@ -25,32 +26,36 @@ const SUCCESS: &str = "Successfully logged out everywhere";
 
 pub(crate) fn operation() -> Operation {
     let message = SUCCESS;
-    Operation::new("Log out everywhere", "Ends every session of whoever asks.")
+    Operation::new("Log out everywhere", "Ends every session of the user.")
         .bearer()
-        .answers(
+        .response(
             StatusCode::OK,
             "Logged out",
-            &Response { message, ended: 2 },
+            &LogoutAllResponse { message, ended: 2 },
         )
-        .refuses(authenticate::refusals())
+        .errors(bearer::possible_errors())
 }
 
 pub(crate) async fn handle(
-    State(app): State<App>,
-    visitor: Visitor,
+    State(state): State<AppState>,
+    request: RequestInfo,
     Authenticated(principal): Authenticated,
-) -> Result<Json<Response>, Error> {
-    let end = log_out(app.clone(), visitor, principal.user);
-    let ended = app.lifecycle.complete(end).await?;
-    Ok(Json(Response {
+) -> Result<Json<LogoutAllResponse>, ApiError> {
+    let logout = log_out_everywhere(state.clone(), request, principal.user);
+    let ended = state.lifecycle.complete(logout).await?;
+    Ok(Json(LogoutAllResponse {
         message: SUCCESS,
         ended,
     }))
 }
 
-async fn log_out(app: App, visitor: Visitor, user: UserId) -> Result<u64, Error> {
-    let ended = app.sessions.end_all(user).await?;
-    app.metrics.sessions_ended.inc_by(ended);
-    visitor.record(Event::AllSessionsEnded, user);
+async fn log_out_everywhere(
+    state: AppState,
+    request: RequestInfo,
+    user: UserId,
+) -> Result<u64, ApiError> {
+    let ended = state.sessions.end_all(user).await?;
+    state.metrics.sessions_ended.inc_by(ended);
+    audit::record(AuditEvent::AllSessionsEnded, user, &request);
     Ok(ended)
 }

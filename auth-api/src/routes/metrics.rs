@@ -1,16 +1,16 @@
-//! `GET /metrics`, on the internal port: what Prometheus scrapes.
+//! `GET /metrics` on the internal port: metrics in the text format of Prometheus.
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 
-use crate::app::App;
+use crate::state::AppState;
 
-pub(crate) async fn handle(State(app): State<App>) -> impl IntoResponse {
-    let (store, pool) = app.users.pool_use();
-    app.metrics.pool(store, pool);
+pub(crate) async fn handle(State(state): State<AppState>) -> impl IntoResponse {
+    let (store, usage) = state.users.pool_usage();
+    state.metrics.set_pool_usage(store, usage);
     (
         [(CONTENT_TYPE, prometheus::TEXT_FORMAT)],
-        app.metrics.text(),
+        state.metrics.encode(),
     )
 }

@@ -1,59 +1,63 @@
-//! `POST /api/password`: changes a password and ends every other session.
+//! `POST /api/password`: changes the password and ends every other session.
 
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::app::App;
-use crate::audit::{Event, Visitor};
-use crate::authenticate::{self, Authenticated};
-use crate::body::{Object, Problem};
-use crate::credentials::{self, Credentials, both};
-use crate::domain::password::{NewPassword, Password, PasswordHash};
-use crate::domain::token::Principal;
+use crate::authentication::Credentials;
+use crate::domain::password::{InvalidPassword, NewPassword, Password};
+use crate::domain::password_hash::PasswordHash;
+use crate::domain::principal::Principal;
+use crate::domain::problem::Problem;
 use crate::domain::user::Account;
-use crate::error::Error;
-use crate::openapi::{self, Operation};
-use crate::routes::done::Done;
+use crate::http::bearer::{self, Authenticated};
+use crate::http::credentials;
+use crate::http::error::ApiError;
+use crate::http::json_body::{JsonObject, both};
+use crate::http::message_response::MessageResponse;
+use crate::http::openapi::{Operation, RequestBody};
+use crate::state::AppState;
+use crate::telemetry::audit::{self, AuditEvent};
+use crate::telemetry::request_info::RequestInfo;
 
-/// The password as it is, and as it is to be.
+/// Current and new password.
 #[derive(Debug)]
-pub(crate) struct Change {
+pub(crate) struct PasswordChange {
     current: Password,
     new: NewPassword,
 }
 
-impl<S: Sync> FromRequest<S> for Change {
-    type Rejection = Error;
+impl<S: Sync> FromRequest<S> for PasswordChange {
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let body = Object::from_request(request, state).await?;
-        let current = body.text("current_password").map(Password::presented);
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = JsonObject::from_request(request, state).await?;
+        let current = body.string("current_password").map(Password::presented);
         let new = body
-            .text("new_password")
-            .and_then(|text| NewPassword::new(text).map_err(wrong));
+            .string("new_password")
+            .and_then(|text| NewPassword::new(text).map_err(invalid_new_password));
         let (current, new) = both(current, new)?;
         Ok(Self { current, new })
     }
 }
 
-const SUCCESS: Done = Done::saying("Password changed");
+const SUCCESS: MessageResponse = MessageResponse::new("Password changed");
 
 pub(crate) fn operation() -> Operation {
     Operation::new(
         "Change the password",
-        "Ends every other session. The new password must be none of the commonest and not the login.",
+        "Ends every other session. The new password must not be a common password or the login.",
     )
     .bearer()
-    .takes::<Change>()
-    .answers(StatusCode::OK, "Changed", &SUCCESS)
-    .refuses(authenticate::refusals())
-    .refuses(credentials::refusals())
-    .refuses([Error::UserNotFound])
+    .request_body::<PasswordChange>()
+    .response(StatusCode::OK, "Changed", &SUCCESS)
+    .errors(bearer::possible_errors())
+    .errors(credentials::possible_errors())
+    .errors([ApiError::UserNotFound])
 }
 
-impl openapi::Body for Change {
+impl RequestBody for PasswordChange {
     fn schema() -> Value {
         json!({
             "type": "object",
@@ -71,65 +75,72 @@ impl openapi::Body for Change {
 }
 
 pub(crate) async fn handle(
-    State(app): State<App>,
-    visitor: Visitor,
+    State(state): State<AppState>,
+    request: RequestInfo,
     Authenticated(principal): Authenticated,
-    Change { current, new }: Change,
-) -> Result<Json<Done>, Error> {
-    let (login, _) = app
+    PasswordChange { current, new }: PasswordChange,
+) -> Result<Json<MessageResponse>, ApiError> {
+    let (login, _) = state
         .users
-        .holder(principal.user)
+        .login_and_status(principal.user)
         .await?
-        .ok_or(Error::UserNotFound)?;
+        .ok_or(ApiError::UserNotFound)?;
     let new = new
-        .for_login(&login)
-        .map_err(|why| Error::Invalid(vec![wrong(why)]))?;
-    let credentials = Credentials::new(login, current);
-    let account = credentials.account(&app, &visitor).await?;
-    let hash = app.hasher.hash(&new).await?;
-    let attempt = |account| {
-        let (app, visitor) = (app.clone(), visitor.clone());
-        change(app, visitor, principal, account, hash.clone())
+        .distinct_from(&login)
+        .map_err(|reason| ApiError::InvalidBody(vec![invalid_new_password(reason)]))?;
+    let credentials = Credentials {
+        login: Some(login),
+        password: current,
     };
-    let mut changed = app.lifecycle.complete(attempt(account)).await?;
-    if changed == Changed::BySomebodyElse {
-        // It may only have been renewed, by a login.
-        let account = credentials.account(&app, &visitor).await?;
-        changed = app.lifecycle.complete(attempt(account)).await?;
+    let account = credentials.authenticate(&state, &request).await?;
+    let hash = state.hasher.hash(&new).await?;
+    let attempt = |account| {
+        let (state, request) = (state.clone(), request.clone());
+        change(state, request, principal, account, hash.clone())
+    };
+    let mut outcome = state.lifecycle.complete(attempt(account)).await?;
+    if outcome == ChangeOutcome::HashReplaced {
+        // The cause may be a login that rehashed the current password.
+        let account = credentials.authenticate(&state, &request).await?;
+        outcome = state.lifecycle.complete(attempt(account)).await?;
     }
-    match changed {
-        Changed::Now => Ok(Json(SUCCESS)),
-        Changed::BySomebodyElse => Err(Error::InvalidCredentials),
+    match outcome {
+        ChangeOutcome::Changed => Ok(Json(SUCCESS)),
+        ChangeOutcome::HashReplaced => Err(ApiError::InvalidCredentials),
     }
 }
 
-/// What became of a change.
+/// Outcome of an attempt to change a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Changed {
-    Now,
-    /// The hash is not the one that the current password was found right for.
-    BySomebodyElse,
+enum ChangeOutcome {
+    Changed,
+    /// The hash is no longer the one that the current password was verified with.
+    HashReplaced,
 }
 
-/// First the other sessions: if their store fails there, nothing has happened yet. Then once more
-/// for a login with the old password that came between.
+/// Ends the other sessions first: if their store is unavailable, nothing has been changed. Ends them
+/// again after the change, for a login with the old password in between.
 async fn change(
-    app: App,
-    visitor: Visitor,
+    state: AppState,
+    request: RequestInfo,
     principal: Principal,
     account: Account,
     hash: PasswordHash,
-) -> Result<Changed, Error> {
-    let ended = &app.metrics.sessions_ended;
-    ended.inc_by(app.sessions.end_others(principal).await?);
-    if !app.users.set_hash(account.id, &account.hash, &hash).await? {
-        return Ok(Changed::BySomebodyElse);
+) -> Result<ChangeOutcome, ApiError> {
+    let sessions_ended = &state.metrics.sessions_ended;
+    sessions_ended.inc_by(state.sessions.end_others(principal).await?);
+    let is_replaced = state
+        .users
+        .replace_hash(account.id, &account.hash, &hash)
+        .await?;
+    if !is_replaced {
+        return Ok(ChangeOutcome::HashReplaced);
     }
-    visitor.record(Event::PasswordChanged, principal.user);
-    ended.inc_by(app.sessions.end_others(principal).await?);
-    Ok(Changed::Now)
+    audit::record(AuditEvent::PasswordChanged, principal.user, &request);
+    sessions_ended.inc_by(state.sessions.end_others(principal).await?);
+    Ok(ChangeOutcome::Changed)
 }
 
-fn wrong(why: impl std::fmt::Display) -> Problem {
-    Problem::value("new_password", why)
+fn invalid_new_password(reason: InvalidPassword) -> Problem {
+    Problem::invalid_value("new_password", reason)
 }

@@ -1,35 +1,35 @@
-//! `GET /api/profile`: what a person may see of their own account.
+//! `GET /api/profile`: returns the profile of the user.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::DateTime;
 
-use crate::app::App;
-use crate::authenticate::{self, Authenticated};
 use crate::domain::user::{Profile, UserId};
-use crate::error::Error;
-use crate::openapi::Operation;
+use crate::http::bearer::{self, Authenticated};
+use crate::http::error::ApiError;
+use crate::http::openapi::Operation;
+use crate::state::AppState;
 
 pub(crate) fn operation() -> Operation {
-    let at = DateTime::from_timestamp_micros(1_795_441_820_191_421);
+    let time = DateTime::from_timestamp_micros(1_795_441_820_191_421);
     let profile = Profile {
         id: UserId(222),
         login: "alice".to_owned(),
-        created_at: at,
-        last_login: at,
+        created_at: time,
+        last_login: time,
     };
-    Operation::new("Read the own account", "Whose the token is.")
+    Operation::new("Get the profile", "Returns the account of the token.")
         .bearer()
-        .answers(StatusCode::OK, "The account", &profile)
-        .refuses(authenticate::refusals())
-        .refuses([Error::UserNotFound])
+        .response(StatusCode::OK, "The account", &profile)
+        .errors(bearer::possible_errors())
+        .errors([ApiError::UserNotFound])
 }
 
 pub(crate) async fn handle(
-    State(app): State<App>,
+    State(state): State<AppState>,
     Authenticated(principal): Authenticated,
-) -> Result<Json<Profile>, Error> {
-    let profile = app.users.profile(principal.user).await?;
-    profile.map(Json).ok_or(Error::UserNotFound)
+) -> Result<Json<Profile>, ApiError> {
+    let profile = state.users.profile(principal.user).await?;
+    profile.map(Json).ok_or(ApiError::UserNotFound)
 }

@@ -1,4 +1,5 @@
-//! `GET /ready`: whether the stores answer, and how fast, and whether we are to end. For the gateway and operators.
+//! `GET /ready`: readiness for requests, with the latency of each store. For the gateway's health
+//! check and for operators.
 
 use std::time::{Duration, Instant};
 
@@ -7,38 +8,39 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 
-use crate::app::App;
-use crate::unavailable::Unavailable;
+use crate::state::AppState;
+use crate::store::unavailable::Unavailable;
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Response {
-    users: StoreState,
-    sessions: StoreState,
+pub(crate) struct Readiness {
+    users: StoreReadiness,
+    sessions: StoreReadiness,
 }
 
 #[derive(Debug, Serialize)]
-struct StoreState {
+struct StoreReadiness {
     ready: bool,
     latency_ms: f64,
 }
 
-/// A gateway asks every two seconds and waits for one.
-const PATIENCE: Duration = Duration::from_millis(900);
+/// Longest wait for a store. The gateway's health check times out after one second.
+const PING_TIMEOUT: Duration = Duration::from_millis(900);
 
-pub(crate) async fn handle(State(app): State<App>) -> (StatusCode, Json<Response>) {
-    let (users, sessions) = tokio::join!(ask(app.users.ping()), ask(app.sessions.ping()));
-    let status = if users.ready && sessions.ready && !app.lifecycle.is_ending() {
+pub(crate) async fn handle(State(state): State<AppState>) -> (StatusCode, Json<Readiness>) {
+    let (users, sessions) =
+        tokio::join!(measure(state.users.ping()), measure(state.sessions.ping()));
+    let status = if users.ready && sessions.ready && !state.lifecycle.is_shutting_down() {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(Response { users, sessions }))
+    (status, Json(Readiness { users, sessions }))
 }
 
-async fn ask(ping: impl Future<Output = Result<(), Unavailable>>) -> StoreState {
+async fn measure(ping: impl Future<Output = Result<(), Unavailable>>) -> StoreReadiness {
     let start = Instant::now();
-    let ready = matches!(tokio::time::timeout(PATIENCE, ping).await, Ok(Ok(())));
-    StoreState {
+    let ready = matches!(tokio::time::timeout(PING_TIMEOUT, ping).await, Ok(Ok(())));
+    StoreReadiness {
         ready,
         latency_ms: start.elapsed().as_secs_f64() * 1000.0,
     }

@@ -1,5 +1,7 @@
-//! `POST /api/refresh`: exchanges a refresh token for new tokens. Each is good once; whoever uses
-//! one again after the grace ends the whole session, since two hold it (RFC 9700, section 4.14.2).
+//! `POST /api/refresh`: exchanges a refresh token for new tokens.
+//!
+//! Each refresh token can be used once. Using one again after the grace period ends the session,
+//! because the token is then in two hands (RFC 9700, section 4.14.2).
 
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
@@ -7,42 +9,43 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::app::App;
-use crate::audit::{Event, Visitor};
-use crate::body::Object;
 use crate::domain::refresh_token::RefreshToken;
-use crate::domain::session::{Ended, Exchange, Exchanged};
-use crate::domain::user::Standing;
-use crate::error::Error;
-use crate::openapi::{self, Operation};
-use crate::tokens::{self, Response};
+use crate::domain::session::{EndOutcome, Rotation, RotationOutcome};
+use crate::domain::user::AccountStatus;
+use crate::http::error::ApiError;
+use crate::http::json_body::JsonObject;
+use crate::http::openapi::{Operation, RequestBody};
+use crate::http::token_response::TokenResponse;
+use crate::state::AppState;
+use crate::telemetry::audit::{self, AuditEvent};
+use crate::telemetry::request_info::RequestInfo;
 
-/// What a client presents.
-pub(crate) struct Refresh(String);
+/// Text of a presented refresh token.
+pub(crate) struct PresentedToken(String);
 
-impl<S: Sync> FromRequest<S> for Refresh {
-    type Rejection = Error;
+impl<S: Sync> FromRequest<S> for PresentedToken {
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let body = Object::from_request(request, state).await?;
-        body.text("refresh_token")
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = JsonObject::from_request(request, state).await?;
+        body.string("refresh_token")
             .map(|text| Self(text.to_owned()))
-            .map_err(|problem| Error::Invalid(vec![problem]))
+            .map_err(|problem| ApiError::InvalidBody(vec![problem]))
     }
 }
 
 pub(crate) fn operation() -> Operation {
     Operation::new(
         "Renew tokens",
-        "Exchanges a refresh token for a new pair. Each is good once: presented again after ten \
-         seconds, it ends its session.",
+        "Exchanges a refresh token for new tokens. Each can be used once: using it again after ten \
+         seconds ends its session.",
     )
-    .takes::<Refresh>()
-    .answers(StatusCode::OK, "Renewed", &Response::example())
-    .refuses([Error::InvalidRefreshToken, Error::Unavailable])
+    .request_body::<PresentedToken>()
+    .response(StatusCode::OK, "Renewed", &TokenResponse::example())
+    .errors([ApiError::InvalidRefreshToken, ApiError::Unavailable])
 }
 
-impl openapi::Body for Refresh {
+impl RequestBody for PresentedToken {
     fn schema() -> Value {
         json!({
             "type": "object",
@@ -57,54 +60,57 @@ impl openapi::Body for Refresh {
 }
 
 pub(crate) async fn handle(
-    State(app): State<App>,
-    visitor: Visitor,
-    Refresh(text): Refresh,
-) -> Result<Json<Response>, Error> {
-    let presented = app
+    State(state): State<AppState>,
+    request: RequestInfo,
+    PresentedToken(text): PresentedToken,
+) -> Result<Json<TokenResponse>, ApiError> {
+    let presented = state
         .refresh_tokens
         .decode(&text)
-        .ok_or(Error::InvalidRefreshToken)?;
+        .ok_or(ApiError::InvalidRefreshToken)?;
     let now = Utc::now();
-    // Asked first, so that what cannot be answered is not exchanged either.
-    let account = app.users.holder(presented.principal.user).await?;
+    // Read before the rotation: if the store is unavailable, the token is not used up.
+    let account = state
+        .users
+        .login_and_status(presented.principal.user)
+        .await?;
     let login = account
-        .filter(|(_, standing)| *standing == Standing::Active)
+        .filter(|(_, status)| *status == AccountStatus::Active)
         .map(|(login, _)| login)
-        .ok_or(Error::InvalidRefreshToken)?;
-    let exchange = exchange(app.clone(), visitor, presented, now);
-    let next = app.lifecycle.complete(exchange).await?;
-    app.metrics.refreshes.inc();
-    Ok(tokens::issue(&app, &login, &next, now))
+        .ok_or(ApiError::InvalidRefreshToken)?;
+    let rotation = rotate(state.clone(), request, presented, now);
+    let successor = state.lifecycle.complete(rotation).await?;
+    state.metrics.refreshes.inc();
+    Ok(TokenResponse::issue(&state, &login, &successor, now))
 }
 
-/// The token that follows the one presented.
-async fn exchange(
-    app: App,
-    visitor: Visitor,
+/// Returns the successor of the presented token.
+async fn rotate(
+    state: AppState,
+    request: RequestInfo,
     presented: RefreshToken,
     now: DateTime<Utc>,
-) -> Result<RefreshToken, Error> {
+) -> Result<RefreshToken, ApiError> {
     let principal = presented.principal;
-    let next = RefreshToken::random(principal);
-    let exchange = Exchange {
+    let successor = RefreshToken::random(principal);
+    let rotation = Rotation {
         principal,
         presented: presented.hash(),
-        next: next.hash(),
-        sealed: presented.seal_successor(&next),
+        successor: successor.hash(),
+        sealed_successor: presented.seal_successor(&successor),
         now,
-        expires_at: now + app.session_lifetime,
+        expires_at: now + state.session_lifetime,
     };
-    match app.sessions.exchange(&exchange).await? {
-        Exchanged::Rotated => Ok(next),
-        Exchanged::Repeated(sealed) => Ok(presented.open_successor(sealed)),
-        Exchanged::Used => {
-            if app.sessions.end(principal).await? == Ended::Now {
-                app.metrics.sessions_ended.inc();
+    match state.sessions.rotate(&rotation).await? {
+        RotationOutcome::Rotated => Ok(successor),
+        RotationOutcome::RetriedWithinGrace(sealed) => Ok(presented.open_successor(sealed)),
+        RotationOutcome::Reused => {
+            if state.sessions.end(principal).await? == EndOutcome::Ended {
+                state.metrics.sessions_ended.inc();
             }
-            visitor.record(Event::RefreshTokenReused, principal.user);
-            Err(Error::InvalidRefreshToken)
+            audit::record(AuditEvent::RefreshTokenReused, principal.user, &request);
+            Err(ApiError::InvalidRefreshToken)
         }
-        Exchanged::Gone => Err(Error::InvalidRefreshToken),
+        RotationOutcome::SessionNotFound => Err(ApiError::InvalidRefreshToken),
     }
 }

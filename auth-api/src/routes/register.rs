@@ -1,4 +1,4 @@
-//! `POST /api/register`: makes an account.
+//! `POST /api/register`: creates an account.
 
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
@@ -7,18 +7,20 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::app::App;
-use crate::audit::{Event, Subject, Visitor};
-use crate::body::{Object, Problem};
-use crate::credentials::{both, queue_full};
 use crate::domain::login::Login;
-use crate::domain::password::{NewPassword, PasswordHash};
+use crate::domain::password::{InvalidPassword, NewPassword};
+use crate::domain::password_hash::PasswordHash;
+use crate::domain::problem::Problem;
 use crate::domain::user::UserId;
-use crate::error::Error;
-use crate::openapi::{self, Operation};
-use crate::users::NotAdded;
+use crate::http::error::ApiError;
+use crate::http::json_body::{JsonObject, both};
+use crate::http::openapi::{Operation, RequestBody};
+use crate::state::AppState;
+use crate::telemetry::audit::{self, AuditEvent, Subject};
+use crate::telemetry::request_info::RequestInfo;
+use crate::users::AddUserError;
 
-/// A login and a password that may become an account.
+/// Login and password of the new account.
 #[derive(Debug)]
 pub(crate) struct Registration {
     login: Login,
@@ -27,25 +29,29 @@ pub(crate) struct Registration {
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Registered")]
-pub(crate) struct Response {
+pub(crate) struct RegistrationResponse {
     id: UserId,
 }
 
 pub(crate) fn operation() -> Operation {
     Operation::new(
         "Register",
-        "Makes an account. The password must be none of the commonest and not the login.",
+        "Creates an account. The password must not be a common password or the login.",
     )
-    .takes::<Registration>()
-    .answers(
+    .request_body::<Registration>()
+    .response(
         StatusCode::CREATED,
         "Registered",
-        &Response { id: UserId(222) },
+        &RegistrationResponse { id: UserId(222) },
     )
-    .refuses([Error::LoginTaken, queue_full(), Error::Unavailable])
+    .errors([
+        ApiError::LoginTaken,
+        ApiError::queue_full_example(),
+        ApiError::Unavailable,
+    ])
 }
 
-impl openapi::Body for Registration {
+impl RequestBody for Registration {
     fn schema() -> Value {
         json!({
             "type": "object",
@@ -60,46 +66,51 @@ impl openapi::Body for Registration {
 }
 
 pub(crate) async fn handle(
-    State(app): State<App>,
-    visitor: Visitor,
+    State(state): State<AppState>,
+    request: RequestInfo,
     registration: Registration,
-) -> Result<(StatusCode, Json<Response>), Error> {
-    let hash = app.hasher.hash(&registration.password).await?;
-    let addition = add(app.clone(), visitor, registration.login, hash);
-    let id = app.lifecycle.complete(addition).await?;
-    Ok((StatusCode::CREATED, Json(Response { id })))
+) -> Result<(StatusCode, Json<RegistrationResponse>), ApiError> {
+    let hash = state.hasher.hash(&registration.password).await?;
+    let addition = add(state.clone(), request, registration.login, hash);
+    let id = state.lifecycle.complete(addition).await?;
+    Ok((StatusCode::CREATED, Json(RegistrationResponse { id })))
 }
 
 async fn add(
-    app: App,
-    visitor: Visitor,
+    state: AppState,
+    request: RequestInfo,
     login: Login,
     hash: PasswordHash,
-) -> Result<UserId, Error> {
-    let id = match app.users.add(&login, &hash).await {
+) -> Result<UserId, ApiError> {
+    let id = match state.users.add(&login, &hash).await {
         Ok(id) => id,
-        Err(NotAdded::Taken) => return Err(Error::LoginTaken),
-        Err(NotAdded::Unavailable(store)) => return Err(store.into()),
+        Err(AddUserError::LoginTaken) => return Err(ApiError::LoginTaken),
+        Err(AddUserError::Unavailable(error)) => return Err(error.into()),
     };
-    visitor.record(Event::Registered, Subject::account(id, &login));
+    let subject = Subject::account(id, &login);
+    audit::record(AuditEvent::Registered, subject, &request);
     Ok(id)
 }
 
 impl<S: Sync> FromRequest<S> for Registration {
-    type Rejection = Error;
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let body = Object::from_request(request, state).await?;
-        let login = body
-            .text("login")
-            .and_then(|text| Login::new(text).map_err(|why| Problem::value("login", why)));
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = JsonObject::from_request(request, state).await?;
+        let login = body.string("login").and_then(|text| {
+            Login::new(text).map_err(|reason| Problem::invalid_value("login", reason))
+        });
         let password = body
-            .text("password")
-            .and_then(|text| NewPassword::new(text).map_err(|why| Problem::value("password", why)));
+            .string("password")
+            .and_then(|text| NewPassword::new(text).map_err(invalid_password));
         let (login, password) = both(login, password)?;
         let password = password
-            .for_login(&login)
-            .map_err(|why| Error::Invalid(vec![Problem::value("password", why)]))?;
+            .distinct_from(&login)
+            .map_err(|reason| ApiError::InvalidBody(vec![invalid_password(reason)]))?;
         Ok(Self { login, password })
     }
+}
+
+fn invalid_password(reason: InvalidPassword) -> Problem {
+    Problem::invalid_value("password", reason)
 }

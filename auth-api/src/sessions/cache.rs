@@ -1,179 +1,139 @@
-//! Sessions that were found live a moment ago, so that a warm replica need not ask Redis again.
+//! Cache of active sessions, which saves a request to Redis for each API call.
 //!
-//! Redis tells of sessions that ended on a line, in the order in which they did. On the same line
-//! come back beats that this replica sends to itself: when one is heard, so is every session that
-//! ended before it was sent. So what is remembered is believed for [`TRUST`] from the sending of the
-//! last beat that was heard, and a line that is dead without a word, or a replica that was stopped
-//! for a while, makes nobody believe in a session for longer than that.
-//!
-//! A session that ends while we are asking about it is never kept: each look at the store is taken
-//! with the count of what was heard so far, and kept only if that is still the same.
+//! It is valid only under a [`Lease`]. A session that ends while it is
+//! looked up in the store is not cached: each lookup takes the number of invalidations so far, and
+//! its result is inserted only if that number has not changed.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::domain::session::SessionId;
-use crate::domain::token::Principal;
+use crate::domain::principal::{Principal, SessionId};
 use crate::domain::user::UserId;
+use crate::sessions::lease::Lease;
 
-/// How long a replica that has not heard of an ending may go on as if there were none. By
-/// [`Instant`], which goes on while a process is stopped.
-pub(super) const TRUST: Duration = Duration::from_secs(1);
-/// Between two beats: one that is late, or lost, is not missed.
-pub(super) const BEAT: Duration = Duration::from_millis(250);
-/// A beat that Redis took and that has not come back by then shows that the line is dead.
-const SILENCE: Duration = Duration::from_secs(2);
-/// How long a session is remembered: it may expire, which nobody is told of.
-const MEMORY: Duration = Duration::from_secs(3);
-/// Past so many everything is forgotten: 1 MiB.
-const MOST: usize = 10_000;
+/// Lifetime of an entry. It bounds how long an expired session is accepted, since expiry is not published.
+const ENTRY_LIFETIME: Duration = Duration::from_secs(3);
+/// Number of entries (1 MiB) at which the cache is cleared.
+const MAX_ENTRIES: usize = 10_000;
 
-/// What this replica remembers.
+/// Active sessions that this replica has seen.
 #[derive(Debug, Default)]
-pub(super) struct Cache(Mutex<Memory>);
+pub(super) struct SessionCache(Mutex<CacheState>);
 
 #[derive(Debug, Default)]
-struct Memory {
-    line: Line,
-    endings: u64,
-    live: HashMap<SessionId, (UserId, Instant)>,
-    /// Somebody has asked since the last beat.
-    is_asked: bool,
+struct CacheState {
+    lease: Lease,
+    version: u64,
+    entries: HashMap<SessionId, CacheEntry>,
+    /// The cache was used since the last heartbeat.
+    was_used: bool,
 }
 
-/// Whether we are told of endings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Line {
-    Up(Pulse),
-    #[default]
-    Down,
+#[derive(Debug, Clone, Copy)]
+struct CacheEntry {
+    user: UserId,
+    expires_at: Instant,
 }
 
-/// Beats, by the time at which they were sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Pulse {
-    /// The last one that came back.
-    heard: Option<Instant>,
-    /// The first one after it that Redis took.
-    unheard: Option<Instant>,
-}
-
-/// What was heard when a look at the store began.
+/// Number of invalidations that were received before a lookup in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Heard(u64);
+pub(super) struct CacheVersion(u64);
 
-impl Cache {
-    /// Whether a session is known to live; if not, what was heard so far.
-    pub(super) fn knows(&self, principal: Principal, now: Instant) -> Result<(), Heard> {
-        let mut memory = self.0.lock();
-        memory.is_asked = true;
-        match memory.live.get(&principal.session) {
-            Some((user, until))
-                if *user == principal.user && *until > now && memory.line.is_believed(now) =>
+impl SessionCache {
+    /// Returns `Ok` if the session is known to be active, else the version to pass to [`Self::insert`].
+    pub(super) fn check(&self, principal: Principal, now: Instant) -> Result<(), CacheVersion> {
+        let mut state = self.0.lock();
+        state.was_used = true;
+        match state.entries.get(&principal.session) {
+            Some(entry)
+                if entry.user == principal.user
+                    && entry.expires_at > now
+                    && state.lease.is_valid(now) =>
             {
                 Ok(())
             }
-            _ => Err(Heard(memory.endings)),
+            _ => Err(CacheVersion(state.version)),
         }
     }
 
-    /// Keeps that a session lives, unless something ended since the look at the store began.
-    pub(super) fn keep(&self, principal: Principal, heard: Heard, now: Instant) {
-        let mut memory = self.0.lock();
-        if memory.line == Line::Down || memory.endings != heard.0 {
+    /// Caches an active session, unless something was invalidated since `version` was returned.
+    pub(super) fn insert(&self, principal: Principal, version: CacheVersion, now: Instant) {
+        let mut state = self.0.lock();
+        if state.lease == Lease::Unsubscribed || state.version != version.0 {
             return;
         }
-        if memory.live.len() >= MOST {
-            memory.live.clear();
+        if state.entries.len() >= MAX_ENTRIES {
+            state.entries.clear();
         }
-        let entry = (principal.user, now + MEMORY);
-        memory.live.insert(principal.session, entry);
+        let entry = CacheEntry {
+            user: principal.user,
+            expires_at: now + ENTRY_LIFETIME,
+        };
+        state.entries.insert(principal.session, entry);
     }
 
-    /// A session has ended.
-    pub(super) fn forget(&self, session: SessionId) {
-        let mut memory = self.0.lock();
-        memory.endings += 1;
-        memory.live.remove(&session);
+    pub(super) fn invalidate_session(&self, session: SessionId) {
+        let mut state = self.0.lock();
+        state.version += 1;
+        state.entries.remove(&session);
     }
 
-    /// Every session of a user may have ended.
-    pub(super) fn forget_user(&self, user: UserId) {
-        let mut memory = self.0.lock();
-        memory.endings += 1;
-        memory.live.retain(|_, (other, _)| *other != user);
+    pub(super) fn invalidate_user(&self, user: UserId) {
+        let mut state = self.0.lock();
+        state.version += 1;
+        state.entries.retain(|_, entry| entry.user != user);
     }
 
-    /// Any session may have ended.
-    pub(super) fn forget_all(&self) {
-        self.0.lock().forget_all();
+    pub(super) fn invalidate_all(&self) {
+        self.0.lock().invalidate_all();
     }
 
-    /// From now on we are told of endings. What was looked up before may have ended unheard.
-    pub(super) fn line_is_up(&self) {
-        let mut memory = self.0.lock();
-        memory.line = Line::Up(Pulse::default());
-        memory.forget_all();
+    /// Starts to cache. Lookups that began before may have missed an invalidation.
+    pub(super) fn subscription_started(&self) {
+        let mut state = self.0.lock();
+        state.lease = Lease::subscribed();
+        state.invalidate_all();
     }
 
-    pub(super) fn line_is_down(&self) {
-        let mut memory = self.0.lock();
-        memory.line = Line::Down;
-        memory.forget_all();
+    pub(super) fn subscription_lost(&self) {
+        let mut state = self.0.lock();
+        state.lease = Lease::Unsubscribed;
+        state.invalidate_all();
     }
 
-    /// Whether somebody has asked since the last call: for nobody no beat is needed.
-    pub(super) fn take_asked(&self) -> bool {
-        std::mem::take(&mut self.0.lock().is_asked)
+    /// Returns whether the cache was used since the last call. An unused cache needs no heartbeats.
+    pub(super) fn take_was_used(&self) -> bool {
+        std::mem::take(&mut self.0.lock().was_used)
     }
 
-    /// Redis took the beat that was sent then.
-    pub(super) fn beat_was_taken(&self, sent: Instant) {
-        if let Line::Up(pulse) = &mut self.0.lock().line
-            && pulse.heard.is_none_or(|heard| heard < sent)
-        {
-            pulse.unheard.get_or_insert(sent);
-        }
+    /// Records that Redis accepted the heartbeat that was sent at `sent`.
+    pub(super) fn heartbeat_published(&self, sent: Instant) {
+        self.0.lock().lease.heartbeat_published(sent);
     }
 
-    /// The beat that was sent then has come back.
-    pub(super) fn beat_was_heard(&self, sent: Instant) {
-        if let Line::Up(pulse) = &mut self.0.lock().line {
-            pulse.heard = pulse.heard.max(Some(sent));
-            pulse.unheard = None;
-        }
+    /// Renews the lease: the heartbeat that was sent at `sent` has returned.
+    pub(super) fn heartbeat_received(&self, sent: Instant) {
+        self.0.lock().lease.heartbeat_received(sent);
     }
 
-    /// Whether beats do not come back although they should.
-    pub(super) fn is_line_silent(&self, now: Instant) -> bool {
-        match self.0.lock().line {
-            Line::Up(pulse) => pulse.unheard.is_some_and(|sent| now > sent + SILENCE),
-            Line::Down => false,
-        }
+    pub(super) fn is_heartbeat_overdue(&self, now: Instant) -> bool {
+        self.0.lock().lease.is_heartbeat_overdue(now)
     }
 }
 
-impl Memory {
-    fn forget_all(&mut self) {
-        self.endings += 1;
-        self.live.clear();
-    }
-}
-
-impl Line {
-    fn is_believed(self, now: Instant) -> bool {
-        match self {
-            Self::Up(pulse) => pulse.heard.is_some_and(|sent| now < sent + TRUST),
-            Self::Down => false,
-        }
+impl CacheState {
+    fn invalidate_all(&mut self) {
+        self.version += 1;
+        self.entries.clear();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sessions::lease::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, LEASE_DURATION};
 
     fn principal() -> Principal {
         Principal {
@@ -182,81 +142,82 @@ mod tests {
         }
     }
 
-    /// One whose line is up and has just been heard to be.
-    fn cache(now: Instant) -> Cache {
-        let cache = Cache::default();
-        cache.line_is_up();
-        cache.beat_was_heard(now);
+    /// Returns a cache whose lease was renewed at `now`.
+    fn leased_cache(now: Instant) -> SessionCache {
+        let cache = SessionCache::default();
+        cache.subscription_started();
+        cache.heartbeat_received(now);
         cache
     }
 
     #[test]
-    fn what_ended_or_is_old_is_not_known() {
+    fn an_invalidated_or_expired_entry_is_not_found() {
         let (one, now) = (principal(), Instant::now());
-        let cache = cache(now);
-        let heard = cache.knows(one, now).unwrap_err();
-        cache.keep(one, heard, now);
-        assert_eq!(cache.knows(one, now), Ok(()));
-        let later = now + MEMORY;
-        cache.beat_was_heard(later);
-        assert!(cache.knows(one, later).is_err());
+        let cache = leased_cache(now);
+        let version = cache.check(one, now).unwrap_err();
+        cache.insert(one, version, now);
+        assert_eq!(cache.check(one, now), Ok(()));
+        let later = now + ENTRY_LIFETIME;
+        cache.heartbeat_received(later);
+        assert!(cache.check(one, later).is_err());
         let other_user = Principal {
             user: UserId(2),
             ..one
         };
-        assert!(cache.knows(other_user, now).is_err());
-        cache.forget(one.session);
-        assert!(cache.knows(one, now).is_err());
+        assert!(cache.check(other_user, now).is_err());
+        cache.invalidate_session(one.session);
+        assert!(cache.check(one, now).is_err());
     }
 
     #[test]
-    fn a_session_that_ends_while_it_is_looked_up_is_not_kept() {
+    fn a_session_that_ends_during_its_lookup_is_not_cached() {
         let (one, now) = (principal(), Instant::now());
-        let cache = cache(now);
-        let heard = cache.knows(one, now).unwrap_err();
-        cache.forget(one.session);
-        cache.keep(one, heard, now);
-        assert!(cache.knows(one, now).is_err());
+        let cache = leased_cache(now);
+        let version = cache.check(one, now).unwrap_err();
+        cache.invalidate_session(one.session);
+        cache.insert(one, version, now);
+        assert!(cache.check(one, now).is_err());
     }
 
     #[test]
-    fn a_session_that_was_looked_up_before_the_line_was_up_is_not_kept() {
-        let (cache, one, now) = (Cache::default(), principal(), Instant::now());
-        let heard = cache.knows(one, now).unwrap_err();
-        cache.line_is_up();
-        cache.beat_was_heard(now);
-        cache.keep(one, heard, now);
-        assert!(cache.knows(one, now).is_err());
+    fn a_session_that_was_looked_up_before_the_subscription_is_not_cached() {
+        let (cache, one, now) = (SessionCache::default(), principal(), Instant::now());
+        let version = cache.check(one, now).unwrap_err();
+        cache.subscription_started();
+        cache.heartbeat_received(now);
+        cache.insert(one, version, now);
+        assert!(cache.check(one, now).is_err());
     }
 
     #[test]
-    fn without_the_line_nothing_is_known() {
-        let (cache, one, now) = (Cache::default(), principal(), Instant::now());
-        let heard = cache.knows(one, now).unwrap_err();
-        cache.keep(one, heard, now);
-        assert!(cache.knows(one, now).is_err());
-        cache.line_is_up();
-        cache.beat_was_heard(now);
-        cache.keep(one, cache.knows(one, now).unwrap_err(), now);
-        assert_eq!(cache.knows(one, now), Ok(()));
-        cache.line_is_down();
-        assert!(cache.knows(one, now).is_err());
+    fn nothing_is_cached_without_a_subscription() {
+        let (cache, one, now) = (SessionCache::default(), principal(), Instant::now());
+        let version = cache.check(one, now).unwrap_err();
+        cache.insert(one, version, now);
+        assert!(cache.check(one, now).is_err());
+        cache.subscription_started();
+        cache.heartbeat_received(now);
+        cache.insert(one, cache.check(one, now).unwrap_err(), now);
+        assert_eq!(cache.check(one, now), Ok(()));
+        cache.subscription_lost();
+        assert!(cache.check(one, now).is_err());
     }
 
     #[test]
-    fn nothing_is_believed_for_longer_than_beats_come_back() {
+    fn the_cache_is_unused_once_its_lease_has_expired() {
         let (one, now) = (principal(), Instant::now());
-        let cache = cache(now);
-        cache.keep(one, cache.knows(one, now).unwrap_err(), now);
-        cache.beat_was_taken(now + BEAT);
-        assert_eq!(cache.knows(one, now + TRUST / 2), Ok(()));
-        assert!(cache.knows(one, now + TRUST).is_err());
-        assert!(!cache.is_line_silent(now + SILENCE));
-        assert!(cache.is_line_silent(now + BEAT + SILENCE + BEAT));
-        cache.beat_was_heard(now + BEAT);
-        assert_eq!(cache.knows(one, now + TRUST), Ok(()));
-        // It may be heard before it is known that it was taken.
-        cache.beat_was_taken(now + BEAT);
-        assert!(!cache.is_line_silent(now + 2 * SILENCE));
+        let cache = leased_cache(now);
+        cache.insert(one, cache.check(one, now).unwrap_err(), now);
+        cache.heartbeat_published(now + HEARTBEAT_INTERVAL);
+        assert_eq!(cache.check(one, now + LEASE_DURATION / 2), Ok(()));
+        assert!(cache.check(one, now + LEASE_DURATION).is_err());
+        assert!(!cache.is_heartbeat_overdue(now + HEARTBEAT_TIMEOUT));
+        let overdue = now + HEARTBEAT_INTERVAL + HEARTBEAT_TIMEOUT + HEARTBEAT_INTERVAL;
+        assert!(cache.is_heartbeat_overdue(overdue));
+        cache.heartbeat_received(now + HEARTBEAT_INTERVAL);
+        assert_eq!(cache.check(one, now + LEASE_DURATION), Ok(()));
+        // A heartbeat may return before its publication is confirmed.
+        cache.heartbeat_published(now + HEARTBEAT_INTERVAL);
+        assert!(!cache.is_heartbeat_overdue(now + 2 * HEARTBEAT_TIMEOUT));
     }
 }

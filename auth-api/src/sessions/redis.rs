@@ -1,8 +1,8 @@
 //! Sessions in Redis.
 //!
-//! `session:{id}` is a hash with what is known of a session, gone when it expires; `sessions:{user}`
-//! is a sorted set of a user's session ids by expiry. Lua scripts change both as one, by Redis's clock
-//! since those of replicas may differ, and tell every replica of endings on a channel.
+//! `session:{id}` is a hash that expires with its session; `sessions:{user}` is a sorted set of a
+//! user's session ids, ordered by expiry. Lua scripts change both atomically, by the clock of Redis
+//! because those of replicas may differ, and publish invalidations.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -12,69 +12,70 @@ use chrono::{DateTime, Utc};
 use fred::error::Error as RedisError;
 use fred::types::scripts::Script;
 
-use super::announcement::Announcements;
-use super::cache::Cache;
-use super::ears::{ENDINGS, Ears, NO_ANNOUNCEMENT};
-use super::{GRACE, MOST_OF_A_USER, TOUCH};
-use crate::domain::refresh_token::SealedSecret;
+use super::cache::SessionCache;
+use super::invalidation::acknowledgement::InvalidationTracker;
+use super::invalidation::message::{INVALIDATION_CHANNEL, UNACKNOWLEDGED_HEADER};
+use super::invalidation::subscriber::Subscriber;
+use super::policy::{GRACE_PERIOD, LAST_USED_INTERVAL, MAX_SESSIONS_PER_USER};
+use crate::domain::principal::{Principal, SessionId};
+use crate::domain::refresh_token::SealedSuccessor;
 use crate::domain::session::{
-    Ended, Exchange, Exchanged, LiveSession, NewSession, Origin, SessionId,
+    ActiveSession, ClientInfo, EndOutcome, NewSession, Rotation, RotationOutcome,
 };
-use crate::domain::token::Principal;
 use crate::domain::user::UserId;
-use crate::redis::{Redis, nonsense, text};
-use crate::unavailable::Unavailable;
+use crate::store::redis::{Redis, argument, unexpected_reply};
+use crate::store::unavailable::Unavailable;
 
-static CREATE: LazyLock<Script> = LazyLock::new(|| noting(include_str!("redis/create.lua")));
-static TOUCHED: LazyLock<Script> = LazyLock::new(|| noting(include_str!("redis/touch.lua")));
-static ROTATE: LazyLock<Script> = LazyLock::new(|| noting(include_str!("redis/rotate.lua")));
+static CREATE: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/create.lua")));
+static CHECK: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/check.lua")));
+static ROTATE: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/rotate.lua")));
 static END: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/end.lua")));
 static END_ALL: LazyLock<Script> =
     LazyLock::new(|| Script::from_lua(include_str!("redis/end_all.lua")));
 static LIST: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/list.lua")));
 
-/// What the script tells of a session: id, created, used (ms), address, user agent.
-type Listed = (String, i64, i64, String, String);
+/// Session as `list.lua` returns it: id, created, last used (ms since 1970), address, user agent.
+type ListedSession = (String, i64, i64, String, String);
 
-/// Sessions in Redis, and what this replica remembers of them.
+/// Sessions in Redis, cached by this replica. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisSessions {
     redis: Redis,
-    cache: Arc<Cache>,
-    announcements: Arc<Announcements>,
+    cache: Arc<SessionCache>,
+    tracker: Arc<InvalidationTracker>,
 }
 
 impl RedisSessions {
-    /// Begins to listen for endings.
+    /// Starts the subscriber of invalidations.
     pub(crate) fn start(redis: Redis) -> Result<Self, RedisError> {
-        let cache = Arc::new(Cache::default());
-        let announcements = Arc::new(Announcements::new());
-        let ears = Ears::new(
+        let cache = Arc::new(SessionCache::default());
+        let tracker = Arc::new(InvalidationTracker::new());
+        let subscriber = Subscriber::new(
             redis.clone(),
             redis.subscriber()?,
             Arc::clone(&cache),
-            Arc::clone(&announcements),
+            Arc::clone(&tracker),
         );
-        tokio::spawn(ears.listen());
+        tokio::spawn(subscriber.run());
         Ok(Self {
             redis,
             cache,
-            announcements,
+            tracker,
         })
     }
 
     pub(super) async fn create(&self, session: &NewSession) -> Result<(), Unavailable> {
         let arguments = vec![
-            text(session.principal.session),
-            text(session.principal.user.0),
+            argument(session.principal.session),
+            argument(session.principal.user.0),
             lifetime(session.created_at, session.expires_at),
-            text(MOST_OF_A_USER),
-            ENDINGS.into(),
-            Bytes::copy_from_slice(&session.refresh.0),
-            text(&session.origin.address),
-            text(&session.origin.user_agent),
-            // Nobody waits for it.
-            text(NO_ANNOUNCEMENT),
+            argument(MAX_SESSIONS_PER_USER),
+            INVALIDATION_CHANNEL.into(),
+            Bytes::copy_from_slice(&session.refresh_hash.0),
+            argument(&session.client.address),
+            argument(&session.client.user_agent),
+            // A login does not wait until the sessions that it displaces are invalidated.
+            argument(UNACKNOWLEDGED_HEADER),
         ];
         let keys = keys(session.principal);
         self.redis
@@ -83,60 +84,64 @@ impl RedisSessions {
             .map(drop)
     }
 
-    pub(super) async fn is_live(&self, principal: Principal) -> Result<bool, Unavailable> {
-        let heard = match self.cache.knows(principal, Instant::now()) {
+    pub(super) async fn is_active(&self, principal: Principal) -> Result<bool, Unavailable> {
+        let version = match self.cache.check(principal, Instant::now()) {
             Ok(()) => return Ok(true),
-            Err(heard) => heard,
+            Err(version) => version,
         };
         let arguments = vec![
-            text(principal.session),
-            text(principal.user.0),
-            text(TOUCH.as_millis()),
+            argument(principal.session),
+            argument(principal.user.0),
+            argument(LAST_USED_INTERVAL.as_millis()),
         ];
         let keys = keys(principal);
-        let is_live: bool = self.redis.run(&TOUCHED, keys, arguments).await?;
-        if is_live {
-            self.cache.keep(principal, heard, Instant::now());
+        let is_active: bool = self.redis.run(&CHECK, keys, arguments).await?;
+        if is_active {
+            self.cache.insert(principal, version, Instant::now());
         }
-        Ok(is_live)
+        Ok(is_active)
     }
 
-    pub(super) async fn exchange(&self, exchange: &Exchange) -> Result<Exchanged, Unavailable> {
+    pub(super) async fn rotate(&self, rotation: &Rotation) -> Result<RotationOutcome, Unavailable> {
         let arguments = vec![
-            text(exchange.principal.session),
-            text(exchange.principal.user.0),
-            lifetime(exchange.now, exchange.expires_at),
-            text(GRACE.as_millis()),
-            Bytes::copy_from_slice(&exchange.presented.0),
-            Bytes::copy_from_slice(&exchange.next.0),
-            Bytes::copy_from_slice(&exchange.sealed.0),
+            argument(rotation.principal.session),
+            argument(rotation.principal.user.0),
+            lifetime(rotation.now, rotation.expires_at),
+            argument(GRACE_PERIOD.as_millis()),
+            Bytes::copy_from_slice(&rotation.presented.0),
+            Bytes::copy_from_slice(&rotation.successor.0),
+            Bytes::copy_from_slice(&rotation.sealed_successor.0),
         ];
-        let keys = keys(exchange.principal);
-        let answer: Vec<Bytes> = self.redis.run(&ROTATE, keys, arguments).await?;
-        match answer.as_slice() {
-            [word] if word == "rotated" => Ok(Exchanged::Rotated),
-            [word] if word == "stale" => Ok(Exchanged::Used),
-            [word] if word == "gone" => Ok(Exchanged::Gone),
-            [word, sealed] if word == "repeated" => sealed[..]
+        let keys = keys(rotation.principal);
+        let reply: Vec<Bytes> = self.redis.run(&ROTATE, keys, arguments).await?;
+        match reply.as_slice() {
+            [outcome] if outcome == "rotated" => Ok(RotationOutcome::Rotated),
+            [outcome] if outcome == "reused" => Ok(RotationOutcome::Reused),
+            [outcome] if outcome == "session_not_found" => Ok(RotationOutcome::SessionNotFound),
+            [outcome, sealed] if outcome == "retried_within_grace" => sealed[..]
                 .try_into()
-                .map(|sealed| Exchanged::Repeated(SealedSecret(sealed)))
-                .map_err(|_| nonsense("a sealed token of another length")),
-            _ => Err(nonsense("an exchange without a known outcome")),
+                .map(|sealed| RotationOutcome::RetriedWithinGrace(SealedSuccessor(sealed)))
+                .map_err(|_| unexpected_reply("rotate.lua: sealed successor of wrong length")),
+            _ => Err(unexpected_reply("rotate.lua: unknown outcome")),
         }
     }
 
-    pub(super) async fn end(&self, principal: Principal) -> Result<Ended, Unavailable> {
-        let announcement = self.announcements.begin();
+    pub(super) async fn end(&self, principal: Principal) -> Result<EndOutcome, Unavailable> {
+        let invalidation = self.tracker.begin();
         let arguments = vec![
-            text(principal.session),
-            text(principal.user.0),
-            ENDINGS.into(),
-            text(announcement.head()),
+            argument(principal.session),
+            argument(principal.user.0),
+            INVALIDATION_CHANNEL.into(),
+            argument(invalidation.header()),
         ];
         let ended: bool = self.redis.run(&END, keys(principal), arguments).await?;
-        self.cache.forget(principal.session);
-        announcement.heard_by_all().await;
-        Ok(if ended { Ended::Now } else { Ended::Before })
+        self.cache.invalidate_session(principal.session);
+        invalidation.acknowledged_by_all().await;
+        Ok(if ended {
+            EndOutcome::Ended
+        } else {
+            EndOutcome::NotFound
+        })
     }
 
     pub(super) async fn end_all(
@@ -144,24 +149,27 @@ impl RedisSessions {
         user: UserId,
         kept: Option<SessionId>,
     ) -> Result<u64, Unavailable> {
-        let kept = kept.map_or_else(Bytes::new, text);
-        let announcement = self.announcements.begin();
+        let kept = kept.map_or_else(Bytes::new, argument);
+        let invalidation = self.tracker.begin();
         let arguments = vec![
             kept,
-            text(user.0),
-            ENDINGS.into(),
-            text(announcement.head()),
+            argument(user.0),
+            INVALIDATION_CHANNEL.into(),
+            argument(invalidation.header()),
         ];
-        let keys = vec![index(user)];
+        let keys = vec![index_key(user)];
         let ended: u64 = self.redis.run(&END_ALL, keys, arguments).await?;
-        self.cache.forget_user(user);
-        announcement.heard_by_all().await;
+        self.cache.invalidate_user(user);
+        invalidation.acknowledged_by_all().await;
         Ok(ended)
     }
 
-    pub(super) async fn list(&self, user: UserId) -> Result<Vec<LiveSession>, Unavailable> {
-        let listed: Vec<Listed> = self.redis.run(&LIST, vec![index(user)], Vec::new()).await?;
-        listed.into_iter().map(live).collect()
+    pub(super) async fn list(&self, user: UserId) -> Result<Vec<ActiveSession>, Unavailable> {
+        let listed: Vec<ListedSession> = self
+            .redis
+            .run(&LIST, vec![index_key(user)], Vec::new())
+            .await?;
+        listed.into_iter().map(to_active_session).collect()
     }
 
     pub(super) async fn ping(&self) -> Result<(), Unavailable> {
@@ -169,39 +177,43 @@ impl RedisSessions {
     }
 }
 
-/// A script that notes sessions.
-fn noting(script: &str) -> Script {
-    Script::from_lua([include_str!("redis/shared.lua"), script].concat())
+/// Returns a script with the functions that scripts have in common before it.
+fn with_prelude(script: &str) -> Script {
+    Script::from_lua([include_str!("redis/prelude.lua"), script].concat())
 }
 
-fn live((id, created, used, address, user_agent): Listed) -> Result<LiveSession, Unavailable> {
+fn to_active_session(
+    (id, created, used, address, user_agent): ListedSession,
+) -> Result<ActiveSession, Unavailable> {
     let time = |millis| {
-        DateTime::from_timestamp_millis(millis).ok_or_else(|| nonsense("a time out of range"))
+        DateTime::from_timestamp_millis(millis)
+            .ok_or_else(|| unexpected_reply("list.lua: time out of range"))
     };
-    Ok(LiveSession {
-        id: SessionId::parse(&id).ok_or_else(|| nonsense("a session without an id"))?,
+    Ok(ActiveSession {
+        id: SessionId::parse(&id)
+            .ok_or_else(|| unexpected_reply("list.lua: invalid session id"))?,
         created_at: time(created)?,
         last_used: time(used)?,
-        origin: Origin {
+        client: ClientInfo {
             address,
             user_agent,
         },
     })
 }
 
-/// Scripts know the present time themselves.
+/// Returns the milliseconds between two times. Scripts add them to the clock of Redis.
 fn lifetime(from: DateTime<Utc>, to: DateTime<Utc>) -> Bytes {
-    text((to - from).num_milliseconds())
+    argument((to - from).num_milliseconds())
 }
 
 fn keys(principal: Principal) -> Vec<String> {
-    vec![record(principal.session), index(principal.user)]
+    vec![session_key(principal.session), index_key(principal.user)]
 }
 
-fn record(session: SessionId) -> String {
+fn session_key(session: SessionId) -> String {
     format!("session:{session}")
 }
 
-fn index(user: UserId) -> String {
+fn index_key(user: UserId) -> String {
     format!("sessions:{}", user.0)
 }

@@ -3,30 +3,31 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::SqliteConnection;
 
-use super::{GRACE, MOST_OF_A_USER, TOUCH};
-use crate::domain::refresh_token::SealedSecret;
+use super::policy::{GRACE_PERIOD, LAST_USED_INTERVAL, MAX_SESSIONS_PER_USER};
+use crate::domain::principal::{Principal, SessionId};
+use crate::domain::refresh_token::SealedSuccessor;
 use crate::domain::session::{
-    Ended, Exchange, Exchanged, LiveSession, NewSession, Origin, SessionId,
+    ActiveSession, ClientInfo, EndOutcome, NewSession, Rotation, RotationOutcome,
 };
-use crate::domain::token::Principal;
 use crate::domain::user::UserId;
-use crate::sqlite::{STORE, Sqlite, failed, time};
-use crate::unavailable::Unavailable;
+use crate::store::sqlite::{STORE, Sqlite, failed, time_from_micros};
+use crate::store::unavailable::Unavailable;
 
-/// The sessions' table of a SQLite file.
+/// The table `sessions` of a SQLite file. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct SqliteSessions(pub(crate) Sqlite);
 
-/// What an exchange looks at: the current token, the one before, when it was exchanged, its successor.
-type Tokens = (Vec<u8>, Option<Vec<u8>>, Option<i64>, Option<Vec<u8>>);
-/// What a list tells: id, created, used, address, user agent.
-type Listed = (String, i64, i64, String, String);
+/// Columns that a rotation reads: hash of the current token, hash of the previous one, time of the
+/// last rotation, sealed successor.
+type RotationRow = (Vec<u8>, Option<Vec<u8>>, Option<i64>, Option<Vec<u8>>);
+/// Columns of a listed session: id, created, last used (µs since 1970), address, user agent.
+type ListedSession = (String, i64, i64, String, String);
 
 impl SqliteSessions {
     pub(super) async fn create(&self, session: &NewSession) -> Result<(), Unavailable> {
         let created = session.created_at.timestamp_micros();
         let mut transaction = self.0.writer.begin().await.map_err(failed)?;
-        // Each login sweeps up what expired since the one before.
+        // Each login deletes the sessions that have expired since the last one.
         sqlx::query("DELETE FROM sessions WHERE expires_at <= ?")
             .bind(created)
             .execute(&mut *transaction)
@@ -38,12 +39,12 @@ impl SqliteSessions {
         )
         .bind(session.principal.session.to_string())
         .bind(session.principal.user.0)
-        .bind(session.refresh.0.as_slice())
+        .bind(session.refresh_hash.0.as_slice())
         .bind(created)
         .bind(created)
         .bind(session.expires_at.timestamp_micros())
-        .bind(&session.origin.address)
-        .bind(&session.origin.user_agent)
+        .bind(&session.client.address)
+        .bind(&session.client.user_agent)
         .execute(&mut *transaction)
         .await
         .map_err(failed)?;
@@ -52,16 +53,16 @@ impl SqliteSessions {
              (SELECT id FROM sessions WHERE user_id = ? ORDER BY expires_at DESC LIMIT -1 OFFSET ?)",
         )
         .bind(session.principal.user.0)
-        .bind(MOST_OF_A_USER)
+        .bind(MAX_SESSIONS_PER_USER)
         .execute(&mut *transaction)
         .await
         .map_err(failed)?;
         transaction.commit().await.map_err(failed)
     }
 
-    pub(super) async fn is_live(&self, principal: Principal) -> Result<bool, Unavailable> {
+    pub(super) async fn is_active(&self, principal: Principal) -> Result<bool, Unavailable> {
         let now = Utc::now();
-        let used: Option<i64> = sqlx::query_scalar(
+        let last_used: Option<i64> = sqlx::query_scalar(
             "SELECT last_used FROM sessions WHERE id = ? AND user_id = ? AND expires_at > ?",
         )
         .bind(principal.session.to_string())
@@ -70,36 +71,39 @@ impl SqliteSessions {
         .fetch_optional(&self.0.readers)
         .await
         .map_err(failed)?;
-        let Some(used) = used else { return Ok(false) };
-        if time(used).is_some_and(|used| now - used >= delta(TOUCH)) {
-            let noted = sqlx::query("UPDATE sessions SET last_used = ? WHERE id = ?")
+        let Some(last_used) = last_used else {
+            return Ok(false);
+        };
+        let is_due = |last_used| now - last_used >= time_delta(LAST_USED_INTERVAL);
+        if time_from_micros(last_used).is_some_and(is_due) {
+            let update = sqlx::query("UPDATE sessions SET last_used = ? WHERE id = ?")
                 .bind(now.timestamp_micros())
                 .bind(principal.session.to_string())
                 .execute(&self.0.writer)
                 .await;
-            // A file that takes no writes (its disk is full) still knows who is logged in.
-            if let Err(error) = noted {
-                tracing::warn!(store = STORE, %error, "a use was not noted");
+            // A store that cannot be written (the disk is full) still serves reads.
+            if let Err(error) = update {
+                tracing::warn!(store = STORE, %error, "updating a session's last use failed");
             }
         }
         Ok(true)
     }
 
-    pub(super) async fn exchange(&self, exchange: &Exchange) -> Result<Exchanged, Unavailable> {
-        // Taking the writer's lock before reading makes reading and writing one step.
+    pub(super) async fn rotate(&self, rotation: &Rotation) -> Result<RotationOutcome, Unavailable> {
+        // Taking the write lock before reading makes reading and writing atomic.
         let mut transaction = self
             .0
             .writer
             .begin_with("BEGIN IMMEDIATE")
             .await
             .map_err(failed)?;
-        let outcome = rotate(&mut transaction, exchange).await?;
+        let outcome = rotate(&mut transaction, rotation).await?;
         transaction.commit().await.map_err(failed)?;
         Ok(outcome)
     }
 
-    pub(super) async fn end(&self, principal: Principal) -> Result<Ended, Unavailable> {
-        let done =
+    pub(super) async fn end(&self, principal: Principal) -> Result<EndOutcome, Unavailable> {
+        let result =
             sqlx::query("DELETE FROM sessions WHERE id = ? AND user_id = ? AND expires_at > ?")
                 .bind(principal.session.to_string())
                 .bind(principal.user.0)
@@ -107,9 +111,9 @@ impl SqliteSessions {
                 .execute(&self.0.writer)
                 .await
                 .map_err(failed)?;
-        Ok(match done.rows_affected() {
-            0 => Ended::Before,
-            _ => Ended::Now,
+        Ok(match result.rows_affected() {
+            0 => EndOutcome::NotFound,
+            _ => EndOutcome::Ended,
         })
     }
 
@@ -119,17 +123,17 @@ impl SqliteSessions {
         kept: Option<SessionId>,
     ) -> Result<u64, Unavailable> {
         let kept = kept.map(|kept| kept.to_string()).unwrap_or_default();
-        let done = sqlx::query("DELETE FROM sessions WHERE user_id = ? AND id <> ?")
+        let result = sqlx::query("DELETE FROM sessions WHERE user_id = ? AND id <> ?")
             .bind(user.0)
             .bind(kept)
             .execute(&self.0.writer)
             .await
             .map_err(failed)?;
-        Ok(done.rows_affected())
+        Ok(result.rows_affected())
     }
 
-    pub(super) async fn list(&self, user: UserId) -> Result<Vec<LiveSession>, Unavailable> {
-        let listed: Vec<Listed> = sqlx::query_as(
+    pub(super) async fn list(&self, user: UserId) -> Result<Vec<ActiveSession>, Unavailable> {
+        let listed: Vec<ListedSession> = sqlx::query_as(
             "SELECT id, created_at, last_used, address, user_agent FROM sessions
              WHERE user_id = ? AND expires_at > ?",
         )
@@ -138,82 +142,80 @@ impl SqliteSessions {
         .fetch_all(&self.0.readers)
         .await
         .map_err(failed)?;
-        listed.into_iter().map(live).collect()
+        listed.into_iter().map(to_active_session).collect()
     }
 
     pub(super) async fn ping(&self) -> Result<(), Unavailable> {
-        sqlx::query("SELECT 1")
-            .execute(&self.0.readers)
-            .await
-            .map_err(failed)
-            .map(drop)
+        self.0.ping().await
     }
 }
 
 async fn rotate(
     connection: &mut SqliteConnection,
-    exchange: &Exchange,
-) -> Result<Exchanged, Unavailable> {
-    let session = exchange.principal.session.to_string();
-    let now = exchange.now.timestamp_micros();
-    let tokens: Option<Tokens> = sqlx::query_as(
+    rotation: &Rotation,
+) -> Result<RotationOutcome, Unavailable> {
+    let session = rotation.principal.session.to_string();
+    let now = rotation.now.timestamp_micros();
+    let row: Option<RotationRow> = sqlx::query_as(
         "SELECT refresh_hash, previous_hash, rotated_at, successor FROM sessions
          WHERE id = ? AND user_id = ? AND expires_at > ?",
     )
     .bind(&session)
-    .bind(exchange.principal.user.0)
+    .bind(rotation.principal.user.0)
     .bind(now)
     .fetch_optional(&mut *connection)
     .await
     .map_err(failed)?;
-    let Some((current, previous, rotated, successor)) = tokens else {
-        return Ok(Exchanged::Gone);
+    let Some((current, previous, rotated_at, successor)) = row else {
+        return Ok(RotationOutcome::SessionNotFound);
     };
-    let presented = &exchange.presented.0[..];
+    let presented = &rotation.presented.0[..];
     if current == presented {
         sqlx::query(
             "UPDATE sessions SET refresh_hash = ?, previous_hash = ?, rotated_at = ?, successor = ?,
              last_used = ?, expires_at = ? WHERE id = ?",
         )
-        .bind(&exchange.next.0[..])
+        .bind(&rotation.successor.0[..])
         .bind(presented)
         .bind(now)
-        .bind(&exchange.sealed.0[..])
+        .bind(&rotation.sealed_successor.0[..])
         .bind(now)
-        .bind(exchange.expires_at.timestamp_micros())
+        .bind(rotation.expires_at.timestamp_micros())
         .bind(&session)
         .execute(&mut *connection)
         .await
         .map_err(failed)?;
-        return Ok(Exchanged::Rotated);
+        return Ok(RotationOutcome::Rotated);
     }
-    let is_recent = rotated
-        .and_then(time)
-        .is_some_and(|rotated| exchange.now - rotated <= delta(GRACE));
+    let is_within_grace = rotated_at
+        .and_then(time_from_micros)
+        .is_some_and(|rotated_at| rotation.now - rotated_at <= time_delta(GRACE_PERIOD));
     match successor.map(<[u8; 32]>::try_from) {
-        Some(Ok(sealed)) if is_recent && previous.as_deref() == Some(presented) => {
-            Ok(Exchanged::Repeated(SealedSecret(sealed)))
+        Some(Ok(sealed)) if is_within_grace && previous.as_deref() == Some(presented) => {
+            Ok(RotationOutcome::RetriedWithinGrace(SealedSuccessor(sealed)))
         }
-        _ => Ok(Exchanged::Used),
+        _ => Ok(RotationOutcome::Reused),
     }
 }
 
-fn live((id, created, used, address, user_agent): Listed) -> Result<LiveSession, Unavailable> {
-    let nonsense = |what: &str| Unavailable::because(STORE, &what);
+fn to_active_session(
+    (id, created, used, address, user_agent): ListedSession,
+) -> Result<ActiveSession, Unavailable> {
+    let invalid_row = |description: &str| Unavailable::because(STORE, &description);
     let time = |micros| -> Result<DateTime<Utc>, Unavailable> {
-        time(micros).ok_or_else(|| nonsense("a time out of range"))
+        time_from_micros(micros).ok_or_else(|| invalid_row("stored time out of range"))
     };
-    Ok(LiveSession {
-        id: SessionId::parse(&id).ok_or_else(|| nonsense("a session without an id"))?,
+    Ok(ActiveSession {
+        id: SessionId::parse(&id).ok_or_else(|| invalid_row("invalid session id"))?,
         created_at: time(created)?,
         last_used: time(used)?,
-        origin: Origin {
+        client: ClientInfo {
             address,
             user_agent,
         },
     })
 }
 
-fn delta(duration: std::time::Duration) -> TimeDelta {
+fn time_delta(duration: std::time::Duration) -> TimeDelta {
     TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX)
 }

@@ -1,15 +1,15 @@
-//! Failures in Redis: `failures:{sha256}` is a count that expires with its window.
+//! Failed logins in Redis: `failures:{sha256}` is a counter that expires at the end of its window.
 
 use std::sync::LazyLock;
 
 use fred::types::scripts::Script;
 
-use super::{Key, MOST_FAILURES, Outcome, WINDOW};
-use crate::redis::{Redis, text};
-use crate::unavailable::Unavailable;
+use super::policy::{LoginKey, LoginOutcome, MAX_FAILURES, WINDOW};
+use crate::store::redis::{Redis, argument};
+use crate::store::unavailable::Unavailable;
 
-/// KEYS: failures. ARGV: most failures. Milliseconds of the lock that are left, or 0.
-static LOCKED: LazyLock<Script> = LazyLock::new(|| {
+/// KEYS: counter. ARGV: maximum of failures. Returns the remaining milliseconds of the lock, or 0.
+static CHECK: LazyLock<Script> = LazyLock::new(|| {
     Script::from_lua(
         r"
 if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[1]) then return 0 end
@@ -18,14 +18,15 @@ return math.max(redis.call('PTTL', KEYS[1]), 1)
     )
 });
 
-/// KEYS: failures. ARGV: most failures, window (ms), 'right' or 'wrong'. As above.
-static SETTLE: LazyLock<Script> = LazyLock::new(|| {
+/// KEYS: counter. ARGV: maximum of failures, window (ms), 'success' or 'failure'. Returns the
+/// remaining milliseconds of the lock, or 0.
+static RECORD: LazyLock<Script> = LazyLock::new(|| {
     Script::from_lua(
         r"
 if tonumber(redis.call('GET', KEYS[1]) or 0) >= tonumber(ARGV[1]) then
   return math.max(redis.call('PTTL', KEYS[1]), 1)
 end
-if ARGV[3] == 'right' then
+if ARGV[3] == 'success' then
   redis.call('DEL', KEYS[1])
 elseif redis.call('INCR', KEYS[1]) == 1 then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
@@ -35,31 +36,41 @@ return 0
     )
 });
 
-/// Counts in Redis.
+/// Counters in Redis. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisThrottle(pub(crate) Redis);
 
 impl RedisThrottle {
-    pub(super) async fn locked_for(&self, key: Key) -> Result<u64, Unavailable> {
-        let arguments = vec![text(MOST_FAILURES)];
-        self.0.run(&LOCKED, vec![name(key)], arguments).await
+    pub(super) async fn remaining_lock(&self, login: LoginKey) -> Result<u64, Unavailable> {
+        let arguments = vec![argument(MAX_FAILURES)];
+        self.0.run(&CHECK, vec![counter(login)], arguments).await
     }
 
-    pub(super) async fn settle(&self, key: Key, outcome: Outcome) -> Result<u64, Unavailable> {
+    pub(super) async fn record(
+        &self,
+        login: LoginKey,
+        outcome: LoginOutcome,
+    ) -> Result<u64, Unavailable> {
         let outcome = match outcome {
-            Outcome::Right => "right",
-            Outcome::Wrong => "wrong",
+            LoginOutcome::Success => "success",
+            LoginOutcome::Failure => "failure",
         };
-        let arguments = vec![text(MOST_FAILURES), text(WINDOW.as_millis()), text(outcome)];
-        self.0.run(&SETTLE, vec![name(key)], arguments).await
+        let arguments = vec![
+            argument(MAX_FAILURES),
+            argument(WINDOW.as_millis()),
+            argument(outcome),
+        ];
+        self.0.run(&RECORD, vec![counter(login)], arguments).await
     }
 }
 
-fn name(key: Key) -> String {
+/// Returns the key of a login's counter.
+fn counter(login: LoginKey) -> String {
     use std::fmt::Write;
-    key.iter()
-        .fold(String::from("failures:"), |mut name, byte| {
-            write!(name, "{byte:02x}").expect("a String takes everything");
-            name
+    login
+        .iter()
+        .fold(String::from("failures:"), |mut key, byte| {
+            write!(key, "{byte:02x}").expect("writing to a String succeeds");
+            key
         })
 }

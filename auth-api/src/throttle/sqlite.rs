@@ -1,31 +1,35 @@
-//! Failures in the embedded store.
+//! Failed logins in the embedded store.
 
 use chrono::Utc;
 
-use super::{Key, MOST_FAILURES, Outcome, WINDOW};
-use crate::sqlite::{Sqlite, failed};
-use crate::unavailable::Unavailable;
+use super::policy::{LoginKey, LoginOutcome, MAX_FAILURES, WINDOW};
+use crate::store::sqlite::{Sqlite, failed};
+use crate::store::unavailable::Unavailable;
 
-/// Counts in a SQLite file.
+/// The table `failures` of a SQLite file. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct SqliteThrottle(pub(crate) Sqlite);
 
 impl SqliteThrottle {
-    pub(super) async fn locked_for(&self, key: Key) -> Result<u64, Unavailable> {
+    pub(super) async fn remaining_lock(&self, login: LoginKey) -> Result<u64, Unavailable> {
         let now = Utc::now().timestamp_millis();
         let until: Option<i64> = sqlx::query_scalar(
             "SELECT until FROM failures WHERE login = ? AND until > ? AND count >= ?",
         )
-        .bind(&key[..])
+        .bind(&login[..])
         .bind(now)
-        .bind(MOST_FAILURES)
+        .bind(MAX_FAILURES)
         .fetch_optional(&self.0.readers)
         .await
         .map_err(failed)?;
-        Ok(left(until, now))
+        Ok(millis_until(until, now))
     }
 
-    pub(super) async fn settle(&self, key: Key, outcome: Outcome) -> Result<u64, Unavailable> {
+    pub(super) async fn record(
+        &self,
+        login: LoginKey,
+        outcome: LoginOutcome,
+    ) -> Result<u64, Unavailable> {
         let now = Utc::now().timestamp_millis();
         let mut transaction = self
             .0
@@ -40,32 +44,32 @@ impl SqliteThrottle {
             .map_err(failed)?;
         let until: Option<i64> =
             sqlx::query_scalar("SELECT until FROM failures WHERE login = ? AND count >= ?")
-                .bind(&key[..])
-                .bind(MOST_FAILURES)
+                .bind(&login[..])
+                .bind(MAX_FAILURES)
                 .fetch_optional(&mut *transaction)
                 .await
                 .map_err(failed)?;
         if until.is_none() {
             let window = i64::try_from(WINDOW.as_millis()).unwrap_or(i64::MAX);
             let query = match outcome {
-                Outcome::Right => {
-                    sqlx::query("DELETE FROM failures WHERE login = ?").bind(&key[..])
+                LoginOutcome::Success => {
+                    sqlx::query("DELETE FROM failures WHERE login = ?").bind(&login[..])
                 }
-                Outcome::Wrong => sqlx::query(
+                LoginOutcome::Failure => sqlx::query(
                     "INSERT INTO failures VALUES (?, 1, ?)
                      ON CONFLICT (login) DO UPDATE SET count = count + 1",
                 )
-                .bind(&key[..])
+                .bind(&login[..])
                 .bind(now + window),
             };
             query.execute(&mut *transaction).await.map_err(failed)?;
         }
         transaction.commit().await.map_err(failed)?;
-        Ok(left(until, now))
+        Ok(millis_until(until, now))
     }
 }
 
-/// Milliseconds until then, 0 where there is no then.
-fn left(until: Option<i64>, now: i64) -> u64 {
+/// Returns the milliseconds from `now` to `until`, at least 1, or 0 if `until` is `None`.
+fn millis_until(until: Option<i64>, now: i64) -> u64 {
     until.map_or(0, |until| u64::try_from(until - now).unwrap_or(0).max(1))
 }

@@ -1,23 +1,23 @@
-//! Users in the embedded store.
+//! User accounts in the embedded store.
 
 use chrono::{DateTime, Utc};
 
-use super::Deleted;
+use super::rows::{to_account, to_status};
 use crate::domain::login::Login;
-use crate::domain::password::PasswordHash;
-use crate::domain::user::{Account, Listed, Profile, Standing, UserId};
-use crate::sqlite::{Sqlite, failed, time};
-use crate::unavailable::Unavailable;
+use crate::domain::password_hash::PasswordHash;
+use crate::domain::user::{Account, AccountStatus, AccountSummary, DeleteOutcome, Profile, UserId};
+use crate::store::sqlite::{Sqlite, failed, time_from_micros};
+use crate::store::unavailable::Unavailable;
 
-/// The users' table of a SQLite file.
+/// The table `users` of a SQLite file. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct SqliteUsers(pub(crate) Sqlite);
 
-type Row = (i64, String, i64, Option<i64>);
-type ListedRow = (i64, String, i64, Option<i64>, bool);
+type ProfileRow = (i64, String, i64, Option<i64>);
+type SummaryRow = (i64, String, i64, Option<i64>, bool);
 
 impl SqliteUsers {
-    /// `None` where the login is taken.
+    /// Returns `None` if the login is taken.
     pub(super) async fn add(
         &self,
         login: &Login,
@@ -36,7 +36,10 @@ impl SqliteUsers {
         Ok(id.map(UserId))
     }
 
-    pub(super) async fn account(&self, login: &Login) -> Result<Option<Account>, Unavailable> {
+    pub(super) async fn find_by_login(
+        &self,
+        login: &Login,
+    ) -> Result<Option<Account>, Unavailable> {
         let row: Option<(i64, String, bool)> = sqlx::query_as(
             "SELECT id, password_hash, disabled_at IS NOT NULL FROM users WHERE login = ?",
         )
@@ -44,13 +47,13 @@ impl SqliteUsers {
         .fetch_optional(&self.0.readers)
         .await
         .map_err(failed)?;
-        Ok(row.map(|(id, hash, is_disabled)| super::account(id, login, hash, is_disabled)))
+        Ok(row.map(|(id, hash, is_disabled)| to_account(id, login, hash, is_disabled)))
     }
 
-    pub(super) async fn holder(
+    pub(super) async fn login_and_status(
         &self,
         user: UserId,
-    ) -> Result<Option<(Login, Standing)>, Unavailable> {
+    ) -> Result<Option<(Login, AccountStatus)>, Unavailable> {
         let row: Option<(String, bool)> =
             sqlx::query_as("SELECT login, disabled_at IS NOT NULL FROM users WHERE id = ?")
                 .bind(user.0)
@@ -58,12 +61,12 @@ impl SqliteUsers {
                 .await
                 .map_err(failed)?;
         Ok(row.and_then(|(login, is_disabled)| {
-            Some((Login::existing(&login)?, super::standing(is_disabled)))
+            Some((Login::for_lookup(&login)?, to_status(is_disabled)))
         }))
     }
 
     pub(super) async fn profile(&self, user: UserId) -> Result<Option<Profile>, Unavailable> {
-        let row: Option<Row> =
+        let row: Option<ProfileRow> =
             sqlx::query_as("SELECT id, login, created_at, last_login FROM users WHERE id = ?")
                 .bind(user.0)
                 .fetch_optional(&self.0.readers)
@@ -72,17 +75,17 @@ impl SqliteUsers {
         Ok(row.map(|(id, login, created_at, last_login)| Profile {
             id: UserId(id),
             login,
-            created_at: time(created_at),
-            last_login: last_login.and_then(time),
+            created_at: time_from_micros(created_at),
+            last_login: last_login.and_then(time_from_micros),
         }))
     }
 
-    pub(super) async fn log_in(
+    pub(super) async fn record_login(
         &self,
         account: &Account,
         now: DateTime<Utc>,
     ) -> Result<bool, Unavailable> {
-        let done = sqlx::query(
+        let result = sqlx::query(
             "UPDATE users SET last_login = ?
              WHERE id = ? AND password_hash = ? AND disabled_at IS NULL",
         )
@@ -92,16 +95,16 @@ impl SqliteUsers {
         .execute(&self.0.writer)
         .await
         .map_err(failed)?;
-        Ok(done.rows_affected() == 1)
+        Ok(result.rows_affected() == 1)
     }
 
-    pub(super) async fn set_hash(
+    pub(super) async fn replace_hash(
         &self,
         user: UserId,
         old: &PasswordHash,
         new: &PasswordHash,
     ) -> Result<bool, Unavailable> {
-        let done =
+        let result =
             sqlx::query("UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?")
                 .bind(new.as_str())
                 .bind(user.0)
@@ -109,20 +112,20 @@ impl SqliteUsers {
                 .execute(&self.0.writer)
                 .await
                 .map_err(failed)?;
-        Ok(done.rows_affected() == 1)
+        Ok(result.rows_affected() == 1)
     }
 
-    pub(super) async fn set_standing(
+    pub(super) async fn set_status(
         &self,
         user: UserId,
-        standing: Standing,
+        status: AccountStatus,
     ) -> Result<(), Unavailable> {
-        let since = match standing {
-            Standing::Active => None,
-            Standing::Disabled => Some(Utc::now().timestamp_micros()),
+        let disabled_at = match status {
+            AccountStatus::Active => None,
+            AccountStatus::Disabled => Some(Utc::now().timestamp_micros()),
         };
         sqlx::query("UPDATE users SET disabled_at = ? WHERE id = ?")
-            .bind(since)
+            .bind(disabled_at)
             .bind(user.0)
             .execute(&self.0.writer)
             .await
@@ -130,8 +133,12 @@ impl SqliteUsers {
             .map(drop)
     }
 
-    pub(super) async fn page(&self, after: UserId, count: u32) -> Result<Vec<Listed>, Unavailable> {
-        let rows: Vec<ListedRow> = sqlx::query_as(
+    pub(super) async fn page(
+        &self,
+        after: UserId,
+        count: u32,
+    ) -> Result<Vec<AccountSummary>, Unavailable> {
+        let rows: Vec<SummaryRow> = sqlx::query_as(
             "SELECT id, login, created_at, last_login, disabled_at IS NOT NULL FROM users
              WHERE id > ? ORDER BY id LIMIT ?",
         )
@@ -140,35 +147,32 @@ impl SqliteUsers {
         .fetch_all(&self.0.readers)
         .await
         .map_err(failed)?;
-        let listed = |(id, login, created_at, last_login, is_disabled): ListedRow| Listed {
-            profile: Profile {
-                id: UserId(id),
-                login,
-                created_at: time(created_at),
-                last_login: last_login.and_then(time),
-            },
-            standing: super::standing(is_disabled),
-        };
-        Ok(rows.into_iter().map(listed).collect())
+        let summary =
+            |(id, login, created_at, last_login, is_disabled): SummaryRow| AccountSummary {
+                profile: Profile {
+                    id: UserId(id),
+                    login,
+                    created_at: time_from_micros(created_at),
+                    last_login: last_login.and_then(time_from_micros),
+                },
+                status: to_status(is_disabled),
+            };
+        Ok(rows.into_iter().map(summary).collect())
     }
 
-    pub(super) async fn delete(&self, user: UserId) -> Result<Deleted, Unavailable> {
-        let done = sqlx::query("DELETE FROM users WHERE id = ?")
+    pub(super) async fn delete(&self, user: UserId) -> Result<DeleteOutcome, Unavailable> {
+        let result = sqlx::query("DELETE FROM users WHERE id = ?")
             .bind(user.0)
             .execute(&self.0.writer)
             .await
             .map_err(failed)?;
-        Ok(match done.rows_affected() {
-            0 => Deleted::Before,
-            _ => Deleted::Now,
+        Ok(match result.rows_affected() {
+            0 => DeleteOutcome::NotFound,
+            _ => DeleteOutcome::Deleted,
         })
     }
 
     pub(super) async fn ping(&self) -> Result<(), Unavailable> {
-        sqlx::query("SELECT 1")
-            .execute(&self.0.readers)
-            .await
-            .map_err(failed)
-            .map(drop)
+        self.0.ping().await
     }
 }

@@ -1,4 +1,5 @@
-//! A certificate chain and its private key, read from PEM files and found to fit each other.
+//! Certificate chain and private key, read from PEM files. The key is known to be the one of the
+//! certificate.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
 
-/// Where a certificate is.
+/// Files of a certificate chain and its private key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CertificateFiles {
     pub(crate) cert: PathBuf,
@@ -23,36 +24,39 @@ pub(crate) struct CertificateFiles {
 pub(crate) struct Certificate {
     pub(crate) files: CertificateFiles,
     pub(crate) key: Arc<CertifiedKey>,
-    /// Host names, in lower case, some as `*.example.org`, and IP addresses.
+    /// Host names in lower case, wildcards such as `*.example.org` included, and IP addresses.
     pub(crate) names: Vec<String>,
-    /// The start of its validity, in Unix time.
-    pub(crate) begins: i64,
-    /// The end of its validity, in Unix time.
-    pub(crate) expires: i64,
+    /// Start of the validity period, in Unix time.
+    pub(crate) not_before: i64,
+    /// End of the validity period, in Unix time.
+    pub(crate) not_after: i64,
 }
 
-/// Why a certificate is served in vain. Its `Display` says it after the certificate.
+/// Reason a certificate is outside its validity period. Its text follows the name of the certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Untimely {
-    Early,
-    Late,
+pub(crate) enum ValidityError {
+    NotYetValid,
+    Expired,
 }
 
-impl fmt::Display for Untimely {
+impl fmt::Display for ValidityError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Early => "is not valid yet",
-            Self::Late => "has expired",
+            Self::NotYetValid => "is not valid yet",
+            Self::Expired => "has expired",
         })
     }
 }
 
 impl Certificate {
+    /// Reads a certificate chain and its private key.
+    ///
     /// # Errors
-    /// What is wrong with the files, for the operator.
+    /// Returns the problems of both files, for the operator.
     pub(super) fn load(files: CertificateFiles) -> Result<Self, Vec<String>> {
-        let chain = Chain::read(&files.cert).map_err(|problem| told(&files.cert, &problem));
-        let key = key(&files.key).map_err(|problem| told(&files.key, &problem));
+        let chain = CertificateChain::read(&files.cert)
+            .map_err(|problem| problem_of(&files.cert, &problem));
+        let key = read_key(&files.key).map_err(|problem| problem_of(&files.key, &problem));
         let (chain, key) = match (chain, key) {
             (Ok(chain), Ok(key)) => (chain, key),
             (chain, key) => return Err(chain.err().into_iter().chain(key.err()).collect()),
@@ -61,13 +65,13 @@ impl Certificate {
         match key.keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
             Err(rustls::Error::InconsistentKeys(_)) => {
-                let problem = format!("is not the key of {}", files.cert.display());
-                return Err(vec![told(&files.key, &problem)]);
+                let problem = format!("is not the private key of {}", files.cert.display());
+                return Err(vec![problem_of(&files.key, &problem)]);
             }
             Err(error) => {
-                return Err(vec![told(
+                return Err(vec![problem_of(
                     &files.cert,
-                    &format!("cannot be served: {error}"),
+                    &format!("cannot be used: {error}"),
                 )]);
             }
         }
@@ -75,86 +79,88 @@ impl Certificate {
             files,
             key: Arc::new(key),
             names: chain.names,
-            begins: chain.begins,
-            expires: chain.expires,
+            not_before: chain.not_before,
+            not_after: chain.not_after,
         })
     }
 
-    /// Whether clients would refuse it for its dates at a time, in Unix time.
-    pub(crate) fn untimely(&self, now: i64) -> Option<Untimely> {
-        if now < self.begins {
-            Some(Untimely::Early)
-        } else if now > self.expires {
-            Some(Untimely::Late)
+    /// Returns the reason why clients reject the certificate at `now` (Unix time), `None` if it is
+    /// within its validity period.
+    pub(crate) fn validity_error(&self, now: i64) -> Option<ValidityError> {
+        if now < self.not_before {
+            Some(ValidityError::NotYetValid)
+        } else if now > self.not_after {
+            Some(ValidityError::Expired)
         } else {
             None
         }
     }
 }
 
-fn told(file: &Path, problem: &str) -> String {
+fn problem_of(file: &Path, problem: &str) -> String {
     format!("{}: {problem}", file.display())
 }
 
-/// What a certificate's file has.
-struct Chain {
+/// Contents of a certificate file.
+struct CertificateChain {
     /// Never empty.
     certificates: Vec<CertificateDer<'static>>,
     names: Vec<String>,
-    begins: i64,
-    expires: i64,
+    not_before: i64,
+    not_after: i64,
 }
 
-impl Chain {
+impl CertificateChain {
     fn read(file: &Path) -> Result<Self, String> {
         let text = read(file)?;
         let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
             .collect::<Result<_, _>>()
-            .map_err(|error| readable(&error))?;
+            .map_err(|error| describe_pem_error(&error))?;
         let first = certificates
             .first()
-            .ok_or("has no certificate in it, in PEM format")?;
+            .ok_or("contains no certificate in PEM format")?;
         let (_, parsed) = X509Certificate::from_der(first)
-            .map_err(|error| format!("is no X.509 certificate: {error}"))?;
+            .map_err(|error| format!("is not an X.509 certificate: {error}"))?;
         if parsed.version() != X509Version::V3 {
             return Err(
-                "is a certificate of an old version, which clients refuse: make one of version 3, \
-                 with subjectAltName"
+                "is an X.509 certificate of an old version, which clients reject: create one of \
+                 version 3, with subjectAltName"
                     .to_owned(),
             );
         }
         let (names, validity) = (names_of(&parsed), parsed.validity());
-        let [begins, expires] =
+        let [not_before, not_after] =
             [validity.not_before, validity.not_after].map(|time| time.timestamp());
         Ok(Self {
             certificates,
             names,
-            begins,
-            expires,
+            not_before,
+            not_after,
         })
     }
 }
 
-fn key(file: &Path) -> Result<Arc<dyn SigningKey>, String> {
-    const MARKS_OF_ENCRYPTION: [&[u8]; 2] =
+fn read_key(file: &Path) -> Result<Arc<dyn SigningKey>, String> {
+    // PKCS #8 (RFC 5958) and the older format of OpenSSL (RFC 1421).
+    const ENCRYPTION_MARKERS: [&[u8]; 2] =
         [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED"];
     let text = read(file)?;
-    if MARKS_OF_ENCRYPTION
+    if ENCRYPTION_MARKERS
         .iter()
-        .any(|mark| memchr::memmem::find(&text, mark).is_some())
+        .any(|marker| memchr::memmem::find(&text, marker).is_some())
     {
         return Err(
-            "is encrypted, and nobody could be asked for its passphrase: `openssl pkey` decrypts it"
+            "is encrypted, and the gateway cannot ask for a passphrase: decrypt it with `openssl pkey`"
                 .to_owned(),
         );
     }
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
-        pem::Error::NoItemsFound => "has no private key in it, in PEM format".to_owned(),
-        other => readable(&other),
+        pem::Error::NoItemsFound => "contains no private key in PEM format".to_owned(),
+        other => describe_pem_error(&other),
     })?;
     any_supported_type(&key).map_err(|_| {
-        "is no key that TLS can use: RSA of 2048 to 8192 bits, ECDSA with P-256, P-384 or P-521, \
-         or Ed25519"
+        "is not a supported private key: use RSA of 2048 to 8192 bits, ECDSA with P-256, P-384 or \
+         P-521, or Ed25519"
             .to_owned()
     })
 }
@@ -163,23 +169,24 @@ fn read(file: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(file).map_err(|error| format!("cannot be read: {error}"))
 }
 
-fn readable(error: &pem::Error) -> String {
+fn describe_pem_error(error: &pem::Error) -> String {
     match error {
         pem::Error::MissingSectionEnd { .. } => {
-            "is cut off: a PEM section in it has no end".to_owned()
+            "is truncated: a PEM section has no end line".to_owned()
         }
-        pem::Error::Base64Decode(_) => "is damaged: a PEM section in it is no base64".to_owned(),
+        pem::Error::Base64Decode(_) => "is corrupt: a PEM section is not valid base64".to_owned(),
         pem::Error::IllegalSectionStart { .. } => {
-            "is damaged: a PEM section in it has a malformed first line".to_owned()
+            "is corrupt: a PEM section has a malformed first line".to_owned()
         }
-        other => format!("is no PEM file: {other}"),
+        other => format!("is not a PEM file: {other}"),
     }
 }
 
-/// The names that a certificate is for; its common name only where it has no others (RFC 6125).
+/// Returns the names of a certificate. Its common name counts only if it has no subjectAltName
+/// (RFC 6125, section 6.4.4).
 fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
-    let alternative = certificate.subject_alternative_name().ok().flatten();
-    let Some(alternative) = alternative else {
+    let subject_alt_name = certificate.subject_alternative_name().ok().flatten();
+    let Some(subject_alt_name) = subject_alt_name else {
         return certificate
             .subject()
             .iter_common_name()
@@ -187,19 +194,21 @@ fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
             .map(str::to_ascii_lowercase)
             .collect();
     };
-    alternative
+    subject_alt_name
         .value
         .general_names
         .iter()
         .filter_map(|name| match name {
             GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-            GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
+            GeneralName::IPAddress(bytes) => {
+                parse_address(bytes).map(|address| address.to_string())
+            }
             _ => None,
         })
         .collect()
 }
 
-fn address(bytes: &[u8]) -> Option<std::net::IpAddr> {
+fn parse_address(bytes: &[u8]) -> Option<std::net::IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Some(v4.into());
     }
@@ -236,16 +245,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_the_files_is_told() {
+    fn unusable_files_are_rejected_with_the_reason() {
         let folder = tempfile::tempdir().unwrap();
         let fixture = |name: &str| Path::new(FIXTURES).join(name);
-        let cut = |name: &str, at: usize| {
+        let truncated = |name: &str, length: usize| {
             let text = std::fs::read_to_string(fixture(name)).unwrap();
-            let file = folder.path().join(format!("cut-{name}"));
-            std::fs::write(&file, &text[..at]).unwrap();
+            let file = folder.path().join(format!("truncated-{name}"));
+            std::fs::write(&file, &text[..length]).unwrap();
             file
         };
-        let written = |name: &str, text: &str| {
+        let create = |name: &str, text: &str| {
             let file = folder.path().join(name);
             std::fs::write(&file, text).unwrap();
             file
@@ -253,10 +262,10 @@ mod tests {
         let pem = |label: &str, body: &str| {
             format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
         };
-        let encrypted = written("encrypted.pem", &pem("ENCRYPTED PRIVATE KEY", "AAAA"));
+        let encrypted = create("encrypted.pem", &pem("ENCRYPTED PRIVATE KEY", "AAAA"));
         let legacy = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,8C\n\nAAAA";
-        let legacy = written("legacy.pem", &pem("EC PRIVATE KEY", legacy));
-        let damaged = written("damaged.pem", &pem("CERTIFICATE", "*"));
+        let legacy = create("legacy.pem", &pem("EC PRIVATE KEY", legacy));
+        let corrupt = create("corrupt.pem", &pem("CERTIFICATE", "*"));
         let (cert, key) = (fixture("cert.pem"), fixture("key.pem"));
         let problems: Vec<_> = [
             (&fixture("none.pem"), &fixture("nothing.pem")),
@@ -265,9 +274,9 @@ mod tests {
             (&cert, &legacy),
             (&cert, &fixture("rsa-1024-key.pem")),
             (&fixture("version-1.pem"), &key),
-            (&cut("cert.pem", 300), &cut("key.pem", 100)),
-            (&damaged, &key),
-            (&written("none.der", &pem("CERTIFICATE", "AAAA")), &key),
+            (&truncated("cert.pem", 300), &truncated("key.pem", 100)),
+            (&corrupt, &key),
+            (&create("none.der", &pem("CERTIFICATE", "AAAA")), &key),
         ]
         .iter()
         .flat_map(|(cert, key)| load(cert, key).unwrap_err())
@@ -280,13 +289,19 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_has_its_time() {
+    fn a_certificate_is_valid_within_its_validity_period() {
         let folder = Path::new(FIXTURES);
         let certificate = load(&folder.join("cert.pem"), &folder.join("key.pem")).unwrap();
-        let (begins, expires) = (certificate.begins, certificate.expires);
-        assert_eq!(certificate.untimely(begins - 1), Some(Untimely::Early));
-        assert_eq!(certificate.untimely(begins), None);
-        assert_eq!(certificate.untimely(expires), None);
-        assert_eq!(certificate.untimely(expires + 1), Some(Untimely::Late));
+        let (not_before, not_after) = (certificate.not_before, certificate.not_after);
+        assert_eq!(
+            certificate.validity_error(not_before - 1),
+            Some(ValidityError::NotYetValid)
+        );
+        assert_eq!(certificate.validity_error(not_before), None);
+        assert_eq!(certificate.validity_error(not_after), None);
+        assert_eq!(
+            certificate.validity_error(not_after + 1),
+            Some(ValidityError::Expired)
+        );
     }
 }

@@ -1,14 +1,14 @@
-//! `${NAME}` and `${NAME:-default}` in a configuration's values.
+//! Environment variables in configuration values: `${NAME}` and `${NAME:-default}`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// The environment variables that a configuration may name.
+/// Environment variables that a configuration may use.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Environment(HashMap<String, String>);
 
 impl Environment {
-    /// The process's own. Variables that are no UTF-8 are left out.
+    /// Returns the environment of the process. Variables that are not UTF-8 are omitted.
     pub(crate) fn of_process() -> Self {
         Self(
             std::env::vars_os()
@@ -19,7 +19,7 @@ impl Environment {
         )
     }
 
-    /// A variable that is set and not empty.
+    /// Returns the value of a variable, `None` if it is unset or empty.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0
             .get(name)
@@ -27,35 +27,36 @@ impl Environment {
             .filter(|value| !value.is_empty())
     }
 
-    /// Replaces every `${…}` in a text; `$${` stands for `${` itself.
+    /// Replaces every `${…}` in a text; `$${` is a literal `${`.
     ///
     /// # Errors
-    /// What is wrong with one, for the operator.
+    /// Returns an error, for the operator, if an expression is malformed, or its variable is unset and
+    /// has no default.
     pub(super) fn interpolate<'t>(&self, text: &'t str) -> Result<Cow<'t, str>, String> {
         if !text.contains("${") {
             return Ok(Cow::Borrowed(text));
         }
-        let (mut done, mut rest) = (String::new(), text);
+        let (mut result, mut rest) = (String::new(), text);
         while let Some(start) = rest.find("${") {
             let (before, after) = (&rest[..start], &rest[start + 2..]);
             if let Some(before) = before.strip_suffix('$') {
-                done.push_str(before);
-                done.push_str("${");
+                result.push_str(before);
+                result.push_str("${");
                 rest = after;
                 continue;
             }
-            done.push_str(before);
+            result.push_str(before);
             let end = after
                 .find('}')
                 .ok_or_else(|| format!("`{}` has no closing brace", &rest[start..]))?;
-            done.push_str(&self.value_of(&after[..end])?);
+            result.push_str(&self.evaluate(&after[..end])?);
             rest = &after[end + 1..];
         }
-        done.push_str(rest);
-        Ok(Cow::Owned(done))
+        result.push_str(rest);
+        Ok(Cow::Owned(result))
     }
 
-    fn value_of(&self, expression: &str) -> Result<String, String> {
+    fn evaluate(&self, expression: &str) -> Result<String, String> {
         let (name, default) = match expression.split_once(":-") {
             Some((name, default)) => (name, Some(default)),
             None => (expression, None),
@@ -67,21 +68,19 @@ impl Environment {
         }
         if default.is_some_and(|default| default.contains("${")) {
             return Err(format!(
-                "the default of {name} has a `${{…}}` in it: it must be plain text"
+                "the default of {name} contains `${{…}}`: it must be plain text"
             ));
         }
         self.get(name)
             .or(default)
             .map(str::to_owned)
-            .ok_or_else(|| {
-                format!("the environment variable {name} is not set, and no default is given")
-            })
+            .ok_or_else(|| format!("the environment variable {name} is not set and has no default"))
     }
 }
 
 impl Environment {
-    /// One that names a certificate, without which there is no configuration: for tests and
-    /// benchmarks, where the sources are at hand.
+    /// Returns an environment that names the certificate of the fixtures, since every configuration
+    /// needs one. For tests and benchmarks, which run beside the sources.
     pub(crate) fn for_tests() -> Self {
         let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/fixtures");
         Self::from([
@@ -90,7 +89,7 @@ impl Environment {
         ])
     }
 
-    /// The same with some variables more.
+    /// Adds variables.
     #[cfg(test)]
     pub(super) fn with(mut self, variables: &[(&str, &str)]) -> Self {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
@@ -122,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_and_defaults_are_put_in_place() {
+    fn expressions_are_replaced_by_values_or_defaults() {
         let environment = Environment::from([("HOST", "db"), ("EMPTY", "")]);
         let interpolate = |text| environment.interpolate(text).map(Cow::into_owned);
         assert_eq!(

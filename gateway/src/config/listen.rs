@@ -1,44 +1,48 @@
-//! Where the gateway listens: `premier.listen`, and the variables that stand in for it.
+//! Parsing of `premier.listen`, and of the environment variables that replace its keys.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 
-use super::Listen;
-use super::interpolate::Environment;
-use super::read::{documents, subsection};
-use super::section::{Reading, Section, Value};
+use crate::config::document::parse_documents;
+use crate::config::interpolate::Environment;
+use crate::config::model::ListenAddresses;
+use crate::config::node::{Mapping, Node, ParseContext};
 
-const HTTPS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 443);
-const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+const DEFAULT_HTTPS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 443);
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+const ADMIN_VARIABLE: &str = "GATEWAY_ADMIN";
 
-pub(super) fn listen(premier: &mut Section<'_, '_>) -> Option<Listen> {
+/// Parses the addresses of the listeners. A key of the file has precedence over its variable.
+pub(super) fn parse_listen(premier: &mut Mapping<'_, '_>) -> Option<ListenAddresses> {
     let environment = premier.environment();
-    let mut listen = subsection(premier, "listen").ok()?;
-    let mut read = |key, variable, default: Option<SocketAddr>| {
-        let value = listen.as_mut().and_then(|section| section.get(key));
+    let mut listen = premier.mapping("listen").ok()?;
+    let mut parse = |key, variable, default: Option<SocketAddr>| {
+        let value = listen.as_mut().and_then(|mapping| mapping.get(key));
         match value {
             Some(value) if value.is_empty() && default.is_none() => Some(None),
-            Some(value) => value.parsed(address).map(Some),
+            Some(value) => value.parse(parse_address).map(Some),
             None => match environment.get(variable) {
-                Some(text) => premier.parsed_variable(variable, text, address).map(Some),
+                Some(text) => premier
+                    .parse_variable(variable, text, parse_address)
+                    .map(Some),
                 None => Some(default),
             },
         }
     };
-    let https = read("https", "GATEWAY_HTTPS", Some(HTTPS));
-    let http = read("http", "GATEWAY_HTTP", None);
-    let admin = read("admin", "GATEWAY_ADMIN", Some(ADMIN));
-    let public_port = public_port(listen.as_mut(), premier);
+    let https = parse("https", "GATEWAY_HTTPS", Some(DEFAULT_HTTPS));
+    let http = parse("http", "GATEWAY_HTTP", None);
+    let admin = parse("admin", ADMIN_VARIABLE, Some(DEFAULT_ADMIN));
+    let public_port = parse_public_port(listen.as_mut(), premier);
     let listeners: Vec<_> = [("https", https), ("http", http), ("admin", admin)]
         .into_iter()
         .filter_map(|(key, address)| Some((key, address??)))
         .collect();
-    must_be_apart(listen.as_ref().unwrap_or(premier), &listeners);
-    if let Some(section) = listen {
-        section.end();
+    reject_overlaps(listen.as_ref().unwrap_or(premier), &listeners);
+    if let Some(listen) = listen {
+        listen.reject_unknown_keys();
     }
     let https = https??;
-    Some(Listen {
+    Some(ListenAddresses {
         https,
         http: http?,
         admin: admin??,
@@ -46,14 +50,14 @@ pub(super) fn listen(premier: &mut Section<'_, '_>) -> Option<Listen> {
     })
 }
 
-/// Notes listeners of which the system would refuse the second.
-fn must_be_apart(section: &Section<'_, '_>, listeners: &[(&str, SocketAddr)]) {
-    for (number, (key, address)) in listeners.iter().enumerate() {
-        for (other_key, other) in &listeners[..number] {
+/// Reports listeners that cannot be bound together.
+fn reject_overlaps(mapping: &Mapping<'_, '_>, listeners: &[(&str, SocketAddr)]) {
+    for (index, (key, address)) in listeners.iter().enumerate() {
+        for (other_key, other) in &listeners[..index] {
             if overlap(*address, *other) {
-                section.wrong(format!(
-                    "`listen.{other_key}` ({other}) and `listen.{key}` ({address}) would take the \
-                     same connections: give each its own port"
+                mapping.report_error(format!(
+                    "`listen.{other_key}` ({other}) and `listen.{key}` ({address}) overlap: give \
+                     each listener its own port"
                 ));
             }
         }
@@ -66,62 +70,63 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
         && (one_ip == other_ip || covers(one_ip, other_ip) || covers(other_ip, one_ip))
 }
 
-/// Whether a listener at one address takes the connections to another: at `::` it takes those over
-/// IPv4 too, as sockets are unless they are told not to.
+/// Returns true if a listener at address `one` also accepts connections to `other`. A listener at `::`
+/// accepts those over IPv4 too, since `IPV6_V6ONLY` is not set.
 fn covers(one: IpAddr, other: IpAddr) -> bool {
     one.is_unspecified() && (one.is_ipv6() || other.is_ipv4())
 }
 
-/// `Some(None)` where clients reach the https listener at its own port.
+/// Parses the port of https as clients see it. Returns `Some(None)` if it is the listener's, `None` if
+/// it has an error.
 #[expect(
     clippy::option_option,
-    reason = "what is wrong and what is left out are two things"
+    reason = "an error and an absent key are distinct"
 )]
-fn public_port(
-    listen: Option<&mut Section<'_, '_>>,
-    premier: &Section<'_, '_>,
+fn parse_public_port(
+    listen: Option<&mut Mapping<'_, '_>>,
+    premier: &Mapping<'_, '_>,
 ) -> Option<Option<u16>> {
     const VARIABLE: &str = "GATEWAY_PUBLIC_PORT";
-    let port = |text: &str| {
+    let parse_port = |text: &str| {
         text.parse::<NonZeroU16>()
-            .map_err(|_| format!("`{text}` is no port: a number from 1 to 65535"))
+            .map_err(|_| format!("`{text}` is not a port: it must be a number from 1 to 65535"))
     };
-    match listen.and_then(|section| section.get("public_port")) {
+    match listen.and_then(|mapping| mapping.get("public_port")) {
         Some(value) if value.is_empty() => Some(None),
         Some(value) => value.port().map(Some),
         None => match premier.environment().get(VARIABLE) {
             Some(text) => premier
-                .parsed_variable(VARIABLE, text, port)
+                .parse_variable(VARIABLE, text, parse_port)
                 .map(|port| Some(port.get())),
             None => Some(None),
         },
     }
 }
 
-/// Where the admin listener is, for somebody to whom nothing else in the file matters.
+/// Returns the address of the admin listener, whatever errors the rest of the file has.
 pub(super) fn admin_address(text: &str, environment: &Environment) -> SocketAddr {
-    in_file(text, environment)
-        .or_else(|| address(environment.get("GATEWAY_ADMIN")?).ok())
-        .unwrap_or(ADMIN)
+    admin_address_in_file(text, environment)
+        .or_else(|| parse_address(environment.get(ADMIN_VARIABLE)?).ok())
+        .unwrap_or(DEFAULT_ADMIN)
 }
 
-fn in_file(text: &str, environment: &Environment) -> Option<SocketAddr> {
-    let documents = documents(text).ok()?;
-    let reading = Reading::new(environment);
-    let mut value = Value::new(documents.first()?, String::new(), &reading);
+fn admin_address_in_file(text: &str, environment: &Environment) -> Option<SocketAddr> {
+    let documents = parse_documents(text).ok()?;
+    let context = ParseContext::new(environment);
+    let mut node = Node::root(documents.first()?, &context);
     for key in ["premier", "listen", "admin"] {
-        value = value.section()?.get(key)?;
+        node = node.mapping()?.get(key)?;
     }
-    value.parsed(address)
+    node.parse(parse_address)
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| format!("`{text}` is no address: write IP:PORT, as in 0.0.0.0:443"))?;
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        format!("`{text}` is not a socket address: write IP:PORT, as in 0.0.0.0:443")
+    })?;
     if address.port() == 0 {
         return Err(format!(
-            "`{text}` names no port: nobody would find the listener"
+            "`{text}` has port 0, which is a random port: name a fixed one"
         ));
     }
     Ok(address)
@@ -132,18 +137,18 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn listen(yaml: &str, variables: &[(&str, &str)]) -> Result<Listen, String> {
+    fn listen(yaml: &str, variables: &[(&str, &str)]) -> Result<ListenAddresses, String> {
         let environment = Environment::for_tests().with(variables);
         Config::parse("gateway.yml".as_ref(), yaml, &environment)
             .map(|config| config.listen)
-            .map_err(|mistakes| mistakes.to_string())
+            .map_err(|errors| errors.to_string())
     }
 
     #[test]
-    fn the_public_port_is_that_of_the_listener_unless_it_is_named() {
+    fn the_public_port_defaults_to_the_port_of_the_listener() {
         let port = |yaml, variables| listen(yaml, variables).map(|listen| listen.public_port);
-        let behind = [("GATEWAY_HTTPS", "0.0.0.0:8443")];
-        assert_eq!(port("premier: {}", &behind), Ok(8443));
+        let unmapped = [("GATEWAY_HTTPS", "0.0.0.0:8443")];
+        assert_eq!(port("premier: {}", &unmapped), Ok(8443));
         let mapped = [
             ("GATEWAY_HTTPS", "0.0.0.0:8443"),
             ("GATEWAY_PUBLIC_PORT", "443"),
@@ -153,19 +158,19 @@ mod tests {
             port("premier: {listen: {public_port: 4443}}", &mapped),
             Ok(4443)
         );
-        let left_empty = "premier: {listen: {public_port: '${NONE:-}'}}";
-        assert_eq!(port(left_empty, &behind), Ok(8443));
-        let told = port("premier: {listen: {public_port: 0}}", &[]).unwrap_err();
-        assert!(told.contains("a whole number from 1 to 65535"), "{told}");
-        let told = port("premier: {}", &[("GATEWAY_PUBLIC_PORT", "https")]).unwrap_err();
+        let empty = "premier: {listen: {public_port: '${NONE:-}'}}";
+        assert_eq!(port(empty, &unmapped), Ok(8443));
+        let error = port("premier: {listen: {public_port: 0}}", &[]).unwrap_err();
+        assert!(error.contains("an integer from 1 to 65535"), "{error}");
+        let error = port("premier: {}", &[("GATEWAY_PUBLIC_PORT", "https")]).unwrap_err();
         assert!(
-            told.contains("GATEWAY_PUBLIC_PORT: `https` is no port"),
-            "{told}"
+            error.contains("GATEWAY_PUBLIC_PORT: `https` is not a port"),
+            "{error}"
         );
     }
 
     #[test]
-    fn listeners_that_would_be_in_each_others_way_are_told() {
+    fn overlapping_listeners_are_rejected() {
         for (one, other) in [
             ("127.0.0.1:80", "127.0.0.1:80"),
             ("127.0.0.1:80", "0.0.0.0:80"),
@@ -173,52 +178,52 @@ mod tests {
             ("0.0.0.0:80", "[::]:80"),
             ("[::ffff:127.0.0.1]:80", "127.0.0.1:80"),
         ] {
-            let told = listen(
+            let result = listen(
                 "premier: {}",
                 &[("GATEWAY_HTTPS", one), ("GATEWAY_HTTP", other)],
             );
-            let told = told.unwrap_err();
-            let wanted = format!("`listen.https` ({one}) and `listen.http` ({other}) would take");
-            assert!(told.contains(&wanted), "{told}");
+            let error = result.unwrap_err();
+            let expected = format!("`listen.https` ({one}) and `listen.http` ({other}) overlap");
+            assert!(error.contains(&expected), "{error}");
         }
         for (one, other) in [
             ("127.0.0.1:80", "127.0.0.1:81"),
             ("127.0.0.1:80", "127.0.0.2:80"),
             ("0.0.0.0:80", "[::1]:80"),
         ] {
-            let good = listen(
+            let addresses = listen(
                 "premier: {}",
                 &[("GATEWAY_HTTPS", one), ("GATEWAY_HTTP", other)],
             );
-            assert!(good.is_ok(), "{good:?}");
+            assert!(addresses.is_ok(), "{addresses:?}");
         }
-        let told = listen("premier: {listen: {admin: '[::]:443'}}", &[]).unwrap_err();
+        let error = listen("premier: {listen: {admin: '[::]:443'}}", &[]).unwrap_err();
         assert!(
-            told.contains("premier.listen: `listen.https` (0.0.0.0:443) and `listen.admin`"),
-            "{told}"
+            error.contains("premier.listen: `listen.https` (0.0.0.0:443) and `listen.admin`"),
+            "{error}"
         );
     }
 
     #[test]
-    fn a_port_of_chance_is_told() {
-        let told = listen("premier: {listen: {https: '0.0.0.0:0'}}", &[]).unwrap_err();
+    fn port_0_is_rejected() {
+        let error = listen("premier: {listen: {https: '0.0.0.0:0'}}", &[]).unwrap_err();
         assert!(
-            told.contains("premier.listen.https: `0.0.0.0:0` names no port"),
-            "{told}"
+            error.contains("premier.listen.https: `0.0.0.0:0` has port 0"),
+            "{error}"
         );
     }
 
     #[test]
-    fn the_admin_listener_is_found_in_any_file() {
+    fn the_admin_address_is_found_despite_errors_in_the_file() {
         let environment = Environment::from([("GATEWAY_ADMIN", "[::1]:2"), ("PORT", "3")]);
-        let found = |text: &str| admin_address(text, &environment).to_string();
-        for good in [
+        let address = |text: &str| admin_address(text, &environment).to_string();
+        for with_address in [
             "premier: {listen: {admin: '127.0.0.1:${PORT}'}}",
             "premier: {listen: {admin: '127.0.0.1:3', htps: x}, servers: 5, pahts: []}",
         ] {
-            assert_eq!(found(good), "127.0.0.1:3", "{good}");
+            assert_eq!(address(with_address), "127.0.0.1:3", "{with_address}");
         }
-        for none in [
+        for without_address in [
             "",
             "premier: [",
             "premier: {}",
@@ -226,9 +231,9 @@ mod tests {
             "premier: {listen: {admin: here}}",
             "premier: {listen: {admin: '${NONE}'}}",
         ] {
-            assert_eq!(found(none), "[::1]:2", "{none}");
+            assert_eq!(address(without_address), "[::1]:2", "{without_address}");
         }
-        let nothing = Environment::default();
-        assert_eq!(admin_address("", &nothing).to_string(), "127.0.0.1:9901");
+        let empty = Environment::default();
+        assert_eq!(admin_address("", &empty).to_string(), "127.0.0.1:9901");
     }
 }

@@ -1,35 +1,37 @@
-//! Path patterns in Premier's style.
+//! Path patterns, compatible with Premier.
 //!
-//! One that starts with `^` is a regular expression, one with `*`, `?` or `[` a glob in which `*`
-//! also crosses `/`, any other an exact path. All see the normalised path (see [`crate::path`]),
-//! in which what is neither plain ASCII nor a delimiter is percent-encoded.
+//! A pattern that starts with `^` is a regular expression, one with `*`, `?` or `[` is a glob in which
+//! `*` also matches `/`, and any other is an exact path. Patterns are matched against the normalised
+//! path (see [`crate::path`]), in which every character that is not printable ASCII is
+//! percent-encoded.
 
+mod normalised;
 mod regex;
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::str::FromStr;
 
 use regex_automata::meta::Regex;
 use regex_automata::util::syntax;
 
-use self::regex::{PathRegex, Reach};
-use crate::path::{self, Ambiguous};
+use crate::config::pattern::normalised::{encode, require_normalised};
+use crate::config::pattern::regex::{PathRegex, PrefixCoverage};
 
-/// A pattern that compiles, and that some path can match.
+/// Pattern that compiles and that some normalised path can match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PathPattern {
     text: String,
     matcher: Matcher,
-    /// What every path that it matches begins with.
+    /// Common prefix of all paths that it matches.
     prefix: String,
-    reach: Reach,
+    coverage: PrefixCoverage,
 }
 
-/// How a pattern is to be matched.
+/// Matching rule of a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Matcher {
     Exact(String),
-    /// A regular expression, anchored at the start by whoever runs it.
+    /// A regular expression. Its user anchors the search at the start of the path.
     Regex(String),
 }
 
@@ -38,14 +40,15 @@ impl PathPattern {
         &self.matcher
     }
 
-    /// Whether it matches all that another does, so far as can be told from their text.
+    /// Returns true if it matches every path that `other` matches. May return false although it does:
+    /// only the text of the patterns is compared.
     pub(super) fn covers(&self, other: &Self) -> bool {
         self.matcher == other.matcher
-            || self.reach == Reach::Everything && other.prefix.starts_with(&self.prefix)
+            || self.coverage == PrefixCoverage::Complete && other.prefix.starts_with(&self.prefix)
     }
 
-    /// Whether it looks like a shell's pattern that means another thing here.
-    pub(super) fn has_a_shells_negation(&self) -> bool {
+    /// Returns true for a glob with `[!…]`, a negated class in a shell, but not here.
+    pub(super) fn has_shell_negation(&self) -> bool {
         !self.text.starts_with('^') && self.text.contains("[!")
     }
 }
@@ -56,8 +59,8 @@ impl fmt::Display for PathPattern {
     }
 }
 
-/// How patterns are read: paths are ASCII, so `\d` and `\w` need not know more.
-pub(crate) fn syntax() -> syntax::Config {
+/// Returns the syntax of the regular expressions. Paths are ASCII, so `\d` and `\w` match ASCII only.
+pub(crate) fn pattern_syntax() -> syntax::Config {
     syntax::Config::new().unicode(false).utf8(false)
 }
 
@@ -65,38 +68,38 @@ impl FromStr for PathPattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |problem: String| format!("`{text}` {problem}");
+        let with_pattern = |problem: String| format!("`{text}` {problem}");
         if text.is_empty() {
             return Err("an empty pattern matches nothing".to_owned());
         }
         let regex = if text.starts_with('^') {
             text.to_owned()
         } else if text.contains(['*', '?', '[']) {
-            regex_of_glob(text).map_err(wrong)?
+            glob_to_regex(text).map_err(with_pattern)?
         } else {
             let path: String = text.chars().map(encode).collect();
-            must_be_seen(&path).map_err(wrong)?;
+            require_normalised(&path).map_err(with_pattern)?;
             return Ok(Self {
                 text: text.to_owned(),
                 matcher: Matcher::Exact(path.clone()),
                 prefix: path,
-                reach: Reach::Part,
+                coverage: PrefixCoverage::Partial,
             });
         };
-        let regex = PathRegex::new(&regex).map_err(wrong)?;
-        must_compile(&regex.text).map_err(wrong)?;
+        let regex = PathRegex::new(&regex).map_err(with_pattern)?;
+        check_compiles(&regex.text).map_err(with_pattern)?;
         Ok(Self {
             text: text.to_owned(),
             matcher: Matcher::Regex(regex.text),
             prefix: regex.prefix,
-            reach: regex.reach,
+            coverage: regex.coverage,
         })
     }
 }
 
-fn must_compile(regex: &str) -> Result<(), String> {
-    let built = Regex::builder().syntax(syntax()).build(regex);
-    built.map(drop).map_err(|error| {
+fn check_compiles(regex: &str) -> Result<(), String> {
+    let compiled = Regex::builder().syntax(pattern_syntax()).build(regex);
+    compiled.map(drop).map_err(|error| {
         let reason = error
             .syntax_error()
             .map_or_else(|| error.to_string(), ToString::to_string);
@@ -104,59 +107,42 @@ fn must_compile(regex: &str) -> Result<(), String> {
     })
 }
 
-/// The parser draws the pattern over several lines; the last one says what is wrong.
+/// Returns the last line of a syntax error, which has the reason. The lines before it quote the pattern.
 fn last_line(reason: &str) -> &str {
     let line = reason.lines().last().unwrap_or(reason).trim();
     line.strip_prefix("error: ").unwrap_or(line)
 }
 
-/// Refuses a path that is never seen, since it is normalised or refused before.
-fn must_be_seen(path: &str) -> Result<(), String> {
-    if path.contains('?') {
-        return Err("matches nothing: a path ends before its `?`".to_owned());
-    }
-    match path::normalise(path.as_bytes()) {
-        Ok(normal) if normal == path => Ok(()),
-        Ok(normal) => Err(format!(
-            "matches nothing: paths are normalised, and `{path}` is `{normal}` then"
-        )),
-        Err(Ambiguous::NoSlash) => Err("matches nothing: a path begins with `/`".to_owned()),
-        Err(ambiguous) => Err(format!(
-            "matches nothing: requests for it are refused. {ambiguous}"
-        )),
-    }
-}
-
-fn regex_of_glob(glob: &str) -> Result<String, String> {
+fn glob_to_regex(glob: &str) -> Result<String, String> {
     let mut regex = String::from("^");
     let mut rest = glob;
-    while let Some(letter) = rest.chars().next() {
-        rest = &rest[letter.len_utf8()..];
-        match letter {
+    while let Some(character) = rest.chars().next() {
+        rest = &rest[character.len_utf8()..];
+        match character {
             '*' => regex.push_str(".*"),
             '?' => regex.push('.'),
             '[' => rest = push_class(&mut regex, rest).ok_or("has `[` without `]`")?,
-            _ => push_escaped(&mut regex, letter),
+            _ => push_escaped(&mut regex, character),
         }
     }
     regex.push('$');
     Ok(regex)
 }
 
-/// Adds the class that a text begins with, of which the opening bracket is taken. What is behind
-/// the closing one is left.
+/// Appends the character class whose members `text` begins with, after the opening bracket. Returns
+/// the text after the closing bracket, `None` if there is no such bracket.
 fn push_class<'t>(regex: &mut String, text: &'t str) -> Option<&'t str> {
     let (negation, text) = match text.strip_prefix('^') {
         Some(text) => ("^", text),
         None => ("", text),
     };
-    // A `]` right at the start of a class stands for itself.
-    let mut letters = text.char_indices().skip(1);
-    let (end, _) = letters.find(|(_, letter)| *letter == ']')?;
+    // The first character of a class is a member even if it is `]`.
+    let mut characters = text.char_indices().skip(1);
+    let (end, _) = characters.find(|(_, character)| *character == ']')?;
     regex.push('[');
     regex.push_str(negation);
     for member in text[..end].chars() {
-        // Only a range's dash keeps its meaning.
+        // The dash of a range is the only special character.
         if member == '-' {
             regex.push(member);
         } else {
@@ -167,23 +153,11 @@ fn push_class<'t>(regex: &mut String, text: &'t str) -> Option<&'t str> {
     Some(&text[end + 1..])
 }
 
-fn push_escaped(regex: &mut String, letter: char) {
-    if regex_syntax::is_meta_character(letter) {
+fn push_escaped(regex: &mut String, character: char) {
+    if regex_syntax::is_meta_character(character) {
         regex.push('\\');
     }
-    regex.push(letter);
-}
-
-/// A letter as a normalised path has it, which is ASCII without blanks and controls.
-fn encode(letter: char) -> String {
-    if letter.is_ascii_graphic() {
-        return letter.to_string();
-    }
-    let mut encoded = String::new();
-    for byte in letter.encode_utf8(&mut [0; 4]).bytes() {
-        write!(encoded, "%{byte:02X}").expect("a String takes everything");
-    }
-    encoded
+    regex.push(character);
 }
 
 #[cfg(test)]
@@ -197,7 +171,7 @@ mod tests {
         match pattern.parse::<PathPattern>().unwrap().matcher() {
             Matcher::Exact(exact) => exact == path,
             Matcher::Regex(regex) => Regex::builder()
-                .syntax(syntax())
+                .syntax(pattern_syntax())
                 .build(regex)
                 .unwrap()
                 .is_match(Input::new(path).anchored(Anchored::Yes)),
@@ -205,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_mean_what_premier_means_by_them() {
+    fn patterns_match_the_same_paths_as_in_premier() {
         for (pattern, path) in [
             ("/api/login", "/api/login"),
             ("/api/*", "/api/"),
@@ -249,15 +223,15 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_compile_is_said_in_a_line() {
+    fn a_pattern_that_does_not_compile_is_rejected_with_one_line() {
         let problems: String = ["", "/v[12", "/v[", "^/(", "/[z-a]", r"^/\p{Greek}"]
-            .map(|bad| bad.parse::<PathPattern>().unwrap_err() + "\n")
+            .map(|invalid| invalid.parse::<PathPattern>().unwrap_err() + "\n")
             .concat();
         insta::assert_snapshot!(problems);
     }
 
     #[test]
-    fn what_no_path_can_match_is_told() {
+    fn a_pattern_that_no_path_can_match_is_rejected() {
         let problems: String = [
             "api/*",
             "^api",
@@ -276,13 +250,13 @@ mod tests {
             "^/[^a-ü]x",
             r"^/a\?b=c",
         ]
-        .map(|bad| bad.parse::<PathPattern>().unwrap_err() + "\n")
+        .map(|invalid| invalid.parse::<PathPattern>().unwrap_err() + "\n")
         .concat();
         insta::assert_snapshot!(problems);
     }
 
     #[test]
-    fn a_pattern_covers_what_it_takes_all_of() {
+    fn a_pattern_covers_those_that_match_no_other_paths() {
         let covers = |one: &str, other: &str| {
             let [one, other] = [one, other].map(|text| text.parse::<PathPattern>().unwrap());
             one.covers(&other)
@@ -318,13 +292,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_covered_is_taken(
+        fn a_pattern_matches_every_path_that_a_covered_one_matches(
             one in "\\^?/[ab]?[ab*?]{0,3}\\$?|\\*",
             other in "\\^?/[ab*?]{0,4}\\$?",
             path in "/[ab]{0,5}",
         ) {
-            let read = |text: &str| text.parse::<PathPattern>();
-            if let (Ok(first), Ok(second)) = (read(&one), read(&other))
+            let parse = |text: &str| text.parse::<PathPattern>();
+            if let (Ok(first), Ok(second)) = (parse(&one), parse(&other))
                 && first.covers(&second)
                 && matches(&other, &path)
             {
@@ -333,7 +307,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_breaks_it(text in "\\PC{0,12}|[\\^/\\[\\]!*?%é$(|)2f.-]{0,12}") {
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,12}|[\\^/\\[\\]!*?%é$(|)2f.-]{0,12}") {
             let _ = text.parse::<PathPattern>();
         }
     }

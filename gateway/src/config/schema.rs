@@ -1,6 +1,6 @@
-//! The JSON Schema of gateway.yml, for editors that complete and check it as one types.
+//! JSON Schema of gateway.yml, for completion and validation in editors.
 
-/// JSON Schema, draft 2020-12.
+/// The schema, in JSON Schema draft 2020-12.
 pub(crate) const SCHEMA: &str = include_str!("gateway.schema.json");
 
 #[cfg(test)]

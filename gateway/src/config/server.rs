@@ -1,4 +1,4 @@
-//! Where replicas are: a URL of `servers`.
+//! Server URLs of the key `servers`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,14 +6,14 @@ use std::net::Ipv6Addr;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
-/// How replicas are spoken to.
+/// Scheme of the connections to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Scheme {
     Http,
     Https,
 }
 
-/// A server: a name or address, that may stand for several replicas.
+/// A server: an IP address, or a host name that may resolve to several endpoints.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Server {
     pub(crate) scheme: Scheme,
@@ -23,8 +23,7 @@ pub(crate) struct Server {
 }
 
 impl Scheme {
-    /// The port of a URL that names none.
-    fn port(self) -> u16 {
+    fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,
             Self::Https => 443,
@@ -33,16 +32,16 @@ impl Scheme {
 }
 
 impl Server {
-    /// What `Host` says in a request to one of its ports (RFC 9110, section 7.2).
+    /// Returns the `Host` header of a request to one of its ports (RFC 9110, section 7.2).
     pub(crate) fn authority(&self, port: u16) -> Cow<'_, str> {
-        if port == self.scheme.port() {
+        if port == self.scheme.default_port() {
             self.url_host()
         } else {
             format!("{}:{port}", self.url_host()).into()
         }
     }
 
-    /// The host as a URL has it: an IPv6 address in brackets.
+    /// Returns the host as in a URL: an IPv6 address is in brackets.
     fn url_host(&self) -> Cow<'_, str> {
         if self.host.contains(':') {
             format!("[{}]", self.host).into()
@@ -55,43 +54,47 @@ impl Server {
 impl FromStr for Server {
     type Err = String;
 
-    /// `http://host[:port]`, likewise with `https`, `ws` and `wss`.
+    /// Parses `http://host[:port]`; the scheme may also be `https`, `ws` or `wss`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is no server: write http://HOST:PORT");
-        let (scheme, rest) = text.trim().split_once("://").ok_or_else(wrong)?;
+        let not_a_server = || format!("`{text}` is not a server URL: write http://HOST:PORT");
+        let (scheme, rest) = text.trim().split_once("://").ok_or_else(not_a_server)?;
         let scheme = match scheme.to_ascii_lowercase().as_str() {
             "http" | "ws" => Scheme::Http,
             "https" | "wss" => Scheme::Https,
-            _ => return Err(wrong()),
+            _ => return Err(not_a_server()),
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if let Some((_, path)) = authority.split_once('/') {
             return Err(format!(
-                "`{text}` has a path, and paths are passed on as clients ask for them: leave it out, \
-                 and let clients ask for /{path}/…"
+                "`{text}` has a path, but the path of a request is forwarded as it is: remove it, and \
+                 let clients request /{path}/…"
             ));
         }
         let (host, port) = match authority.strip_prefix('[') {
             Some(rest) => {
-                let (host, port) = rest.split_once(']').ok_or_else(wrong)?;
-                host.parse::<Ipv6Addr>().map_err(|_| wrong())?;
+                let (host, port) = rest.split_once(']').ok_or_else(not_a_server)?;
+                host.parse::<Ipv6Addr>().map_err(|_| not_a_server())?;
                 (host, port)
             }
             None if authority.matches(':').count() > 1 => {
                 return Err(format!(
-                    "`{text}` is no server: an IPv6 address is in brackets, as in http://[::1]:8000"
+                    "`{text}` is not a server URL: write IPv6 addresses in brackets, as in http://[::1]:8000"
                 ));
             }
             None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
         };
         let port = match port.strip_prefix(':') {
-            Some(port) => port.parse::<NonZeroU16>().map_err(|_| wrong())?.get(),
-            None if port.is_empty() => scheme.port(),
-            None => return Err(wrong()),
+            Some(port) => port
+                .parse::<NonZeroU16>()
+                .map_err(|_| not_a_server())?
+                .get(),
+            None if port.is_empty() => scheme.default_port(),
+            None => return Err(not_a_server()),
         };
-        let is_good = |letter: char| letter.is_ascii_alphanumeric() || ".-_:".contains(letter);
-        if host.is_empty() || !host.chars().all(is_good) {
-            return Err(wrong());
+        let is_host_character =
+            |character: char| character.is_ascii_alphanumeric() || ".-_:".contains(character);
+        if host.is_empty() || !host.chars().all(is_host_character) {
+            return Err(not_a_server());
         }
         Ok(Self {
             scheme,
@@ -116,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_header_has_brackets_and_a_port_where_they_are_needed() {
+    fn the_host_header_has_brackets_and_a_port_if_needed() {
         for (server, port, host) in [
             ("http://auth-api", 80, "auth-api"),
             ("http://auth-api:8000", 8000, "auth-api:8000"),
@@ -131,16 +134,16 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_urls_of_a_host_alone() {
-        let read = |text: &str| text.parse::<Server>().map(|server| server.to_string());
+    fn a_server_url_has_only_scheme_host_and_port() {
+        let parse = |text: &str| text.parse::<Server>().map(|server| server.to_string());
         assert_eq!(
-            read("http://auth-api:8000"),
+            parse("http://auth-api:8000"),
             Ok("http://auth-api:8000".into())
         );
-        assert_eq!(read("ws://10.0.0.1"), Ok("http://10.0.0.1:80".into()));
-        assert_eq!(read("https://[::1]/"), Ok("https://[::1]:443".into()));
-        assert_eq!(read("http://[::1]:81"), Ok("http://[::1]:81".into()));
-        for bad in [
+        assert_eq!(parse("ws://10.0.0.1"), Ok("http://10.0.0.1:80".into()));
+        assert_eq!(parse("https://[::1]/"), Ok("https://[::1]:443".into()));
+        assert_eq!(parse("http://[::1]:81"), Ok("http://[::1]:81".into()));
+        for invalid in [
             "auth-api:8000",
             "ftp://x",
             "http://",
@@ -153,13 +156,16 @@ mod tests {
             "http://[::1]1",
             "http://x?y",
         ] {
-            let told = read(bad).unwrap_err();
-            assert!(told.ends_with("write http://HOST:PORT"), "{told}");
+            let error = parse(invalid).unwrap_err();
+            assert!(error.ends_with("write http://HOST:PORT"), "{error}");
         }
-        for bad in ["http://a:1:2", "http://::1:80", "http://::1"] {
-            assert!(read(bad).unwrap_err().contains("in brackets"), "{bad}");
+        for invalid in ["http://a:1:2", "http://::1:80", "http://::1"] {
+            assert!(
+                parse(invalid).unwrap_err().contains("in brackets"),
+                "{invalid}"
+            );
         }
-        let told = read("http://x:1/base/v1").unwrap_err();
-        assert!(told.contains("let clients ask for /base/v1/…"), "{told}");
+        let error = parse("http://x:1/base/v1").unwrap_err();
+        assert!(error.contains("let clients request /base/v1/…"), "{error}");
     }
 }

@@ -1,14 +1,14 @@
-//! What a configuration means, and what is said of a wrong one.
+//! Parsing of whole configurations, and the errors and warnings about them.
 
 use super::*;
 
 fn parse(yaml: &str) -> Result<Config, String> {
     Config::parse("gateway.yml".as_ref(), yaml, &Environment::for_tests())
-        .map_err(|mistakes| mistakes.to_string())
+        .map_err(|errors| errors.to_string())
 }
 
 #[test]
-fn the_yaml_of_the_python_services_readme_works_as_it_is() {
+fn the_example_of_the_python_services_readme_is_valid() {
     let config = parse(
         r#"
 premier:
@@ -25,40 +25,43 @@ premier:
     .unwrap();
     assert_eq!(config.keyspace, "asgi-gateway");
     let features = &config.paths[0].features;
-    let quota = features.rate_limit.as_ref().unwrap();
-    assert_eq!((quota.quota.get(), quota.duration.as_secs()), (100, 60));
-    assert_eq!(quota.algorithm, Algorithm::FixedWindow);
-    assert_eq!(quota.per, [Per::Client, Per::Endpoint]);
-    assert_eq!(quota.refusal.status, 429);
-    assert_eq!(quota.refusal.message, "Rate limit exceeded");
+    let rate_limit = features.rate_limit.as_ref().unwrap();
+    assert_eq!(
+        (rate_limit.quota.get(), rate_limit.duration.as_secs()),
+        (100, 60)
+    );
+    assert_eq!(rate_limit.algorithm, RateLimitAlgorithm::FixedWindow);
+    assert_eq!(rate_limit.per, [QuotaKeyPart::Client, QuotaKeyPart::Path]);
+    assert_eq!(rate_limit.error_response.status, 429);
+    assert_eq!(rate_limit.error_response.message, "Rate limit exceeded");
     assert_eq!(features.monitoring.unwrap().log_threshold.as_secs(), 5);
     assert_eq!(config.listen.https.port(), 443);
     assert_eq!(config.servers[0].to_string(), "http://auth-api:8000");
 }
 
 #[test]
-fn the_file_that_ships_is_good() {
+fn the_shipped_file_is_valid() {
     let text = include_str!("../../../gateway.yml");
     let config = parse(text).unwrap();
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }
 
 #[test]
-fn what_the_file_that_ships_shows_are_the_defaults() {
+fn the_shipped_file_shows_the_defaults() {
     let shipped = parse(include_str!("../../../gateway.yml")).unwrap();
     let default = parse("premier: {}").unwrap();
-    let empty = Config {
+    let expected = Config {
         keyspace: shipped.keyspace.clone(),
         paths: shipped.paths.clone(),
         default_features: shipped.default_features.clone(),
         hash: shipped.hash.clone(),
         ..default
     };
-    assert_eq!(shipped, empty);
+    assert_eq!(shipped, expected);
 }
 
 #[test]
-fn all_of_premiers_keys_are_known() {
+fn all_keys_of_premier_are_known() {
     let config = parse(
         r#"
 premier:
@@ -81,12 +84,15 @@ premier:
     .unwrap();
     let features = &config.paths[0].features;
     assert_eq!(features.retry.as_ref().unwrap().wait.len(), 2);
-    assert_eq!(features.timeout.as_ref().unwrap().refusal.status, 408);
+    assert_eq!(
+        features.timeout.as_ref().unwrap().error_response.status,
+        408
+    );
     assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
 }
 
 #[test]
-fn what_premier_takes_for_a_value_is_one() {
+fn values_that_premier_accepts_are_valid() {
     let config = parse(
         "
 premier:
@@ -108,19 +114,20 @@ premier:
 }
 
 #[test]
-fn a_variable_that_names_no_server_is_told() {
+fn a_server_variable_without_a_server_is_rejected() {
     let environment = Environment::for_tests().with(&[("GATEWAY_SERVERS", " , ")]);
-    let told = Config::parse("gateway.yml".as_ref(), "premier: {}", &environment).unwrap_err();
+    let error = Config::parse("gateway.yml".as_ref(), "premier: {}", &environment).unwrap_err();
     assert!(
-        told.to_string()
-            .contains("environment variable GATEWAY_SERVERS: needs one server"),
-        "{told}"
+        error
+            .to_string()
+            .contains("environment variable GATEWAY_SERVERS: must name at least one server"),
+        "{error}"
     );
 }
 
 #[test]
-fn every_mistake_is_told_at_once_with_its_place() {
-    let told = parse(
+fn all_errors_are_reported_at_once_with_their_positions() {
+    let errors = parse(
         r#"premier:
   keyspce: x
   servers: [auth-api]
@@ -144,11 +151,11 @@ fn every_mistake_is_told_at_once_with_its_place() {
 "#,
     )
     .unwrap_err();
-    insta::assert_snapshot!(told);
+    insta::assert_snapshot!(errors);
 }
 
 #[test]
-fn keys_are_merged_and_a_sections_own_win() {
+fn merged_keys_do_not_override_those_of_the_mapping() {
     let config = parse(
         r#"
 x-quota: &quota {quota: 5, duration: 60, algorithm: token_bucket}
@@ -167,19 +174,19 @@ premier:
 "#,
     )
     .unwrap();
-    let quotas: Vec<_> = config
+    let rate_limits: Vec<_> = config
         .paths
         .iter()
         .map(|rule| rule.features.rate_limit.as_ref().unwrap())
-        .map(|quota| {
+        .map(|rate_limit| {
             (
-                quota.quota.get(),
-                quota.duration.as_secs(),
-                quota.refusal.status.as_u16(),
+                rate_limit.quota.get(),
+                rate_limit.duration.as_secs(),
+                rate_limit.error_response.status.as_u16(),
             )
         })
         .collect();
-    assert_eq!(quotas, [(5, 60, 429), (6, 1, 503), (6, 1, 503)]);
+    assert_eq!(rate_limits, [(5, 60, 429), (6, 1, 503), (6, 1, 503)]);
     assert_eq!(
         config.paths[1].features.rate_limit,
         config.paths[2].features.rate_limit
@@ -187,8 +194,8 @@ premier:
 }
 
 #[test]
-fn what_cannot_be_merged_is_told() {
-    let told = parse(
+fn a_merged_value_that_is_not_a_mapping_is_rejected() {
+    let errors = parse(
         r"premier:
   keyspace: a
   <<: 5
@@ -197,18 +204,18 @@ fn what_cannot_be_merged_is_told() {
 ",
     )
     .unwrap_err();
-    insta::assert_snapshot!(told);
+    insta::assert_snapshot!(errors);
 }
 
 #[test]
-fn what_is_no_yaml_is_told_with_its_place() {
+fn invalid_yaml_is_rejected_with_its_position() {
     assert!(parse("premier: [").unwrap_err().starts_with("gateway.yml:"));
     assert!(parse("").unwrap_err().contains("must have one"));
     assert!(parse("{}").unwrap_err().contains("`premier` is missing"));
 }
 
 #[test]
-fn values_come_from_the_environment() {
+fn values_may_come_from_the_environment() {
     let config = parse(
         r#"
 premier:
@@ -232,17 +239,20 @@ premier:
 }
 
 #[test]
-fn a_whole_number_may_be_written_as_a_fraction() {
+fn an_integer_may_be_written_as_a_float() {
     let config = parse(
         "premier: {default_features: {rate_limit: {quota: 1e3, duration: 60, bucket_size: 5.0}}}",
     )
     .unwrap();
-    let quota = config.default_features.rate_limit.unwrap();
-    assert_eq!((quota.quota.get(), quota.bucket_size.get()), (1000, 5));
+    let rate_limit = config.default_features.rate_limit.unwrap();
+    assert_eq!(
+        (rate_limit.quota.get(), rate_limit.bucket_size.get()),
+        (1000, 5)
+    );
 }
 
 #[test]
-fn a_trusted_network_that_is_more_than_was_meant_is_warned_of() {
+fn a_trusted_network_with_host_bits_causes_a_warning() {
     let config = parse("premier: {trusted_proxies: [10.0.0.1/8, 10.0.0.0/8, '::1']}").unwrap();
     let networks: Vec<_> = config
         .trusted_proxies
@@ -250,13 +260,12 @@ fn a_trusted_network_that_is_more_than_was_meant_is_warned_of() {
         .map(ToString::to_string)
         .collect();
     assert_eq!(networks, ["10.0.0.0/8", "10.0.0.0/8", "::1/128"]);
-    let told =
-        "trusted_proxies: 10.0.0.1/8 is an address in a network, and all of 10.0.0.0/8 is trusted";
-    assert_eq!(config.warnings, [told]);
+    let warning = "trusted_proxies: 10.0.0.1/8 has host bits set: all of 10.0.0.0/8 is trusted";
+    assert_eq!(config.warnings, [warning]);
 }
 
 #[test]
-fn patterns_that_do_not_do_what_they_seem_to_are_warned_of() {
+fn misleading_patterns_cause_warnings() {
     let config = parse(
         "premier: {paths: [{pattern: '/w/[!a]'}, {pattern: '/api/*'}, {pattern: '/api/profile'}, {pattern: '/api/*'}]}",
     )
@@ -265,21 +274,21 @@ fn patterns_that_do_not_do_what_they_seem_to_are_warned_of() {
 }
 
 #[test]
-fn what_is_wrong_with_a_variable_is_told() {
+fn an_invalid_variable_is_rejected_with_the_reason() {
     let environment = Environment::for_tests().with(&[("Q", "abc")]);
     let yaml = r#"premier:
   keyspace: "${A:-${B}}"
   default_features: {rate_limit: {quota: "${Q}", duration: "${D}"}}
 "#;
-    let told = Config::parse("gateway.yml".as_ref(), yaml, &environment).unwrap_err();
-    insta::assert_snapshot!(told);
-    let told = parse("premier:\n  listen: {https: ${A:-0.0.0.0:443}}").unwrap_err();
-    assert!(told.starts_with("gateway.yml:2:"), "{told}");
-    assert!(told.contains("is in quotes: \"${NAME}\""), "{told}");
+    let errors = Config::parse("gateway.yml".as_ref(), yaml, &environment).unwrap_err();
+    insta::assert_snapshot!(errors);
+    let error = parse("premier:\n  listen: {https: ${A:-0.0.0.0:443}}").unwrap_err();
+    assert!(error.starts_with("gateway.yml:2:"), "{error}");
+    assert!(error.contains("must be quoted: \"${NAME}\""), "{error}");
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_is_told() {
-    let told = parse("premier: {tls: {certificates: [{cert: none.pem, key: none.pem}]}}");
-    assert!(told.unwrap_err().contains("none.pem: cannot be read"));
+fn an_unusable_certificate_is_rejected() {
+    let result = parse("premier: {tls: {certificates: [{cert: none.pem, key: none.pem}]}}");
+    assert!(result.unwrap_err().contains("none.pem: cannot be read"));
 }

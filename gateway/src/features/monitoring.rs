@@ -1,10 +1,10 @@
-//! Requests that took long are logged as a warning, with the facts that Premier printed.
+//! Threshold above which a request is logged as slow.
 
 use std::time::Duration;
 
-use crate::config;
+use crate::config::MonitoringSettings;
 
-/// Whether a request took long enough to be warned of.
-pub(crate) fn is_slow(settings: Option<config::Monitoring>, took: Duration) -> bool {
-    settings.is_some_and(|monitoring| took > monitoring.log_threshold)
+/// Returns true if a request took longer than `log_threshold`.
+pub(crate) fn is_slow(settings: Option<MonitoringSettings>, duration: Duration) -> bool {
+    settings.is_some_and(|monitoring| duration > monitoring.log_threshold)
 }

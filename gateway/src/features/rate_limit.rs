@@ -1,8 +1,14 @@
-//! So many requests in so much time: quotas, exact under concurrency, in fixed memory.
+//! Rate limiting: quotas of requests per time, exact under concurrency, in memory of fixed size.
+//!
+//! A request's key is the hash of its rule and of the values that `per` names. The [`QuotaStore`] keeps the
+//! state of each key, and an algorithm decides by it: [`fixed_window`], [`sliding_window`],
+//! [`token_bucket`] or [`leaky_bucket`]. Keys that have no slot in the store are counted by a
+//! [count-min sketch](count_min_sketch).
 
+mod algorithm;
+mod count_min_sketch;
 mod fixed_window;
 mod leaky_bucket;
-mod overflow;
 mod sliding_window;
 mod store;
 mod token_bucket;
@@ -14,174 +20,123 @@ use bytes::BufMut;
 use http::{HeaderMap, HeaderValue};
 
 use crate::client::ClientKey;
-use crate::config::{Algorithm, Per, RateLimit, Refusal};
-use crate::moment::{Moment, nanoseconds};
-use crate::text;
-use overflow::Overflow;
+use crate::config::{ErrorResponseSettings, QuotaKeyPart, RateLimitAlgorithm, RateLimitSettings};
+use crate::runtime::clock::{Instant, nanoseconds, whole_seconds};
+use crate::telemetry::text;
+use algorithm::{AlgorithmDecision, QuotaPolicy, QuotaState};
+use count_min_sketch::CountMinSketch;
 pub(crate) use store::QuotaStore;
 
-/// A quota's name in `RateLimit` and `RateLimit-Policy`: there is one for each path.
-const POLICY: &str = "default";
+/// Name of the quota policy in `RateLimit` and `RateLimit-Policy`. A response carries one at most.
+const POLICY_NAME: &str = "default";
 
-/// What one quota knows about one of those it is counted for.
-///
-/// Each algorithm says what its fields mean; all zero is somebody who was never seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct State {
-    mark: u64,
-    counts: [u32; COUNTS],
-}
-
-/// With when it may be forgotten a state fills a cache line.
-const COUNTS: usize = 12;
-
-/// What an algorithm says of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Passed {
-        remaining: u32,
-        /// Until the whole quota is there again.
-        reset: Duration,
-        /// To hold the request back.
-        delay: Duration,
-        /// When the state is worth nothing any more.
-        forget: Moment,
-    },
-    Refused {
-        /// Until a request may pass.
-        retry_after: Duration,
-    },
-}
-
-/// The numbers that an algorithm counts by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Allowance {
-    quota: u32,
-    /// Nanoseconds.
-    duration: u64,
-    /// Token and leaky bucket.
-    bucket: u32,
-}
-
-impl Allowance {
-    /// Nanoseconds that one request takes out of `duration`, rounded up so that no more than the
-    /// quota ever fits in.
-    fn interval(self) -> u64 {
-        self.duration.div_ceil(u64::from(self.quota)).max(1)
-    }
-
-    /// Nanoseconds that a full bucket takes to drain.
-    fn depth(self) -> u64 {
-        self.interval().saturating_mul(u64::from(self.bucket))
-    }
-}
-
-/// A quota as a route has it.
+/// Quota of one route.
 #[derive(Debug)]
 pub(crate) struct Quota {
-    /// The same for a rule that a reload did not change.
+    /// Hash of the pattern and the rule: a reload that does not change them keeps the counters.
     id: u64,
-    allowance: Allowance,
-    algorithm: Algorithm,
-    per: Vec<Per>,
-    refusal: Refusal,
-    policy: HeaderValue,
-    overflow: Overflow,
+    policy: QuotaPolicy,
+    algorithm: RateLimitAlgorithm,
+    per: Vec<QuotaKeyPart>,
+    error_response: ErrorResponseSettings,
+    policy_header: HeaderValue,
+    overflow: CountMinSketch,
 }
 
-/// How a quota stands for a client, as it is told.
+/// Status of a quota for one key, as the `RateLimit` header reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct QuotaStatus {
     pub(crate) remaining: u32,
     /// Whole seconds, rounded up.
     pub(crate) reset: u64,
 }
 
-/// What a quota says of a request.
+/// Decision of a quota about a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Passed(Standing),
-    /// To be held back for so long first.
-    Delayed(Standing, Duration),
-    /// Whole seconds until it is worth trying again, rounded up, 1 at least.
-    Refused(Standing, u64),
+pub(crate) enum QuotaDecision {
+    Passed(QuotaStatus),
+    /// The request passes after this delay.
+    Delayed(QuotaStatus, Duration),
+    /// The request may be repeated after these whole seconds, rounded up, at least 1.
+    Rejected(QuotaStatus, u64),
 }
 
 impl Quota {
-    /// A quota for the requests under `pattern`, counted in `store`.
-    pub(crate) fn new(pattern: &str, rule: &RateLimit, store: &QuotaStore) -> Self {
-        let allowance = Allowance {
+    /// Creates the quota of the requests that match `pattern`. Its states are kept in `store`.
+    pub(crate) fn new(pattern: &str, rule: &RateLimitSettings, store: &QuotaStore) -> Self {
+        let policy = QuotaPolicy {
             quota: rule.quota.get(),
-            duration: nanoseconds(rule.duration),
-            bucket: rule.bucket_size.get(),
+            window_ns: nanoseconds(rule.duration),
+            bucket_size: rule.bucket_size.get(),
         };
         Self {
-            id: store.hash((pattern, allowance, rule.algorithm, &rule.per)),
-            allowance,
+            id: store.hash((pattern, policy, rule.algorithm, &rule.per)),
+            policy,
             algorithm: rule.algorithm,
             per: rule.per.clone(),
-            refusal: rule.refusal.clone(),
-            policy: policy(allowance, rule.algorithm),
-            overflow: Overflow::default(),
+            error_response: rule.error_response.clone(),
+            policy_header: policy_header(policy, rule.algorithm),
+            overflow: CountMinSketch::default(),
         }
     }
 
-    /// The value of `RateLimit-Policy`.
-    pub(crate) fn policy(&self) -> &HeaderValue {
-        &self.policy
+    /// Returns the value of `RateLimit-Policy`.
+    pub(crate) fn policy_header(&self) -> &HeaderValue {
+        &self.policy_header
     }
 
-    pub(crate) fn refusal(&self) -> &Refusal {
-        &self.refusal
+    /// Returns the configured response to rejected requests.
+    pub(crate) fn error_response(&self) -> &ErrorResponseSettings {
+        &self.error_response
     }
 
-    /// Counts a request in, or refuses it and counts nothing.
+    /// Decides about a request, and counts it unless it is rejected.
     pub(crate) fn take(
         &self,
         store: &QuotaStore,
         client: ClientKey,
         path: &str,
         headers: &HeaderMap,
-        now: Moment,
-    ) -> Verdict {
+        now: Instant,
+    ) -> QuotaDecision {
         let key = self.key(store, client, path, headers);
-        let outcome = store
-            .update(key, now, |state| self.decide(state, now))
-            .unwrap_or_else(|_full| self.overflow.take(key, self.allowance, now));
-        match outcome {
-            Outcome::Passed {
+        let decision = store
+            .update(key, now, |state| self.apply_algorithm(state, now))
+            .unwrap_or_else(|_full| self.overflow.take(key, self.policy, now));
+        match decision {
+            AlgorithmDecision::Passed {
                 remaining,
                 reset,
                 delay,
                 ..
             } => {
-                let standing = Standing {
+                let status = QuotaStatus {
                     remaining,
                     reset: whole_seconds(reset),
                 };
                 if delay.is_zero() {
-                    Verdict::Passed(standing)
+                    QuotaDecision::Passed(status)
                 } else {
-                    Verdict::Delayed(standing, delay)
+                    QuotaDecision::Delayed(status, delay)
                 }
             }
-            Outcome::Refused { retry_after } => {
+            AlgorithmDecision::Rejected { retry_after } => {
                 let seconds = whole_seconds(retry_after).max(1);
-                let standing = Standing {
+                let status = QuotaStatus {
                     remaining: 0,
                     reset: seconds,
                 };
-                Verdict::Refused(standing, seconds)
+                QuotaDecision::Rejected(status, seconds)
             }
         }
     }
 
-    fn decide(&self, state: &mut State, now: Moment) -> Outcome {
+    fn apply_algorithm(&self, state: &mut QuotaState, now: Instant) -> AlgorithmDecision {
         match self.algorithm {
-            Algorithm::FixedWindow => fixed_window::take(state, self.allowance, now),
-            Algorithm::SlidingWindow => sliding_window::take(state, self.allowance, now),
-            Algorithm::TokenBucket => token_bucket::take(state, self.allowance, now),
-            Algorithm::LeakyBucket => leaky_bucket::take(state, self.allowance, now),
+            RateLimitAlgorithm::FixedWindow => fixed_window::take(state, self.policy, now),
+            RateLimitAlgorithm::SlidingWindow => sliding_window::take(state, self.policy, now),
+            RateLimitAlgorithm::TokenBucket => token_bucket::take(state, self.policy, now),
+            RateLimitAlgorithm::LeakyBucket => leaky_bucket::take(state, self.policy, now),
         }
     }
 
@@ -190,9 +145,9 @@ impl Quota {
         self.id.hash(&mut hasher);
         for part in &self.per {
             match part {
-                Per::Client => client.hash(&mut hasher),
-                Per::Endpoint => path.hash(&mut hasher),
-                Per::Header(name) => headers
+                QuotaKeyPart::Client => client.hash(&mut hasher),
+                QuotaKeyPart::Path => path.hash(&mut hasher),
+                QuotaKeyPart::Header(name) => headers
                     .get(name)
                     .map(HeaderValue::as_bytes)
                     .hash(&mut hasher),
@@ -202,34 +157,30 @@ impl Quota {
     }
 }
 
-/// `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10, section 3): the quota and its
-/// window in whole seconds.
-fn policy(allowance: Allowance, algorithm: Algorithm) -> HeaderValue {
+/// Returns the value of `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10, section 3): the
+/// quota and its window in whole seconds.
+fn policy_header(policy: QuotaPolicy, algorithm: RateLimitAlgorithm) -> HeaderValue {
     let quota = match algorithm {
-        Algorithm::FixedWindow | Algorithm::SlidingWindow => allowance.quota,
-        Algorithm::TokenBucket | Algorithm::LeakyBucket => allowance.bucket,
+        RateLimitAlgorithm::FixedWindow | RateLimitAlgorithm::SlidingWindow => policy.quota,
+        RateLimitAlgorithm::TokenBucket | RateLimitAlgorithm::LeakyBucket => policy.bucket_size,
     };
-    let window = whole_seconds(Duration::from_nanos(allowance.duration));
-    HeaderValue::try_from(format!("\"{POLICY}\";q={quota};w={window}"))
-        .expect("digits and a constant name")
+    let window = whole_seconds(Duration::from_nanos(policy.window_ns));
+    HeaderValue::try_from(format!("\"{POLICY_NAME}\";q={quota};w={window}"))
+        .expect("a constant name and digits are a header value")
 }
 
-impl Standing {
-    /// The value of `RateLimit` (section 4 of the same draft).
-    pub(crate) fn header(self) -> HeaderValue {
+impl QuotaStatus {
+    /// Returns the value of `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10, section 4).
+    pub(crate) fn header_value(self) -> HeaderValue {
         text::header_value(|value| {
             value.put_u8(b'"');
-            value.put_slice(POLICY.as_bytes());
+            value.put_slice(POLICY_NAME.as_bytes());
             value.put_slice(b"\";r=");
-            text::number(value, self.remaining);
+            text::put_number(value, self.remaining);
             value.put_slice(b";t=");
-            text::number(value, self.reset);
+            text::put_number(value, self.reset);
         })
     }
-}
-
-fn whole_seconds(duration: Duration) -> u64 {
-    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 #[cfg(test)]

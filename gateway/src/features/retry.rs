@@ -1,67 +1,36 @@
-//! Trying again, where that is safe: a connection that could not be made, with another replica; a
-//! broken connection or an answer of 502, 503 or 504 only for a method that may be repeated, with
-//! a body that is still at hand.
+//! Retry rules: which failed attempts may be followed by another one, and after what delay.
+//!
+//! Invariant: a request that an endpoint may have processed is repeated only if its method is idempotent
+//! (RFC 9110, section 9.2.2) and its body is still buffered. One that never reached an endpoint is
+//! repeated whatever its method.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+mod budget;
+
 use std::time::Duration;
 
 use http::{Method, StatusCode};
 
-use crate::config::Retry;
+use crate::config::RetrySettings;
+pub(crate) use budget::RetryBudget;
 
-/// What a request adds to the budget, and what a retry takes out of it: a fifth of requests.
-const EARNED: i64 = 1;
-const COST: i64 = 5;
-/// So that the first failures after a quiet time can be retried too.
-const MOST_SAVED: i64 = 10 * COST;
-
-/// Keeps retries from making an overload worse: they never exceed a fifth of the requests, but for
-/// a few saved ones.
-#[derive(Debug)]
-pub(crate) struct Budget(AtomicI64);
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self(AtomicI64::new(MOST_SAVED))
-    }
-}
-
-impl Budget {
-    /// A request came in.
-    pub(crate) fn earn(&self) {
-        if self.0.load(Ordering::Relaxed) < MOST_SAVED {
-            self.0.fetch_add(EARNED, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether a retry is affordable; it is then paid for.
-    pub(crate) fn spend(&self) -> bool {
-        self.0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |saved| {
-                (saved >= COST).then_some(saved - COST)
-            })
-            .is_ok()
-    }
-}
-
-/// Why a try failed.
+/// Failure of an attempt, by what the endpoint may have done with the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// The request never reached a replica.
-    NoConnection,
-    /// It may have: the connection broke, or a gateway behind us said so.
-    Unanswered,
+pub(crate) enum AttemptFailure {
+    /// No connection could be established: the endpoint has not received the request.
+    NotSent,
+    /// The connection broke, the endpoint timed out, or it responded with 502, 503 or 504.
+    MaybeProcessed,
 }
 
-/// Whether a failed request may be tried again, its limit of attempts and the budget apart.
-pub(crate) fn is_safe(failure: Failure, method: &Method) -> bool {
+/// Returns true if repeating a request after `failure` cannot apply it twice.
+pub(crate) fn is_safe(failure: AttemptFailure, method: &Method) -> bool {
     match failure {
-        Failure::NoConnection => true,
-        Failure::Unanswered => is_idempotent(method),
+        AttemptFailure::NotSent => true,
+        AttemptFailure::MaybeProcessed => is_idempotent(method),
     }
 }
 
-/// RFC 9110, section 9.2.2.
+/// Returns true for the idempotent methods that the gateway forwards (RFC 9110, section 9.2.2).
 fn is_idempotent(method: &Method) -> bool {
     matches!(
         *method,
@@ -69,7 +38,7 @@ fn is_idempotent(method: &Method) -> bool {
     )
 }
 
-/// Whether an answer says that another try may go better.
+/// Returns true for statuses of a temporary failure, after which another attempt may succeed.
 pub(crate) fn is_temporary(status: StatusCode) -> bool {
     matches!(
         status,
@@ -77,8 +46,8 @@ pub(crate) fn is_temporary(status: StatusCode) -> bool {
     )
 }
 
-/// How long to wait before a try; the first is number 1 and waits for nothing.
-pub(crate) fn wait_before(settings: Option<&Retry>, attempt: u32) -> Duration {
+/// Returns the delay before an attempt, zero for the first one, whose number is 1.
+pub(crate) fn delay_before(settings: Option<&RetrySettings>, attempt: u32) -> Duration {
     let (Some(settings), Some(retry)) = (settings, attempt.checked_sub(2)) else {
         return Duration::ZERO;
     };
@@ -96,22 +65,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retries_are_a_fifth_of_requests_at_most() {
-        let budget = Budget::default();
-        let saved = (0..100).filter(|_| budget.spend()).count();
-        assert_eq!(saved, 10);
-        let mut retries = 0;
-        for _ in 0..1000 {
-            budget.earn();
-            retries += u32::from(budget.spend());
-        }
-        assert_eq!(retries, 200);
-    }
-
-    #[test]
-    fn only_what_is_safe_is_repeated() {
-        assert!(is_safe(Failure::NoConnection, &Method::POST));
-        assert!(!is_safe(Failure::Unanswered, &Method::POST));
-        assert!(is_safe(Failure::Unanswered, &Method::GET));
+    fn only_a_request_that_is_safe_to_repeat_is_retried() {
+        assert!(is_safe(AttemptFailure::NotSent, &Method::POST));
+        assert!(!is_safe(AttemptFailure::MaybeProcessed, &Method::POST));
+        assert!(is_safe(AttemptFailure::MaybeProcessed, &Method::GET));
     }
 }

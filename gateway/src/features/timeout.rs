@@ -1,54 +1,51 @@
-//! The time that a whole exchange with the replicas may take, waits between tries included. The time
-//! in which the client sends its request or takes its answer is not theirs.
+//! Deadline of the upstream side of a request: all attempts and the delays between them.
+//!
+//! Time in which the client sends its request or reads the response does not count: it extends the
+//! deadline.
 
 use std::time::Duration;
 
-use crate::config::{Refusal, Timeout};
-use crate::moment::{Moment, nanoseconds};
+use crate::config::TimeoutSettings;
+use crate::runtime::clock::Instant;
 
-/// How long a replica may be silent where no `timeout` says otherwise.
-pub(crate) const LONGEST_SILENCE: Duration = Duration::from_mins(1);
-/// A replica is near: what takes longer to connect is not there.
-const LONGEST_CONNECT: Duration = Duration::from_secs(2);
+/// Longest time without progress on an upstream connection, or on an upgraded connection. A deadline
+/// may end the wait earlier.
+pub(crate) const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
+/// Endpoints are in the same network: one that takes longer to accept a connection is unavailable.
+const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Zero would mean no timeout at all.
+const MIN_CONNECT_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// When an exchange has to be over.
+/// Instant by which the upstream side of a request must be complete, if the route has a timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Deadline(Option<Moment>);
+pub(crate) struct Deadline(Option<Instant>);
 
 impl Deadline {
     pub(crate) const NONE: Self = Self(None);
 
-    /// The deadline of an exchange that begins now.
-    pub(crate) fn of(timeout: Option<&Timeout>, now: Moment) -> Self {
-        Self(timeout.map(|timeout| Moment(now.0.saturating_add(nanoseconds(timeout.limit)))))
+    /// Returns the deadline of a request that is forwarded from `start` on.
+    pub(crate) fn starting_at(start: Instant, timeout: Option<&TimeoutSettings>) -> Self {
+        Self(timeout.map(|timeout| start.saturating_add(timeout.limit)))
     }
 
-    pub(crate) fn is_over(self, now: Moment) -> bool {
-        self.0.is_some_and(|end| end <= now)
+    pub(crate) fn has_passed(self, now: Instant) -> bool {
+        self.0.is_some_and(|deadline| deadline <= now)
     }
 
-    /// The same, when for so long it was not the replicas' turn.
-    pub(crate) fn later_by(self, waited: Duration) -> Self {
-        let later = |end: Moment| Moment(end.0.saturating_add(nanoseconds(waited)));
-        Self(self.0.map(later))
+    /// Returns the deadline moved by time that was spent waiting for the client.
+    pub(crate) fn extended_by(self, duration: Duration) -> Self {
+        Self(self.0.map(|deadline| deadline.saturating_add(duration)))
     }
 
-    /// What is left, `None` where there is no deadline.
-    pub(crate) fn left(self, now: Moment) -> Option<Duration> {
-        self.0.map(|end| end.since(now))
+    /// Returns the remaining time, `None` if there is no deadline.
+    pub(crate) fn remaining(self, now: Instant) -> Option<Duration> {
+        self.0.map(|deadline| deadline.since(now))
     }
 
-    /// How long a replica may take to be connected.
-    pub(crate) fn patience(self, now: Moment) -> Duration {
-        match self.left(now) {
-            None => LONGEST_CONNECT,
-            // A time-out of nothing would mean none at all.
-            Some(left) => left.clamp(Duration::from_millis(1), LONGEST_CONNECT),
+    pub(crate) fn connect_timeout(self, now: Instant) -> Duration {
+        match self.remaining(now) {
+            None => MAX_CONNECT_TIMEOUT,
+            Some(remaining) => remaining.clamp(MIN_CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT),
         }
     }
-}
-
-/// How a request is answered whose time is over; `None` for the usual way.
-pub(crate) fn refusal(timeout: Option<&Timeout>) -> Option<&Refusal> {
-    timeout.map(|timeout| &timeout.refusal)
 }

@@ -1,375 +1,316 @@
-//! A connection to a replica, which speaks HTTP/1.1 (RFC 9112).
+//! Connection to an endpoint, as an HTTP/1.1 client (RFC 9112).
 
-use std::task::{Context, Poll, ready};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{BufMut, Bytes};
-use http::header::{CONTENT_LENGTH, SERVER, UPGRADE, VIA};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, UPGRADE};
+use http::{HeaderValue, Method, StatusCode};
 use pingora::protocols::Stream;
 use thiserror::Error;
 
-use crate::downstream::{Appetite, ResponseHead};
-use crate::framing::{self, Decoder, Framing, Piece};
-use crate::head;
-use crate::hop::{Fate, Hop, Persistence, Upgrade, WEBSOCKET};
-use crate::wire::Wire;
+use crate::http::downstream::Backpressure;
+use crate::http::h1::framing::{self, BodyDecoder, BodyError, BodyEvent};
+use crate::http::h1::hop_by_hop::{ConnectionHeaders, Persistence, WEBSOCKET};
+use crate::http::h1::io::BufferedStream;
+use crate::http::message::{Framing, ResponseHeaders, Upgrade};
+use crate::upstream::response_headers::{self, InvalidHeaders, ParsedResponse};
 
-/// Bytes of an answer's head, with those of the answers before it.
-const MAX_HEAD: usize = 64 * 1024;
-/// Answers before the last one: more is a game.
-const MAX_INTERIM: u32 = 8;
-const POWERED_BY: HeaderName = HeaderName::from_static("x-powered-by");
-/// Room for the fields of most answers, and ours.
-const USUAL_FIELDS: usize = 16;
+/// Maximum size of the headers of a response and of the interim responses before it, in bytes.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// Maximum number of interim responses before the final one.
+const MAX_INTERIM_RESPONSES: u32 = 8;
 
-/// What comes from a replica during an exchange.
+/// Event on the upstream side of an exchange.
 #[derive(Debug)]
-pub(crate) enum FromReplica {
-    /// Not the last answer.
-    Interim(ResponseHead),
-    Head(ResponseHead),
+pub(crate) enum UpstreamEvent {
+    /// Headers of an interim response.
+    Interim(ResponseHeaders),
+    /// Headers of the final response.
+    Headers(ResponseHeaders),
+    /// Part of the response body.
     Data(Bytes),
-    /// The answer is whole.
+    /// The response is complete.
     End,
 }
 
-/// A replica that has not answered as HTTP has it.
+/// Failure of the upstream side of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub(crate) enum Broken {
-    #[error("the connection broke")]
+pub(crate) enum UpstreamError {
+    #[error("the connection was closed or reset")]
     Connection,
-    #[error("the head of the answer is malformed or too large")]
-    Head,
-    #[error("the body of the answer is malformed or not whole")]
+    #[error("the response headers are malformed or too large")]
+    Headers,
+    #[error("the response body is malformed or incomplete")]
     Body,
 }
 
-impl From<framing::Malformed> for Broken {
-    fn from(_: framing::Malformed) -> Self {
+impl From<BodyError> for UpstreamError {
+    fn from(_: BodyError) -> Self {
         Self::Body
     }
 }
 
-/// A connection and the exchange that is under way on it.
+impl From<InvalidHeaders> for UpstreamError {
+    fn from(_: InvalidHeaders) -> Self {
+        Self::Headers
+    }
+}
+
+/// Upstream connection, and the current exchange on it.
 pub(crate) struct Connection {
-    wire: Wire,
-    /// Of the request's body.
-    framing: Framing,
-    /// What the answer depends on.
+    stream: BufferedStream,
+    request_framing: Framing,
+    /// Method of the request, on which the framing of the response depends.
     method: Method,
+    /// Upgrade that the request asks for.
     upgrade: Upgrade,
-    past: Past,
-    interim: u32,
-    /// Bytes of heads that came before the last one.
-    heads: usize,
-    request: Phase,
-    response: Answer,
+    /// True if the connection was taken from the pool: the endpoint may have closed it meanwhile.
+    was_pooled: bool,
+    interim_responses: u32,
+    /// Number of bytes of the headers of interim responses.
+    interim_bytes: usize,
+    request: RequestState,
+    response: ResponseState,
     persistence: Persistence,
 }
 
+/// Progress of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum RequestState {
     Open,
-    Done,
-    /// The replica takes no more.
-    Deaf,
+    Complete,
+    /// Writing failed: the endpoint reads no more, and may have responded before.
+    WriteFailed,
 }
 
-/// What a connection was used for before.
+/// Progress of the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Past {
-    Nothing,
-    /// Another exchange: the replica may close it at any moment.
-    Rested,
-}
-
-/// How far the answer has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
-    Head { searched: usize },
-    Body(Decoder),
-    Done,
+enum ResponseState {
+    Headers {
+        /// Number of bytes in which the end of the header section was searched.
+        searched: usize,
+    },
+    Body(BodyDecoder),
+    Complete,
 }
 
 impl Connection {
-    pub(crate) fn new(stream: Stream) -> Self {
+    pub(super) fn new(stream: Stream) -> Self {
         Self {
-            wire: Wire::new(stream),
-            framing: Framing::Empty,
+            stream: BufferedStream::new(stream),
+            request_framing: Framing::Empty,
             method: Method::GET,
-            upgrade: Upgrade::Nothing,
-            past: Past::Nothing,
-            interim: 0,
-            heads: 0,
-            request: Phase::Open,
-            response: Answer::Done,
-            persistence: Persistence::Keep,
+            upgrade: Upgrade::None,
+            was_pooled: false,
+            interim_responses: 0,
+            interim_bytes: 0,
+            request: RequestState::Open,
+            response: ResponseState::Complete,
+            persistence: Persistence::KeepAlive,
         }
     }
 
-    /// Begins an exchange, and says where to write the head of the request.
-    pub(crate) fn begin(
+    /// Begins an exchange. Returns the buffer to which the request headers are to be written.
+    pub(crate) fn begin_request(
         &mut self,
         method: &Method,
         framing: Framing,
         upgrade: Upgrade,
     ) -> &mut Vec<u8> {
         self.method = method.clone();
-        self.framing = framing;
+        self.request_framing = framing;
         self.upgrade = upgrade;
-        (self.interim, self.heads) = (0, 0);
-        self.request = Phase::Open;
-        self.response = Answer::Head { searched: 0 };
-        self.persistence = Persistence::Keep;
-        self.wire.output()
+        (self.interim_responses, self.interim_bytes) = (0, 0);
+        self.request = RequestState::Open;
+        self.response = ResponseState::Headers { searched: 0 };
+        self.persistence = Persistence::KeepAlive;
+        self.stream.output()
     }
 
-    /// Some of the request's body.
-    pub(crate) fn send(&mut self, data: &[u8]) {
-        if self.request == Phase::Open {
-            framing::put_data(self.wire.output(), self.framing, data);
+    /// Sends part of the request body.
+    pub(crate) fn send_data(&mut self, data: &[u8]) {
+        if self.request == RequestState::Open {
+            framing::put_data(self.stream.output(), self.request_framing, data);
         }
     }
 
-    /// The request is whole.
-    pub(crate) fn finish(&mut self) {
-        if self.request == Phase::Open {
-            framing::put_end(self.wire.output(), self.framing);
-            self.request = Phase::Done;
+    /// Ends the request.
+    pub(crate) fn finish_request(&mut self) {
+        if self.request == RequestState::Open {
+            framing::put_end(self.stream.output(), self.request_framing);
+            self.request = RequestState::Complete;
         }
     }
 
-    /// Bytes of the request that wait.
-    pub(crate) fn waiting(&self) -> usize {
-        self.wire.waiting()
+    /// Returns the number of request bytes that wait to be sent.
+    pub(crate) fn buffered_bytes(&self) -> usize {
+        self.stream.buffered_bytes()
     }
 
-    /// Whether another exchange can follow.
-    pub(crate) fn is_reusable(&self) -> bool {
-        self.persistence == Persistence::Keep
-            && self.request == Phase::Done
-            && self.response == Answer::Done
-            && self.wire.is_flushed()
-            && self.wire.input.is_empty()
+    /// Returns whether another exchange can follow.
+    pub(super) fn is_reusable(&self) -> bool {
+        self.persistence == Persistence::KeepAlive
+            && self.request == RequestState::Complete
+            && self.response == ResponseState::Complete
+            && self.stream.is_flushed()
+            && self.stream.input.is_empty()
     }
 
-    /// It waits for the next exchange.
-    pub(super) fn rest(&mut self) {
-        self.past = Past::Rested;
+    /// Records that the connection was put into the pool.
+    pub(super) fn mark_pooled(&mut self) {
+        self.was_pooled = true;
     }
 
-    /// Whether it may have been closed before the current exchange began: nothing has come of that.
+    /// Returns whether the endpoint may have closed the connection before the current exchange began
+    /// and may thus not have received the request.
     pub(crate) fn may_have_been_stale(&self) -> bool {
-        self.past == Past::Rested
-            && self.response == (Answer::Head { searched: 0 })
-            && self.heads == 0
-            && self.wire.input.is_empty()
+        self.was_pooled
+            && self.response == (ResponseState::Headers { searched: 0 })
+            && self.interim_bytes == 0
+            && self.stream.input.is_empty()
     }
 
-    /// Whether nothing has come since it was last used, not even its end.
-    pub(crate) fn is_quiet(&mut self) -> bool {
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        let mut read = std::pin::pin!(tokio::task::unconstrained(std::future::poll_fn(|cx| {
-            self.wire.poll_fill(cx)
+    /// Returns whether the endpoint has neither closed the idle connection nor sent anything on it.
+    pub(super) fn is_still_idle(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        // Tokio's cooperative budget would make an exhausted task take every connection for idle.
+        let mut read = pin!(tokio::task::unconstrained(poll_fn(|cx| {
+            self.stream.poll_read(cx)
         })));
         read.as_mut().poll(&mut cx).is_pending()
     }
 
-    /// Sends what waits, and reads on.
+    /// Sends buffered data and reads the response. If the downstream side is [`Backpressure::Blocked`],
+    /// the response is not read.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        appetite: Appetite,
-    ) -> Poll<Result<FromReplica, Broken>> {
-        if !self.wire.is_flushed()
-            && let Poll::Ready(Err(_)) = self.wire.poll_send(cx)
+        downstream: Backpressure,
+    ) -> Poll<Result<UpstreamEvent, UpstreamError>> {
+        if !self.stream.is_flushed()
+            && let Poll::Ready(Err(_)) = self.stream.poll_flush(cx)
         {
-            // It may have answered before it closed.
-            self.wire.discard();
-            self.request = Phase::Deaf;
+            self.stream.discard_output();
+            self.request = RequestState::WriteFailed;
         }
-        if appetite == Appetite::Full {
+        if downstream == Backpressure::Blocked {
             return Poll::Pending;
         }
         loop {
-            if let Some(event) = self.next()? {
+            if let Some(event) = self.parse_input()? {
                 return Poll::Ready(Ok(event));
             }
-            if self.response == Answer::Done {
+            if self.response == ResponseState::Complete {
                 return Poll::Pending;
             }
-            match ready!(self.wire.poll_fill(cx)) {
+            match ready!(self.stream.poll_read(cx)) {
                 Ok(1..) => {}
-                Ok(_) => return Poll::Ready(self.closed()),
-                Err(_) => return Poll::Ready(Err(Broken::Connection)),
+                Ok(_) => return Poll::Ready(self.end_of_input()),
+                Err(_) => return Poll::Ready(Err(UpstreamError::Connection)),
             }
         }
     }
 
-    /// What is at hand.
-    fn next(&mut self) -> Result<Option<FromReplica>, Broken> {
+    /// Parses the input that is already read. Returns `None` if more is needed.
+    fn parse_input(&mut self) -> Result<Option<UpstreamEvent>, UpstreamError> {
         match &mut self.response {
-            Answer::Done => Ok(None),
-            Answer::Head { searched } => {
-                let input = &self.wire.input;
-                let from = searched.saturating_sub(3);
-                if let Some(found) = memchr::memmem::find(&input[from..], b"\r\n\r\n") {
-                    return self.head(from + found + 4).map(Some);
+            ResponseState::Complete => Ok(None),
+            ResponseState::Headers { searched } => {
+                let input = &self.stream.input;
+                // The end may begin in the last three bytes of the previous read.
+                let start = searched.saturating_sub(3);
+                if let Some(found) = memchr::memmem::find(&input[start..], b"\r\n\r\n") {
+                    return self.take_headers(start + found + 4).map(Some);
                 }
-                // Whoever ends lines by line feeds alone would have ended the head by two of them.
-                let has_ended = memchr::memmem::find(&input[from..], b"\n\n").is_some();
-                if has_ended || input.len() + self.heads > MAX_HEAD {
-                    return Err(Broken::Head);
+                // Bare line feeds: another parser would see the end of the header section here.
+                let has_bare_end = memchr::memmem::find(&input[start..], b"\n\n").is_some();
+                if has_bare_end || input.len() + self.interim_bytes > MAX_HEADER_BYTES {
+                    return Err(UpstreamError::Headers);
                 }
                 *searched = input.len();
                 Ok(None)
             }
-            Answer::Body(decoder) => match decoder.next(&mut self.wire.input)? {
-                Some(Piece::Data(data)) => Ok(Some(FromReplica::Data(data))),
-                Some(Piece::End) => {
-                    self.response = Answer::Done;
-                    Ok(Some(FromReplica::End))
+            ResponseState::Body(decoder) => match decoder.decode(&mut self.stream.input)? {
+                Some(BodyEvent::Data(data)) => Ok(Some(UpstreamEvent::Data(data))),
+                Some(BodyEvent::End) => {
+                    self.response = ResponseState::Complete;
+                    Ok(Some(UpstreamEvent::End))
                 }
                 None => Ok(None),
             },
         }
     }
 
-    fn closed(&mut self) -> Result<FromReplica, Broken> {
+    /// Ends the input: the endpoint has closed the connection.
+    fn end_of_input(&mut self) -> Result<UpstreamEvent, UpstreamError> {
         self.persistence = Persistence::Close;
-        let Answer::Body(decoder) = &mut self.response else {
-            return Err(Broken::Connection);
+        let ResponseState::Body(decoder) = &mut self.response else {
+            return Err(UpstreamError::Connection);
         };
-        decoder.close()?;
-        self.response = Answer::Done;
-        Ok(FromReplica::End)
+        decoder.end_of_input()?;
+        self.response = ResponseState::Complete;
+        Ok(UpstreamEvent::End)
     }
 
-    /// Reads a head that is so many bytes long.
-    fn head(&mut self, length: usize) -> Result<FromReplica, Broken> {
-        let bytes = self.wire.input.split_to(length).freeze();
-        let mut space = [const { std::mem::MaybeUninit::uninit() }; head::MAX_FIELDS];
-        let mut parsed = httparse::Response::new(&mut []);
-        let status = httparse::ParserConfig::default().parse_response_with_uninit_headers(
-            &mut parsed,
-            &bytes,
-            &mut space,
-        );
-        if !matches!(status, Ok(httparse::Status::Complete(end)) if end == length) {
-            return Err(Broken::Head);
-        }
-        let status = parsed
-            .code
-            .and_then(|code| StatusCode::from_u16(code).ok())
-            .ok_or(Broken::Head)?;
-        let is_usual = parsed.reason == status.canonical_reason();
-        let reason = parsed
-            .reason
-            .filter(|reason| !is_usual && !reason.is_empty());
-        let reason = reason.map(|reason| bytes.slice_ref(reason.as_bytes()));
-        let (mut fields, mut hop) = (HeaderMap::with_capacity(USUAL_FIELDS), Hop::default());
-        let (mut length, mut is_chunked) = (None, false);
-        for field in &*parsed.headers {
-            let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Broken::Head)?;
-            match field.name.len() {
-                14 if name == CONTENT_LENGTH => {
-                    let value = head::length(field.value).ok_or(Broken::Head)?;
-                    if length.replace(value).is_some() {
-                        return Err(Broken::Head);
-                    }
-                }
-                17 if name == http::header::TRANSFER_ENCODING => {
-                    if is_chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
-                        return Err(Broken::Head);
-                    }
-                    is_chunked = true;
-                }
-                _ => {}
-            }
-            if tells_of_the_inside(&name) {
-                continue;
-            }
-            let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value))
-                .map_err(|_| Broken::Head)?;
-            if hop.look(&name, &value) == Fate::Passes {
-                fields.append(name, value);
-            }
-        }
-        hop.strike(&mut fields);
-        let is_http_1_0 = parsed.version == Some(0);
-        let framing = match (is_chunked, length) {
-            (true, Some(_)) => return Err(Broken::Head),
-            (true, None) if is_http_1_0 => return Err(Broken::Head),
-            (true, None) => Framing::Chunked,
-            (false, Some(length)) => Framing::Length(length),
-            (false, None) => Framing::UntilClose,
-        };
-        let mut head = ResponseHead {
-            status,
-            reason,
-            fields,
-            framing,
-        };
+    /// Takes a header section of `length` bytes from the input.
+    fn take_headers(&mut self, length: usize) -> Result<UpstreamEvent, UpstreamError> {
+        let section = self.stream.input.split_to(length).freeze();
+        let ParsedResponse {
+            mut headers,
+            connection,
+            content_length,
+            is_http_1_0,
+        } = response_headers::parse(&section)?;
+        let status = headers.status;
         if status == StatusCode::SWITCHING_PROTOCOLS {
-            return self.switch(head, &hop);
+            return self.switch_protocols(headers, &connection);
         }
         if status.is_informational() {
-            self.interim += 1;
-            self.heads += bytes.len();
-            self.response = Answer::Head { searched: 0 };
-            return if self.interim <= MAX_INTERIM {
-                Ok(FromReplica::Interim(head))
+            self.interim_responses += 1;
+            self.interim_bytes += section.len();
+            self.response = ResponseState::Headers { searched: 0 };
+            return if self.interim_responses <= MAX_INTERIM_RESPONSES {
+                Ok(UpstreamEvent::Interim(headers))
             } else {
-                Err(Broken::Head)
+                Err(UpstreamError::Headers)
             };
         }
-        // RFC 9112, section 6.3.
+        // These responses have no body, regardless of their headers (RFC 9112, section 6.3).
         if self.method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
-            if let Some(length) = length {
-                head.fields.insert(CONTENT_LENGTH, length.into());
+            if let Some(length) = content_length {
+                headers.headers.insert(CONTENT_LENGTH, length.into());
             }
-            head.framing = Framing::Empty;
+            headers.framing = Framing::Empty;
         } else if status == StatusCode::NO_CONTENT {
-            head.framing = Framing::Empty;
+            headers.framing = Framing::Empty;
         }
-        self.persistence = match head.framing {
+        self.persistence = match headers.framing {
             Framing::UntilClose => Persistence::Close,
-            _ => hop.persistence(is_http_1_0),
+            _ => connection.persistence(is_http_1_0),
         };
-        self.response = Answer::Body(Decoder::from(head.framing));
-        Ok(FromReplica::Head(head))
+        self.response = ResponseState::Body(BodyDecoder::from(headers.framing));
+        Ok(UpstreamEvent::Headers(headers))
     }
 
-    /// From here on both sides say what they like (RFC 9110, section 15.2.2).
-    fn switch(&mut self, mut head: ResponseHead, hop: &Hop) -> Result<FromReplica, Broken> {
-        if self.upgrade == Upgrade::Nothing || hop.upgrade() != self.upgrade {
-            return Err(Broken::Head);
+    /// Turns the connection into a tunnel for the protocol that the request asked for (RFC 9110,
+    /// section 15.2.2).
+    fn switch_protocols(
+        &mut self,
+        mut headers: ResponseHeaders,
+        connection: &ConnectionHeaders,
+    ) -> Result<UpstreamEvent, UpstreamError> {
+        if self.upgrade == Upgrade::None || connection.upgrade() != self.upgrade {
+            return Err(UpstreamError::Headers);
         }
         let protocol = HeaderValue::from_static(WEBSOCKET);
-        head.fields.insert(UPGRADE, protocol);
-        head.framing = Framing::UntilClose;
-        self.framing = Framing::UntilClose;
+        headers.headers.insert(UPGRADE, protocol);
+        headers.framing = Framing::UntilClose;
+        self.request_framing = Framing::UntilClose;
         self.persistence = Persistence::Close;
-        self.request = Phase::Open;
-        self.response = Answer::Body(Decoder::UntilClose);
-        Ok(FromReplica::Head(head))
+        self.request = RequestState::Open;
+        self.response = ResponseState::Body(BodyDecoder::UntilClose);
+        Ok(UpstreamEvent::Headers(headers))
     }
-}
-
-/// Whether a field says what a replica is made of, or where it is.
-fn tells_of_the_inside(name: &HeaderName) -> bool {
-    match name.as_str().len() {
-        3 => *name == VIA,
-        6 => *name == SERVER,
-        12 => *name == POWERED_BY,
-        _ => false,
-    }
-}
-
-/// Writes the first line of a request.
-pub(crate) fn put_request_line(output: &mut Vec<u8>, method: &Method, target: &[u8]) {
-    output.put_slice(method.as_str().as_bytes());
-    output.put_u8(b' ');
-    output.put_slice(target);
-    output.put_slice(b" HTTP/1.1\r\n");
 }

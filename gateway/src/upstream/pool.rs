@@ -1,98 +1,100 @@
-//! Connections to a replica that wait for their next request.
+//! Pool of an endpoint's idle connections.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::connection::Connection;
-use crate::moment::Moment;
-use crate::open_files;
+use crate::runtime::clock::Instant;
+use crate::runtime::fd_limit;
+use crate::upstream::connection::Connection;
 
-/// How long an idle connection is kept: less than a replica keeps it, so that none is used that the
-/// other end is just closing.
-const IDLE: Duration = Duration::from_secs(55);
-/// Idle connections of one replica.
-const MOST: usize = 1024;
-/// The part of the files that may be open which they may take.
-const SHARE: usize = 8;
+/// Longest time for which an idle connection is kept. Shorter than the keep-alive timeout of the
+/// endpoints, so that no connection is used while the endpoint closes it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
+/// Maximum number of idle connections of an endpoint.
+const MAX_IDLE_CONNECTIONS: usize = 1024;
+/// Fraction of the file descriptor limit that the idle connections of an endpoint may use: one in
+/// this many.
+const FD_LIMIT_DIVISOR: usize = 8;
 
-/// The idle connections of a replica, the one used last at the end.
-pub(super) struct Pool {
-    idle: Mutex<VecDeque<Idle>>,
-    most: usize,
+/// Idle connections of an endpoint, the most recently used one last.
+pub(super) struct ConnectionPool {
+    idle: Mutex<VecDeque<IdleConnection>>,
+    max_idle: usize,
 }
 
-struct Idle {
+struct IdleConnection {
     connection: Connection,
-    since: Moment,
+    since: Instant,
 }
 
-impl Pool {
+impl ConnectionPool {
     pub(super) fn new() -> Self {
         Self {
             idle: Mutex::default(),
-            most: MOST.min(open_files::allowed() / SHARE),
+            max_idle: MAX_IDLE_CONNECTIONS.min(fd_limit::max_connections() / FD_LIMIT_DIVISOR),
         }
     }
 
-    /// Closes all of them: their files are needed.
+    /// Closes all connections, to free their file descriptors.
     pub(super) fn clear(&self) {
         let closed = std::mem::take(&mut *self.idle.lock());
         drop(closed);
     }
 
-    /// A connection that the replica has not closed.
+    /// Takes the most recently used connection that the endpoint has not closed.
     pub(super) fn take(&self) -> Option<Connection> {
         loop {
             let mut connection = self.idle.lock().pop_back()?.connection;
-            if connection.is_quiet() {
+            if connection.is_still_idle() {
                 return Some(connection);
             }
         }
     }
 
-    /// Keeps a connection for later, if it can have a later.
-    pub(super) fn put(&self, mut connection: Connection, now: Moment) {
+    /// Adds a connection if it is reusable. Closes the least recently used one if the pool is full.
+    pub(super) fn put(&self, mut connection: Connection, now: Instant) {
         if !connection.is_reusable() {
             return;
         }
-        connection.rest();
-        let idle = Idle {
+        connection.mark_pooled();
+        let idle_connection = IdleConnection {
             connection,
             since: now,
         };
-        let mut pool = self.idle.lock();
-        pool.push_back(idle);
-        let oldest = (pool.len() > self.most).then(|| pool.pop_front());
-        drop(pool);
-        drop(oldest);
+        let mut idle = self.idle.lock();
+        idle.push_back(idle_connection);
+        let evicted = (idle.len() > self.max_idle).then(|| idle.pop_front());
+        drop(idle);
+        drop(evicted);
     }
 
-    /// Closes what has been idle for too long, or was closed by the replica.
-    pub(super) fn tidy(&self, now: Moment) {
+    /// Closes the connections that have been idle for too long or that the endpoint has closed.
+    pub(super) fn close_expired(&self, now: Instant) {
         let mut closed = Vec::new();
-        let mut pool = self.idle.lock();
-        for _ in 0..pool.len() {
-            let mut idle = pool.pop_front().expect("it was counted");
-            let is_young = now.since(idle.since) < IDLE;
-            if is_young && idle.connection.is_quiet() {
-                pool.push_back(idle);
+        let mut idle = self.idle.lock();
+        for _ in 0..idle.len() {
+            let mut candidate = idle.pop_front().expect("the loop runs once per connection");
+            let is_expired = now.since(candidate.since) >= IDLE_TIMEOUT;
+            if !is_expired && candidate.connection.is_still_idle() {
+                idle.push_back(candidate);
             } else {
-                closed.push(idle);
+                closed.push(candidate);
             }
         }
-        drop(pool);
-        // Closing takes system calls, for which nobody should wait.
+        drop(idle);
+        // Closing takes system calls: the lock is released first.
         drop(closed);
     }
 }
 
-impl std::fmt::Debug for Pool {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for ConnectionPool {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let idle = self.idle.lock().len();
         formatter
-            .debug_struct("Pool")
+            .debug_struct("ConnectionPool")
             .field("idle", &idle)
             .finish_non_exhaustive()
     }

@@ -1,14 +1,14 @@
--- Begins a session. KEYS: session, the user's sessions. ARGV: id, user, lifetime (ms), most sessions of one
--- user, channel, refresh token's SHA-256, address, user agent, an announcement's head.
+-- Creates a session. KEYS: session, index. ARGV: id, user, lifetime (ms), maximum of sessions per user,
+-- invalidation channel, SHA-256 of the refresh token, address, user agent, header of an invalidation.
 local at = now()
-local ends = at + ARGV[3]
+local expires_at = at + ARGV[3]
 redis.call('HSET', KEYS[1], 'user', ARGV[2], 'created', at, 'used', at, 'refresh', ARGV[6],
     'address', ARGV[7], 'agent', ARGV[8])
-redis.call('PEXPIREAT', KEYS[1], ends)
+redis.call('PEXPIREAT', KEYS[1], expires_at)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', at)
-note(KEYS[2], ARGV[1], ends)
+add_to_index(KEYS[2], ARGV[1], expires_at)
 
--- Without a bound one script could hold Redis up for long. The sessions that would end first go.
+-- The maximum bounds the time for which a script blocks Redis. The sessions that would expire first are ended.
 local surplus = redis.call('ZCARD', KEYS[2]) - ARGV[4]
 if surplus > 0 then
     for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, surplus - 1)) do

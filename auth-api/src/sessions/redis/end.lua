@@ -1,10 +1,10 @@
--- Ends a session of a user and tells every replica. KEYS: session, the user's sessions. ARGV: id, user, channel,
--- the announcement's head. Answers how many ended.
+-- Ends a session of a user and publishes an invalidation. KEYS: session, index. ARGV: id, user, invalidation
+-- channel, header of the invalidation. Returns the number of ended sessions.
 local ended = 0
 if redis.call('HGET', KEYS[1], 'user') == ARGV[2] then
     ended = redis.call('DEL', KEYS[1])
     redis.call('ZREM', KEYS[2], ARGV[1])
 end
--- Also of one that had ended: whoever ended it may still wait for replicas to hear.
+-- Also for a session that had ended before: its invalidation may not be acknowledged yet.
 redis.call('PUBLISH', ARGV[3], ARGV[4] .. ' ' .. ARGV[1])
 return ended

@@ -1,5 +1,5 @@
--- Ends every session of a user but one and tells every replica. KEYS: the user's sessions. ARGV: the id to
--- keep or nothing, user, channel, the announcement's head. Answers how many ended.
+-- Ends every session of a user except one and publishes an invalidation. KEYS: index. ARGV: id to keep or an
+-- empty string, user, invalidation channel, header of the invalidation. Returns the number of ended sessions.
 local ended = 0
 for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
     if id ~= ARGV[1] then
@@ -7,6 +7,6 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
         redis.call('ZREM', KEYS[1], id)
     end
 end
--- Also where none was left: whoever ended them may still wait for replicas to hear.
+-- Also if none was left: the invalidation of those that had ended before may not be acknowledged yet.
 redis.call('PUBLISH', ARGV[3], ARGV[4] .. ' user:' .. ARGV[2])
 return ended

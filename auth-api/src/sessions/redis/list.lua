@@ -1,4 +1,4 @@
--- Every live session of a user. KEYS: the user's sessions.
+-- Returns the active sessions of a user. KEYS: index.
 local sessions = {}
 for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
     local session = redis.call('HMGET', 'session:' .. id, 'created', 'used', 'address', 'agent')

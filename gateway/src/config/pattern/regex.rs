@@ -1,34 +1,38 @@
-//! What can be told of a regular expression over paths before one is met.
+//! Static analysis of the regular expressions of patterns: encoding of their literals, and the common
+//! prefix of the paths that they match.
 
 use regex_syntax::ast::parse::Parser;
 use regex_syntax::ast::{
     AssertionKind, Ast, ClassSetItem, GroupKind, Literal, RepetitionKind, Span, Visitor, visit,
 };
 
-use super::{encode, must_be_seen};
+use crate::config::pattern::normalised::{encode, require_normalised};
 
-/// A regular expression that is written for the paths that the gateway sees.
+/// Regular expression for normalised paths.
 #[derive(Debug)]
 pub(super) struct PathRegex {
     pub(super) text: String,
-    /// What every path that it matches begins with.
+    /// Common prefix of all paths that it matches.
     pub(super) prefix: String,
-    pub(super) reach: Reach,
+    pub(super) coverage: PrefixCoverage,
 }
 
-/// What a regular expression matches of the paths that begin with its prefix.
+/// Share of the paths with the prefix of a regular expression that it matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reach {
-    Everything,
-    /// So far as can be told.
-    Part,
+pub(super) enum PrefixCoverage {
+    /// All of them.
+    Complete,
+    /// Some of them, or unknown.
+    Partial,
 }
 
 impl PathRegex {
+    /// Analyses a regular expression.
+    ///
     /// # Errors
-    /// Why it is none, or can match nothing.
+    /// Returns an error, for the operator, if it is malformed or can match no path.
     pub(super) fn new(text: &str) -> Result<Self, String> {
-        let text = with_encoded_letters(text)?;
+        let text = encode_literals(text)?;
         let ast = parse(&text)?;
         let parts = match &ast {
             Ast::Concat(concat) => &concat.asts[..],
@@ -39,17 +43,19 @@ impl PathRegex {
             .iter()
             .take_while(|part| push_literals(&mut prefix, part))
             .count();
-        must_be_seen(&could_go_on(&prefix))?;
+        require_normalised(&example_path(&prefix))?;
         let rest = &parts[count..];
-        let is_open = rest.iter().all(|part| is_anything(part) || is_end(part))
-            && rest.first().is_none_or(is_anything);
+        let matches_any_rest = rest
+            .iter()
+            .all(|part| is_match_all(part) || is_end_anchor(part))
+            && rest.first().is_none_or(is_match_all);
         Ok(Self {
             text,
             prefix,
-            reach: if is_open {
-                Reach::Everything
+            coverage: if matches_any_rest {
+                PrefixCoverage::Complete
             } else {
-                Reach::Part
+                PrefixCoverage::Partial
             },
         })
     }
@@ -61,30 +67,34 @@ fn parse(text: &str) -> Result<Ast, String> {
         .map_err(|error| format!("does not compile: {}", error.kind()))
 }
 
-/// The same in which letters stand as a path has them: `/für` is `/f%C3%BCr` there.
-fn with_encoded_letters(text: &str) -> Result<String, String> {
+/// Percent-encodes the literals of a regular expression as in a normalised path: `/für` becomes
+/// `/f(?:%C3%BC)r`.
+fn encode_literals(text: &str) -> Result<String, String> {
     let ast = parse(text)?;
-    let letters = visit(&ast, Letters::default()).map_err(|letter| {
-        let encoded = encode(letter);
-        format!("has `{letter}` in […], and in a path that is several characters, `{encoded}`")
+    let literals = visit(&ast, UnencodedLiterals::default()).map_err(|character| {
+        let encoded = encode(character);
+        format!(
+            "has `{character}` in […], but a path contains it as several characters, `{encoded}`"
+        )
     })?;
-    let (mut done, mut end) = (String::new(), 0);
-    for (span, letter) in letters {
-        done.push_str(&text[end..span.start.offset]);
-        done.push_str("(?:");
-        done.push_str(&encode(letter));
-        done.push(')');
+    let (mut result, mut end) = (String::new(), 0);
+    for (span, character) in literals {
+        result.push_str(&text[end..span.start.offset]);
+        result.push_str("(?:");
+        result.push_str(&encode(character));
+        result.push(')');
         end = span.end.offset;
     }
-    done.push_str(&text[end..]);
-    Ok(done)
+    result.push_str(&text[end..]);
+    Ok(result)
 }
 
-/// Finds the letters that are encoded in a path; those in a class cannot be.
+/// Visitor that collects the literals which are percent-encoded in a path. Fails with such a literal in
+/// a character class, since a class matches a single character.
 #[derive(Debug, Default)]
-struct Letters(Vec<(Span, char)>);
+struct UnencodedLiterals(Vec<(Span, char)>);
 
-impl Visitor for Letters {
+impl Visitor for UnencodedLiterals {
     type Output = Vec<(Span, char)>;
     type Err = char;
 
@@ -102,7 +112,7 @@ impl Visitor for Letters {
     }
 
     fn visit_class_set_item_pre(&mut self, item: &ClassSetItem) -> Result<(), char> {
-        let must_be_ascii = |literal: &Literal| {
+        let require_ascii = |literal: &Literal| {
             if literal.c.is_ascii() {
                 Ok(())
             } else {
@@ -110,16 +120,16 @@ impl Visitor for Letters {
             }
         };
         match item {
-            ClassSetItem::Literal(literal) => must_be_ascii(literal),
+            ClassSetItem::Literal(literal) => require_ascii(literal),
             ClassSetItem::Range(range) => {
-                must_be_ascii(&range.start).and_then(|()| must_be_ascii(&range.end))
+                require_ascii(&range.start).and_then(|()| require_ascii(&range.end))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Adds the text that a part begins with, and says whether it is all of the part.
+/// Appends the literals that a part begins with. Returns true if they are the whole part.
 fn push_literals(prefix: &mut String, part: &Ast) -> bool {
     match part {
         Ast::Empty(_) => true,
@@ -133,7 +143,7 @@ fn push_literals(prefix: &mut String, part: &Ast) -> bool {
         ),
         Ast::Concat(concat) => concat.asts.iter().all(|part| push_literals(prefix, part)),
         Ast::Group(group) => match &group.kind {
-            // Its flags may change what a letter matches.
+            // Flags may change the meaning of literals, as in `(?i)`.
             GroupKind::NonCapturing(flags) if !flags.items.is_empty() => false,
             _ => push_literals(prefix, &group.ast),
         },
@@ -141,7 +151,8 @@ fn push_literals(prefix: &mut String, part: &Ast) -> bool {
     }
 }
 
-fn is_anything(part: &Ast) -> bool {
+/// Returns true for `.*`.
+fn is_match_all(part: &Ast) -> bool {
     match part {
         Ast::Repetition(repetition) => {
             repetition.op.kind == RepetitionKind::ZeroOrMore
@@ -151,7 +162,7 @@ fn is_anything(part: &Ast) -> bool {
     }
 }
 
-fn is_end(part: &Ast) -> bool {
+fn is_end_anchor(part: &Ast) -> bool {
     match part {
         Ast::Assertion(assertion) => matches!(
             assertion.kind,
@@ -161,10 +172,11 @@ fn is_end(part: &Ast) -> bool {
     }
 }
 
-/// A path that begins with a prefix, which may end within an encoding or a segment.
-fn could_go_on(prefix: &str) -> String {
-    let encoding = prefix.rfind('%').filter(|start| prefix.len() - start < 3);
-    let whole = &prefix[..encoding.unwrap_or(prefix.len())];
-    let root = if whole.is_empty() { "/" } else { "" };
-    format!("{root}{whole}x")
+/// Returns a path with a prefix. The prefix may be empty, or end within a percent-encoding, which is
+/// removed.
+fn example_path(prefix: &str) -> String {
+    let truncated_encoding = prefix.rfind('%').filter(|start| prefix.len() - start < 3);
+    let prefix = &prefix[..truncated_encoding.unwrap_or(prefix.len())];
+    let root = if prefix.is_empty() { "/" } else { "" };
+    format!("{root}{prefix}x")
 }

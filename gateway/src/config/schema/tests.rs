@@ -1,4 +1,4 @@
-//! That an editor with the schema and `gateway check` are of one mind.
+//! Agreement between the JSON Schema and the parser.
 
 use regex_automata::meta::Regex;
 use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
@@ -7,53 +7,52 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::{Config, Environment};
 
-fn check(yaml: &str) -> Result<Config, String> {
+fn parse(yaml: &str) -> Result<Config, String> {
     let environment = Environment::for_tests().with(&[
         ("NUMBER", "5"),
         ("WORD", "random"),
         ("SERVERS", "http://a,http://b"),
     ]);
-    Config::parse("gateway.yml".as_ref(), yaml, &environment)
-        .map_err(|mistakes| mistakes.to_string())
+    Config::parse("gateway.yml".as_ref(), yaml, &environment).map_err(|errors| errors.to_string())
 }
 
 fn schema() -> Value {
     serde_json::from_str(SCHEMA).unwrap()
 }
 
-fn fits(yaml: &str) -> bool {
+fn matches_schema(yaml: &str) -> bool {
     let documents = MarkedYaml::load_from_str(yaml).unwrap();
-    is_valid(&json_of(&documents[0]), &schema())
+    is_valid(&to_json(&documents[0]), &schema())
 }
 
-fn json_of(node: &MarkedYaml<'_>) -> Value {
+fn to_json(node: &MarkedYaml<'_>) -> Value {
     match &node.data {
         YamlData::Value(Scalar::Boolean(value)) => json!(value),
         YamlData::Value(Scalar::Integer(value)) => json!(value),
         YamlData::Value(Scalar::FloatingPoint(value)) => json!(value.into_inner()),
         YamlData::Value(Scalar::String(value)) => json!(value),
-        YamlData::Sequence(nodes) => nodes.iter().map(json_of).collect(),
+        YamlData::Sequence(nodes) => nodes.iter().map(to_json).collect(),
         YamlData::Mapping(entries) => entries
             .iter()
-            .map(|(key, node)| (json_of(key).as_str().unwrap().to_owned(), json_of(node)))
+            .map(|(key, node)| (to_json(key).as_str().unwrap().to_owned(), to_json(node)))
             .collect(),
         _ => Value::Null,
     }
 }
 
-/// As much of JSON Schema as ours uses.
+/// Validates a value. Supports the keywords of JSON Schema that the schema uses.
 fn is_valid(value: &Value, schema: &Value) -> bool {
     let number = |rule: &Value| rule.as_f64().unwrap();
     let all = |rules: &Value| rules.as_array().unwrap().clone();
-    let holds = |keyword: &str, rule: &Value| match keyword {
+    let is_satisfied = |keyword: &str, rule: &Value| match keyword {
         "$ref" => is_valid(
             value,
             self::schema()
                 .pointer(&rule.as_str().unwrap()[1..])
                 .unwrap(),
         ),
-        "type" if rule.is_array() => all(rule).iter().any(|rule| is_of(value, rule)),
-        "type" => is_of(value, rule),
+        "type" if rule.is_array() => all(rule).iter().any(|rule| has_type(value, rule)),
+        "type" => has_type(value, rule),
         "enum" => all(rule).contains(value),
         "anyOf" => all(rule).iter().any(|schema| is_valid(value, schema)),
         "minimum" => value.as_f64().is_none_or(|value| value >= number(rule)),
@@ -75,9 +74,9 @@ fn is_valid(value: &Value, schema: &Value) -> bool {
             .all(|key| value.get(key.as_str().unwrap()).is_some()),
         "additionalProperties" => value.as_object().is_none_or(|entries| {
             let known = &schema["properties"];
-            let own = schema["patternProperties"].as_object().unwrap();
+            let patterns = schema["patternProperties"].as_object().unwrap();
             entries.keys().all(|key| {
-                known.get(key).is_some() || own.keys().any(|pattern| is_match(pattern, key))
+                known.get(key).is_some() || patterns.keys().any(|pattern| is_match(pattern, key))
             })
         }),
         "properties" => value.as_object().is_none_or(|entries| {
@@ -91,16 +90,16 @@ fn is_valid(value: &Value, schema: &Value) -> bool {
             .values()
             .all(|rule| *rule == json!({})),
         "$schema" | "$defs" | "title" | "description" | "default" | "deprecated" => true,
-        unknown => panic!("what is {unknown}?"),
+        unknown => panic!("unsupported keyword: {unknown}"),
     };
     schema
         .as_object()
         .unwrap()
         .iter()
-        .all(|(keyword, rule)| holds(keyword, rule))
+        .all(|(keyword, rule)| is_satisfied(keyword, rule))
 }
 
-fn is_of(value: &Value, kind: &Value) -> bool {
+fn has_type(value: &Value, kind: &Value) -> bool {
     match kind.as_str().unwrap() {
         "object" => value.is_object(),
         "array" => value.is_array(),
@@ -108,7 +107,7 @@ fn is_of(value: &Value, kind: &Value) -> bool {
         "null" => value.is_null(),
         "number" => value.is_number(),
         "integer" => value.as_f64().is_some_and(|value| value.fract() == 0.0),
-        unknown => panic!("what is {unknown}?"),
+        unknown => panic!("unsupported type: {unknown}"),
     }
 }
 
@@ -117,8 +116,8 @@ fn is_match(pattern: &str, text: &str) -> bool {
 }
 
 #[test]
-fn what_is_good_fits_the_schema() {
-    for good in [
+fn a_valid_configuration_matches_the_schema() {
+    for valid in [
         include_str!("../../../../gateway.yml"),
         "premier:",
         "premier: {keyspace: 5}",
@@ -135,14 +134,14 @@ fn what_is_good_fits_the_schema() {
         "premier: {default_features: {retry: {wait: [1, '${NUMBER}']}, timeout: {<<: {seconds: 5}}}}",
         "x-own: 5\npremier: {paths: [{pattern: '^/x', x-own: [5]}, {pattern: '${NONE:-/x}'}, {<<: {pattern: '[/]y'}}]}",
     ] {
-        assert_eq!(check(good).map(drop), Ok(()), "{good}");
-        assert!(fits(good), "{good}");
+        assert_eq!(parse(valid).map(drop), Ok(()), "{valid}");
+        assert!(matches_schema(valid), "{valid}");
     }
 }
 
 #[test]
-fn what_is_wrong_does_not_fit_the_schema() {
-    for bad in [
+fn an_invalid_configuration_does_not_match_the_schema() {
+    for invalid in [
         "{}",
         "premier: {keyspace: 1.5}",
         "premier: {listen: {https: }}",
@@ -173,15 +172,15 @@ fn what_is_wrong_does_not_fit_the_schema() {
         "premier: {default_features: {retry: {wait: []}}}",
         "premier: {default_features: {circuit_breaker: {failure_threshold: 0}}}",
     ] {
-        assert!(check(bad).is_err(), "{bad}");
-        assert!(!fits(bad), "{bad}");
+        assert!(parse(invalid).is_err(), "{invalid}");
+        assert!(!matches_schema(invalid), "{invalid}");
     }
 }
 
 #[test]
-fn the_schema_knows_every_key() {
+fn the_schema_has_the_same_keys_as_the_parser() {
     let schema = schema();
-    // The reader says which keys it knows when it meets one that it does not.
+    // The hint about an unknown key lists all known ones.
     let sections = [
         ("premier: {zzz: 1}", "/properties/premier"),
         (
@@ -231,19 +230,19 @@ fn the_schema_knows_every_key() {
         ),
     ];
     for (yaml, pointer) in sections {
-        let told = check(yaml).unwrap_err();
-        let line = told
+        let errors = parse(yaml).unwrap_err();
+        let hint = errors
             .lines()
             .skip_while(|line| !line.contains("zzz: unknown key"))
             .nth(1)
             .unwrap();
-        let mut known: Vec<_> = line.split("one of: ").nth(1).unwrap().split(", ").collect();
+        let mut known: Vec<_> = hint.split("one of: ").nth(1).unwrap().split(", ").collect();
         let properties = schema.pointer(pointer).unwrap()["properties"]
             .as_object()
             .unwrap();
-        let mut described: Vec<_> = properties.keys().map(String::as_str).collect();
+        let mut in_schema: Vec<_> = properties.keys().map(String::as_str).collect();
         known.sort_unstable();
-        described.sort_unstable();
-        assert_eq!(known, described, "{pointer}");
+        in_schema.sort_unstable();
+        assert_eq!(known, in_schema, "{pointer}");
     }
 }

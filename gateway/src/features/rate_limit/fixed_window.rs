@@ -1,31 +1,33 @@
-//! The window opens with the first request and lasts `duration`; `quota` requests pass.
+//! Fixed window counter: a window opens with its first request and lasts one `duration`; `quota`
+//! requests pass in it.
 //!
-//! `mark` is when the window ends, the first count is what has passed in it.
+//! [`QuotaState::time`] is the end of the window in nanoseconds, the first counter is the number of
+//! requests that passed in it.
 
 use std::time::Duration;
 
-use super::{Allowance, Outcome, State};
-use crate::moment::Moment;
+use crate::features::rate_limit::algorithm::{AlgorithmDecision, QuotaPolicy, QuotaState};
+use crate::runtime::clock::Instant;
 
-pub(super) fn take(state: &mut State, allowance: Allowance, now: Moment) -> Outcome {
-    if state.mark <= now.0 {
-        *state = State {
-            mark: now.0.saturating_add(allowance.duration),
-            ..State::default()
+pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) -> AlgorithmDecision {
+    if state.time <= now.0 {
+        *state = QuotaState {
+            time: now.0.saturating_add(policy.window_ns),
+            ..QuotaState::default()
         };
     }
-    let end = Moment(state.mark);
-    let passed = &mut state.counts[0];
-    if *passed >= allowance.quota {
-        return Outcome::Refused {
-            retry_after: end.since(now),
+    let window_end = Instant(state.time);
+    let passed = &mut state.counters[0];
+    if *passed >= policy.quota {
+        return AlgorithmDecision::Rejected {
+            retry_after: window_end.since(now),
         };
     }
     *passed += 1;
-    Outcome::Passed {
-        remaining: allowance.quota - *passed,
-        reset: end.since(now),
+    AlgorithmDecision::Passed {
+        remaining: policy.quota - *passed,
+        reset: window_end.since(now),
         delay: Duration::ZERO,
-        forget: end,
+        expiry: window_end,
     }
 }

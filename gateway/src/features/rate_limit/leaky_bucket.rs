@@ -1,27 +1,29 @@
-//! A queue that drains evenly, `quota` requests in each `duration`: a request is held back until
-//! its place drains, and refused where `bucket_size` places are taken.
+//! Leaky bucket as a queue (traffic shaping): requests leave at the constant rate of `quota` per
+//! `duration`. A request is delayed until it leaves, and rejected if `bucket_size` requests are queued.
 //!
-//! `mark` is when the last place drains.
+//! [`QuotaState::time`] is the nanosecond in which the queue will be empty.
 
 use std::time::Duration;
 
-use super::{Allowance, Outcome, State, token_bucket};
-use crate::moment::Moment;
+use crate::features::rate_limit::algorithm::{AlgorithmDecision, QuotaPolicy, QuotaState};
+use crate::features::rate_limit::token_bucket;
+use crate::runtime::clock::Instant;
 
-pub(super) fn take(state: &mut State, allowance: Allowance, now: Moment) -> Outcome {
-    let turn = Moment(state.mark.max(now.0));
-    // What may wait here is what may burst there: only when it goes on is another matter.
-    match token_bucket::take(state, allowance, now) {
-        Outcome::Passed {
+pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) -> AlgorithmDecision {
+    let departure = Instant(state.time.max(now.0));
+    // A queue of `bucket_size` admits the same requests as a token bucket of that size; they are
+    // delayed instead of sent as a burst.
+    match token_bucket::take(state, policy, now) {
+        AlgorithmDecision::Passed {
             remaining,
             reset,
-            forget,
+            expiry,
             delay: Duration::ZERO,
-        } => Outcome::Passed {
+        } => AlgorithmDecision::Passed {
             remaining,
             reset,
-            forget,
-            delay: turn.since(now),
+            expiry,
+            delay: departure.since(now),
         },
         other => other,
     }

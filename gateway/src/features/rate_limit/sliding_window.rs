@@ -1,60 +1,66 @@
-//! In no span of `duration`, wherever it begins, pass more than `quota` requests.
+//! Sliding window counter: at most `quota` requests pass in any span of `duration`.
 //!
-//! `duration` is cut into slots, a ring of counts: the current one and as many as a span can
-//! touch. The oldest counts whole although the span may have left it in part, so a request comes
-//! back into the quota up to one slot (an eleventh of `duration`) late, and never early.
-//! `mark` is the number of the current slot.
+//! `duration` is divided into slots, and a ring of counters holds the current slot and as many earlier
+//! ones as a span can overlap. The oldest slot counts in full although the span may overlap it in part:
+//! quota becomes available up to one slot (an eleventh of `duration`) late, and never early.
+//!
+//! [`QuotaState::time`] is the number of the current slot since the start of the process.
 
 use std::time::Duration;
 
-use super::{Allowance, COUNTS, Outcome, State};
-use crate::moment::Moment;
+use crate::features::rate_limit::algorithm::{
+    AlgorithmDecision, COUNTERS_PER_STATE, QuotaPolicy, QuotaState,
+};
+use crate::runtime::clock::Instant;
 
-const SLOTS: u64 = COUNTS as u64;
+/// Slots in the ring.
+const SLOTS: u64 = COUNTERS_PER_STATE as u64;
 
-pub(super) fn take(state: &mut State, allowance: Allowance, now: Moment) -> Outcome {
-    let length = allowance.duration.div_ceil(SLOTS - 1).max(1);
-    let current = now.0 / length;
-    forget_left_slots(state, current);
-    let passed: u32 = state.counts.iter().sum();
-    // When a slot is no part of any span that ends now or later.
-    let leaves = |slot: u64| Moment((slot + SLOTS).saturating_mul(length));
-    if passed >= allowance.quota {
-        let first = first_counted(state, current, passed - allowance.quota + 1);
-        return Outcome::Refused {
-            retry_after: leaves(first).since(now),
+pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) -> AlgorithmDecision {
+    let slot_ns = policy.window_ns.div_ceil(SLOTS - 1).max(1);
+    let current = now.0 / slot_ns;
+    advance(state, current);
+    let passed: u32 = state.counters.iter().sum();
+    // First instant at which no span that ends then or later overlaps the slot.
+    let slot_expiry = |slot: u64| Instant((slot + SLOTS).saturating_mul(slot_ns));
+    if passed >= policy.quota {
+        let slot = oldest_slot_that_frees(state, current, passed - policy.quota + 1);
+        return AlgorithmDecision::Rejected {
+            retry_after: slot_expiry(slot).since(now),
         };
     }
-    state.counts[index(current)] += 1;
-    Outcome::Passed {
-        remaining: allowance.quota - passed - 1,
-        reset: leaves(current).since(now),
+    state.counters[index(current)] += 1;
+    AlgorithmDecision::Passed {
+        remaining: policy.quota - passed - 1,
+        reset: slot_expiry(current).since(now),
         delay: Duration::ZERO,
-        forget: leaves(current),
+        expiry: slot_expiry(current),
     }
 }
 
 fn index(slot: u64) -> usize {
-    usize::try_from(slot % SLOTS).expect("less than the number of slots")
+    usize::try_from(slot % SLOTS).expect("the remainder is less than SLOTS")
 }
 
-fn forget_left_slots(state: &mut State, current: u64) {
-    let left = current.saturating_sub(state.mark).min(SLOTS);
-    for step in 1..=left {
-        state.counts[index(state.mark + step)] = 0;
+/// Moves the ring to the current slot and clears the counters of expired slots.
+fn advance(state: &mut QuotaState, current: u64) {
+    let expired = current.saturating_sub(state.time).min(SLOTS);
+    for step in 1..=expired {
+        state.counters[index(state.time + step)] = 0;
     }
-    if left == SLOTS {
-        state.counts = [0; COUNTS];
+    if expired == SLOTS {
+        state.counters = [0; COUNTERS_PER_STATE];
     }
-    state.mark = current.max(state.mark);
+    state.time = current.max(state.time);
 }
 
-/// The slot with whose leaving so many requests have left.
-fn first_counted(state: &State, current: u64, wanted: u32) -> u64 {
-    let mut left = 0;
+/// Returns the oldest slot whose expiry, with that of the slots before it, frees at least `wanted`
+/// requests.
+fn oldest_slot_that_frees(state: &QuotaState, current: u64, wanted: u32) -> u64 {
+    let mut freed = 0;
     for slot in current.saturating_sub(SLOTS - 1)..current {
-        left += state.counts[index(slot)];
-        if left >= wanted {
+        freed += state.counters[index(slot)];
+        if freed >= wanted {
             return slot;
         }
     }

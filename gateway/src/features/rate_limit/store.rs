@@ -1,50 +1,51 @@
-//! Where quotas are counted: a table that never grows.
+//! Quota store: a set-associative hash table of fixed size for the states of all quotas.
 //!
-//! It has places for 262,144 counts, in buckets of 16 under a lock each. With 100,000 counts in
-//! use a bucket is full with a probability of 10⁻⁴ (Poisson, mean 6.1); what finds its bucket
-//! full is counted by [`super::overflow`]. Two counts are taken for one with the probability of
-//! two equal 64-bit hashes, keyed so that nobody can choose them. Memory is taken bucket by
-//! bucket as it is needed, 18 MiB when all are.
+//! It has 262,144 slots, in buckets of 16, each under a lock. With 100,000 states in use a bucket is full
+//! with a probability of 6·10⁻⁴ (Poisson, mean 6.1); a key whose bucket is full is counted by the
+//! [count-min sketch](super::count_min_sketch). Invariant: a slot is reused only after its state has
+//! expired, so that no quota is exceeded. It is broken for two keys whose 64-bit hashes are equal:
+//! they share one state. The hash is keyed, so that a client cannot choose such keys.
+//!
+//! A bucket's memory is allocated when it is first used: about 20 MiB for all.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 
 use parking_lot::Mutex;
 
-use super::{Outcome, State};
-use crate::moment::Moment;
+use crate::features::rate_limit::algorithm::{AlgorithmDecision, QuotaState};
+use crate::runtime::clock::Instant;
 
 const BUCKETS: usize = 1 << 14;
-const PLACES: usize = 16;
+const SLOTS_PER_BUCKET: usize = 16;
 
-/// The quotas of all rules.
+/// States of all quotas.
 pub(crate) struct QuotaStore {
     hasher: RandomState,
-    /// Each once it was needed.
     buckets: Box<[Mutex<Option<Box<Bucket>>>]>,
 }
 
-/// The fingerprints lie together, since they are all that most look-ups see.
+/// Slots, apart from their fingerprints: most look-ups read nothing but these.
 #[derive(Debug, Default)]
 struct Bucket {
-    fingerprints: [u64; PLACES],
-    /// No place is free before that: a full bucket is known to be one without looking at its places.
-    full_until: Moment,
-    places: [Place; PLACES],
+    /// Hash of the key in each slot.
+    fingerprints: [u64; SLOTS_PER_BUCKET],
+    /// Earliest expiry in a full bucket: until then the slots need not be searched for a free one.
+    full_until: Instant,
+    slots: [Slot; SLOTS_PER_BUCKET],
 }
 
-/// A cache line.
+/// State and its expiry, in one cache line.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Place {
-    state: State,
-    /// When it is free again.
-    forget: Moment,
+struct Slot {
+    state: QuotaState,
+    expiry: Instant,
 }
 
-/// Every place is taken by a count that still matters.
+/// Error: every slot of a key's bucket holds a state that has not expired.
 #[derive(Debug)]
-pub(super) struct Full;
+pub(super) struct BucketFull;
 
 impl QuotaStore {
     pub(crate) fn new() -> Self {
@@ -54,7 +55,7 @@ impl QuotaStore {
         }
     }
 
-    /// The hashing that keys are made with: its own in each process.
+    /// Returns the hasher of the keys, with random keys of this process.
     pub(super) fn hasher(&self) -> &RandomState {
         &self.hasher
     }
@@ -63,65 +64,65 @@ impl QuotaStore {
         self.hasher.hash_one(value)
     }
 
-    /// Decides about a request by the state that is kept under `key`, with nobody in between.
+    /// Decides about a request by the state of `key`, atomically.
     ///
     /// # Errors
-    /// When there is no place for a new state.
+    /// Returns an error if there is no slot for a new key.
     pub(super) fn update(
         &self,
         key: u64,
-        now: Moment,
-        decide: impl FnOnce(&mut State) -> Outcome,
-    ) -> Result<Outcome, Full> {
-        let index = usize::try_from(key % BUCKETS as u64).expect("less than the buckets");
+        now: Instant,
+        decide: impl FnOnce(&mut QuotaState) -> AlgorithmDecision,
+    ) -> Result<AlgorithmDecision, BucketFull> {
+        let index = usize::try_from(key % BUCKETS as u64).expect("it is less than BUCKETS");
         let mut bucket = self.buckets[index].lock();
         let bucket = bucket.get_or_insert_default();
-        let place = match bucket.own_place(key, now) {
-            Some(place) => place,
-            None => bucket.free_place(key, now)?,
+        let slot = match bucket.find(key, now) {
+            Some(slot) => slot,
+            None => bucket.allocate(key, now)?,
         };
-        let place = &mut bucket.places[place];
-        let outcome = decide(&mut place.state);
-        if let Outcome::Passed { forget, .. } = outcome {
-            place.forget = forget;
+        let slot = &mut bucket.slots[slot];
+        let decision = decide(&mut slot.state);
+        if let AlgorithmDecision::Passed { expiry, .. } = decision {
+            slot.expiry = expiry;
         }
-        Ok(outcome)
+        Ok(decision)
     }
 }
 
 impl Bucket {
-    /// The place that a key has, emptied where what is in it is worth nothing any more.
-    fn own_place(&mut self, key: u64, now: Moment) -> Option<usize> {
-        let place = search(key).find(|place| self.fingerprints[*place] == key)?;
-        if self.places[place].forget <= now {
-            self.places[place].state = State::default();
+    /// Returns the slot of a key. An expired state is reset.
+    fn find(&mut self, key: u64, now: Instant) -> Option<usize> {
+        let slot = probe_sequence(key).find(|slot| self.fingerprints[*slot] == key)?;
+        if self.slots[slot].expiry <= now {
+            self.slots[slot].state = QuotaState::default();
         }
-        Some(place)
+        Some(slot)
     }
 
-    /// A place that nobody needs any more, emptied for a key.
-    fn free_place(&mut self, key: u64, now: Moment) -> Result<usize, Full> {
+    /// Assigns an expired slot to a key, and resets its state.
+    fn allocate(&mut self, key: u64, now: Instant) -> Result<usize, BucketFull> {
         if now < self.full_until {
-            return Err(Full);
+            return Err(BucketFull);
         }
-        let free = search(key).find(|place| self.places[*place].forget <= now);
-        let Some(place) = free else {
-            let first = self.places.iter().map(|place| place.forget).min();
-            self.full_until = first.expect("a bucket has places");
-            return Err(Full);
+        let expired = probe_sequence(key).find(|slot| self.slots[*slot].expiry <= now);
+        let Some(slot) = expired else {
+            let earliest = self.slots.iter().map(|slot| slot.expiry).min();
+            self.full_until = earliest.expect("a bucket has slots");
+            return Err(BucketFull);
         };
-        self.fingerprints[place] = key;
-        self.places[place].state = State::default();
-        Ok(place)
+        self.fingerprints[slot] = key;
+        self.slots[slot].state = QuotaState::default();
+        Ok(slot)
     }
 }
 
-/// All places, in a key's own order. Most keys have the first one: what is kept there comes from memory
-/// while the fingerprint is still on its way.
-fn search(key: u64) -> impl Iterator<Item = usize> {
-    let first =
-        usize::try_from(key / BUCKETS as u64 % PLACES as u64).expect("less than the places");
-    (0..PLACES).map(move |offset| (first + offset) % PLACES)
+/// Returns all slots in the order in which a key is looked for. Most keys are in their first slot: the
+/// processor can fetch its state together with the fingerprint.
+fn probe_sequence(key: u64) -> impl Iterator<Item = usize> {
+    let first = usize::try_from(key / BUCKETS as u64 % SLOTS_PER_BUCKET as u64)
+        .expect("it is less than SLOTS_PER_BUCKET");
+    (0..SLOTS_PER_BUCKET).map(move |offset| (first + offset) % SLOTS_PER_BUCKET)
 }
 
 impl fmt::Debug for QuotaStore {

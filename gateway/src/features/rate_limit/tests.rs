@@ -1,4 +1,4 @@
-//! Each algorithm against a plain model of it.
+//! Each algorithm against a simple model of it, and the quota as a whole.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,29 +8,22 @@ use http::HeaderMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::features::rate_limit::algorithm::COUNTERS_PER_STATE;
 
 const SECOND: u64 = 1_000_000_000;
 
-fn allowance(quota: u32, duration: u64, bucket: u32) -> Allowance {
-    Allowance {
-        quota,
-        duration,
-        bucket,
-    }
-}
+type Take = fn(&mut QuotaState, QuotaPolicy, Instant) -> AlgorithmDecision;
 
-type Take = fn(&mut State, Allowance, Moment) -> Outcome;
-
-/// The moments at which requests passed, of those that were made.
-fn passed(take: Take, allowance: Allowance, requests: &[u64]) -> Vec<u64> {
-    let mut state = State::default();
+/// Returns those of the instants `requests` at which a request passes.
+fn passed(take: Take, policy: QuotaPolicy, requests: &[u64]) -> Vec<u64> {
+    let mut state = QuotaState::default();
     let passes = |at: &&u64| {
         let before = state;
-        match take(&mut state, allowance, Moment(**at)) {
-            Outcome::Passed { .. } => true,
-            Outcome::Refused { .. } => {
-                // A window may have been opened, but nothing is used up.
-                assert!(state.counts.iter().sum::<u32>() <= before.counts.iter().sum());
+        match take(&mut state, policy, Instant(**at)) {
+            AlgorithmDecision::Passed { .. } => true,
+            AlgorithmDecision::Rejected { .. } => {
+                // A window may have been opened, but no quota is used.
+                assert!(state.counters.iter().sum::<u32>() <= before.counters.iter().sum());
                 false
             }
         }
@@ -38,7 +31,8 @@ fn passed(take: Take, allowance: Allowance, requests: &[u64]) -> Vec<u64> {
     requests.iter().filter(passes).copied().collect()
 }
 
-fn most_in_a_span(passed: &[u64], span: u64) -> usize {
+/// Returns the largest number of requests in any span of `span` nanoseconds.
+fn max_in_any_span(passed: &[u64], span: u64) -> usize {
     (0..passed.len())
         .map(|first| {
             let end = passed[first] + span;
@@ -49,7 +43,7 @@ fn most_in_a_span(passed: &[u64], span: u64) -> usize {
 }
 
 prop_compose! {
-    /// Requests at growing moments, dense and far apart, up to some minutes.
+    /// Instants of requests in ascending order, both dense and far apart, over some minutes.
     fn requests()(gaps in proptest::collection::vec(prop_oneof![
         0..SECOND / 100, 0..SECOND, 0..20 * SECOND
     ], 1..200)) -> Vec<u64> {
@@ -58,48 +52,51 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn allowances()(quota in 1..20u32, duration in 1..30 * SECOND, bucket in 1..20u32) -> Allowance {
-        allowance(quota, duration, bucket)
+    fn policies()(
+        quota in 1..20u32, window_ns in 1..30 * SECOND, bucket_size in 1..20u32
+    ) -> QuotaPolicy {
+        QuotaPolicy { quota, window_ns, bucket_size }
     }
 }
 
 proptest! {
     #[test]
-    fn a_fixed_window_is_the_plain_one(requests in requests(), allowance in allowances()) {
+    fn a_fixed_window_equals_its_model(requests in requests(), policy in policies()) {
         let (mut end, mut count) = (0, 0);
         let model: Vec<u64> = requests.iter().copied().filter(|at| {
-            if *at >= end { (end, count) = (at + allowance.duration, 0); }
+            if *at >= end { (end, count) = (at + policy.window_ns, 0); }
             count += 1;
-            count <= allowance.quota
+            count <= policy.quota
         }).collect();
-        prop_assert_eq!(passed(fixed_window::take, allowance, &requests), model);
+        prop_assert_eq!(passed(fixed_window::take, policy, &requests), model);
     }
 
     #[test]
-    fn a_sliding_window_never_lets_more_through_in_any_span(
-        requests in requests(), allowance in allowances()
+    fn a_sliding_window_never_exceeds_the_quota_in_any_span(
+        requests in requests(), policy in policies()
     ) {
-        let passed = passed(sliding_window::take, allowance, &requests);
-        prop_assert!(most_in_a_span(&passed, allowance.duration) <= allowance.quota as usize);
+        let passed = passed(sliding_window::take, policy, &requests);
+        prop_assert!(max_in_any_span(&passed, policy.window_ns) <= policy.quota as usize);
     }
 
     #[test]
-    fn a_sliding_window_refuses_only_who_is_within_a_slot_of_the_quota(
-        requests in requests(), allowance in allowances()
+    fn a_sliding_window_rejects_a_request_at_most_a_slot_too_long(
+        requests in requests(), policy in policies()
     ) {
-        let slot = allowance.duration.div_ceil(COUNTS as u64 - 1);
-        let passed = passed(sliding_window::take, allowance, &requests);
+        let slot = policy.window_ns.div_ceil(COUNTERS_PER_STATE as u64 - 1);
+        let passed = passed(sliding_window::take, policy, &requests);
         for at in requests.iter().filter(|at| !passed.contains(at)) {
-            let earliest = at.saturating_sub(allowance.duration + slot);
+            let earliest = at.saturating_sub(policy.window_ns + slot);
             let recent = passed.iter().filter(|one| (earliest..=*at).contains(*one)).count();
-            prop_assert!(recent >= allowance.quota as usize);
+            prop_assert!(recent >= policy.quota as usize);
         }
     }
 
     #[test]
-    fn a_token_bucket_is_the_plain_one(requests in requests(), allowance in allowances()) {
-        // Tokens in units so small that the refill of a nanosecond is a whole number of them.
-        let (interval, full) = (u128::from(allowance.interval()), u128::from(allowance.depth()));
+    fn a_token_bucket_equals_its_model(requests in requests(), policy in policies()) {
+        // The unit of `tokens` is the refill of a nanosecond, so that all values are integers.
+        let interval = u128::from(policy.emission_interval_ns());
+        let full = u128::from(policy.drain_time_ns());
         let (mut tokens, mut last) = (full, 0);
         let model: Vec<u64> = requests.iter().copied().filter(|at| {
             tokens = full.min(tokens + u128::from(at - last));
@@ -108,39 +105,46 @@ proptest! {
             if passes { tokens -= interval; }
             passes
         }).collect();
-        prop_assert_eq!(passed(token_bucket::take, allowance, &requests), model);
+        prop_assert_eq!(passed(token_bucket::take, policy, &requests), model);
     }
 
     #[test]
-    fn a_leaky_bucket_lets_requests_out_evenly(requests in requests(), allowance in allowances()) {
-        let mut state = State::default();
+    fn a_leaky_bucket_releases_requests_at_a_constant_rate(
+        requests in requests(), policy in policies()
+    ) {
+        let interval = policy.emission_interval_ns();
+        let mut state = QuotaState::default();
         let mut released: Vec<u64> = Vec::new();
         for at in requests {
-            let waiting = released.iter().filter(|out| **out + allowance.interval() > at).count();
-            match leaky_bucket::take(&mut state, allowance, Moment(at)) {
-                Outcome::Passed { delay, .. } => {
+            let queued = released.iter().filter(|out| **out + interval > at).count();
+            match leaky_bucket::take(&mut state, policy, Instant(at)) {
+                AlgorithmDecision::Passed { delay, .. } => {
                     released.push(at + nanoseconds(delay));
-                    prop_assert!(waiting <= allowance.bucket as usize);
+                    prop_assert!(queued <= policy.bucket_size as usize);
                 }
-                Outcome::Refused { .. } => prop_assert!(waiting >= allowance.bucket as usize),
+                AlgorithmDecision::Rejected { .. } => {
+                    prop_assert!(queued >= policy.bucket_size as usize);
+                }
             }
         }
         for pair in released.windows(2) {
-            prop_assert!(pair[1] - pair[0] >= allowance.interval());
+            prop_assert!(pair[1] - pair[0] >= interval);
         }
     }
 
     #[test]
-    fn a_refusal_tells_when_the_next_request_passes(
-        requests in requests(), allowance in allowances()
+    fn a_request_passes_after_the_retry_after_of_a_rejection(
+        requests in requests(), policy in policies()
     ) {
         for take in [fixed_window::take, sliding_window::take, token_bucket::take, leaky_bucket::take] {
-            let mut state = State::default();
+            let mut state = QuotaState::default();
             for at in &requests {
-                if let Outcome::Refused { retry_after } = take(&mut state, allowance, Moment(*at)) {
-                    let then = Moment(at + nanoseconds(retry_after));
+                let decision = take(&mut state, policy, Instant(*at));
+                if let AlgorithmDecision::Rejected { retry_after } = decision {
+                    let later = Instant(at + nanoseconds(retry_after));
                     let mut copy = state;
-                    let passes = matches!(take(&mut copy, allowance, then), Outcome::Passed { .. });
+                    let decision = take(&mut copy, policy, later);
+                    let passes = matches!(decision, AlgorithmDecision::Passed { .. });
                     prop_assert!(passes);
                 }
             }
@@ -148,7 +152,7 @@ proptest! {
     }
 }
 
-fn rule(quota: u32, seconds: u64) -> RateLimit {
+fn rule(quota: u32, seconds: u64) -> RateLimitSettings {
     let yaml = format!(
         "premier: {{paths: [{{pattern: /a, features: {{rate_limit: {{quota: {quota}, duration: {seconds}}}}}}}]}}"
     );
@@ -162,7 +166,7 @@ fn client(number: u32) -> ClientKey {
 }
 
 #[test]
-fn of_many_requests_at_once_the_quota_passes_exactly() {
+fn exactly_the_quota_of_concurrent_requests_passes() {
     let store = Arc::new(QuotaStore::new());
     let quota = Arc::new(Quota::new("/a", &rule(100, 60), &store));
     let passed = Arc::new(AtomicU32::new(0));
@@ -170,9 +174,9 @@ fn of_many_requests_at_once_the_quota_passes_exactly() {
         for _ in 0..8 {
             scope.spawn(|| {
                 for _ in 0..125 {
-                    let verdict =
-                        quota.take(&store, client(1), "/a", &HeaderMap::new(), Moment(SECOND));
-                    if matches!(verdict, Verdict::Passed(_)) {
+                    let decision =
+                        quota.take(&store, client(1), "/a", &HeaderMap::new(), Instant(SECOND));
+                    if matches!(decision, QuotaDecision::Passed(_)) {
                         passed.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -189,14 +193,14 @@ fn a_hundred_thousand_clients_are_counted_exactly() {
     let mut passed = HashMap::new();
     for _ in 0..3 {
         for number in 0..100_000 {
-            let verdict = quota.take(
+            let decision = quota.take(
                 &store,
                 client(number),
                 "/a",
                 &HeaderMap::new(),
-                Moment(SECOND),
+                Instant(SECOND),
             );
-            if matches!(verdict, Verdict::Passed(_)) {
+            if matches!(decision, QuotaDecision::Passed(_)) {
                 *passed.entry(number).or_insert(0) += 1;
             }
         }
@@ -208,7 +212,7 @@ fn a_hundred_thousand_clients_are_counted_exactly() {
 }
 
 #[test]
-fn a_full_table_gets_stricter_and_never_laxer() {
+fn a_full_store_makes_quotas_stricter_and_never_laxer() {
     let store = QuotaStore::new();
     let quota = Quota::new("/a", &rule(2, 60), &store);
     for number in 0..1_000_000 {
@@ -218,7 +222,7 @@ fn a_full_table_gets_stricter_and_never_laxer() {
                 client(number),
                 "/a",
                 &HeaderMap::new(),
-                Moment(SECOND),
+                Instant(SECOND),
             );
         }
         let third = quota.take(
@@ -226,37 +230,37 @@ fn a_full_table_gets_stricter_and_never_laxer() {
             client(number),
             "/a",
             &HeaderMap::new(),
-            Moment(SECOND),
+            Instant(SECOND),
         );
-        assert!(matches!(third, Verdict::Refused(..)), "{number}");
+        assert!(matches!(third, QuotaDecision::Rejected(..)), "{number}");
     }
 }
 
 #[test]
-fn a_rule_that_stays_the_same_keeps_its_counts() {
+fn an_unchanged_rule_keeps_its_counters() {
     let store = QuotaStore::new();
-    let take = |rule: &RateLimit| {
+    let take = |rule: &RateLimitSettings| {
         Quota::new("/a", rule, &store).take(
             &store,
             client(1),
             "/a",
             &HeaderMap::new(),
-            Moment(SECOND),
+            Instant(SECOND),
         )
     };
-    assert!(matches!(take(&rule(1, 60)), Verdict::Passed(_)));
-    assert!(matches!(take(&rule(1, 60)), Verdict::Refused(..)));
-    assert!(matches!(take(&rule(1, 61)), Verdict::Passed(_)));
+    assert!(matches!(take(&rule(1, 60)), QuotaDecision::Passed(_)));
+    assert!(matches!(take(&rule(1, 60)), QuotaDecision::Rejected(..)));
+    assert!(matches!(take(&rule(1, 61)), QuotaDecision::Passed(_)));
 }
 
 #[test]
-fn the_headers_are_those_of_the_draft() {
+fn the_headers_follow_the_ratelimit_headers_draft() {
     let store = QuotaStore::new();
     let quota = Quota::new("/a", &rule(100, 60), &store);
-    assert_eq!(quota.policy(), "\"default\";q=100;w=60");
-    let verdict = quota.take(&store, client(1), "/a", &HeaderMap::new(), Moment(SECOND));
-    let Verdict::Passed(standing) = verdict else {
-        panic!("{verdict:?}");
+    assert_eq!(quota.policy_header(), "\"default\";q=100;w=60");
+    let decision = quota.take(&store, client(1), "/a", &HeaderMap::new(), Instant(SECOND));
+    let QuotaDecision::Passed(status) = decision else {
+        panic!("{decision:?}");
     };
-    assert_eq!(standing.header(), "\"default\";r=99;t=60");
+    assert_eq!(status.header_value(), "\"default\";r=99;t=60");
 }

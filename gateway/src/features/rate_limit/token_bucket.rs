@@ -1,27 +1,28 @@
-//! A bucket of `bucket_size` tokens, refilled evenly with `quota` of them in each `duration`.
+//! Token bucket of `bucket_size` tokens, refilled at the constant rate of `quota` tokens per
+//! `duration`, as the generic cell rate algorithm (GCRA; ITU-T I.371, annex A).
 //!
-//! Kept as the one number of the generic cell rate algorithm (ITU-T I.371, annex A): `mark` is
-//! when the bucket will be full again.
+//! [`QuotaState::time`] is the theoretical arrival time (TAT): the nanosecond in which the bucket will be
+//! full. Invariant: it is never later than now plus the time in which an empty bucket fills.
 
 use std::time::Duration;
 
-use super::{Allowance, Outcome, State};
-use crate::moment::Moment;
+use crate::features::rate_limit::algorithm::{AlgorithmDecision, QuotaPolicy, QuotaState};
+use crate::runtime::clock::Instant;
 
-pub(super) fn take(state: &mut State, allowance: Allowance, now: Moment) -> Outcome {
-    let (interval, depth) = (allowance.interval(), allowance.depth());
-    let full = state.mark.max(now.0).saturating_add(interval);
-    let missing = full - now.0;
-    if missing > depth {
-        return Outcome::Refused {
-            retry_after: Duration::from_nanos(missing - depth),
+pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) -> AlgorithmDecision {
+    let (interval, drain_time) = (policy.emission_interval_ns(), policy.drain_time_ns());
+    let full_at = state.time.max(now.0).saturating_add(interval);
+    let time_to_full = full_at - now.0;
+    if time_to_full > drain_time {
+        return AlgorithmDecision::Rejected {
+            retry_after: Duration::from_nanos(time_to_full - drain_time),
         };
     }
-    state.mark = full;
-    Outcome::Passed {
-        remaining: u32::try_from((depth - missing) / interval).unwrap_or(u32::MAX),
-        reset: Duration::from_nanos(missing),
+    state.time = full_at;
+    AlgorithmDecision::Passed {
+        remaining: u32::try_from((drain_time - time_to_full) / interval).unwrap_or(u32::MAX),
+        reset: Duration::from_nanos(time_to_full),
         delay: Duration::ZERO,
-        forget: Moment(full),
+        expiry: Instant(full_at),
     }
 }

@@ -1,0 +1,47 @@
+//! `auth-api serve`: assembles the application state and runs the server.
+
+use anyhow::{Context, Result};
+
+use super::stores;
+use crate::config::{self, Config, Environment};
+use crate::domain::access_token::AccessTokenKeys;
+use crate::domain::refresh_token::RefreshTokenKeys;
+use crate::hashing::Hasher;
+use crate::lifecycle::Lifecycle;
+use crate::server;
+use crate::state::App;
+use crate::telemetry::logging;
+use crate::telemetry::metrics::Metrics;
+
+pub(super) async fn run(environment: &Environment) -> Result<()> {
+    let config = Config::read(environment)?;
+    let _flush_guard = logging::start(config.logging);
+    if config.hashing.cost < config::MIN_SAFE_COST {
+        tracing::warn!(
+            cost = config.hashing.cost,
+            "BCRYPT_COST is too low for production"
+        );
+    }
+    let metrics = Metrics::new();
+    let (users, sessions, throttle) = stores::open(&config.store, config.migrate, &metrics).await?;
+    let app = App {
+        users,
+        sessions,
+        throttle,
+        hasher: Hasher::start(config.hashing, metrics.hashing.clone())
+            .context("starting the hashing threads")?,
+        access_tokens: AccessTokenKeys::new(
+            &config.secret_key,
+            config.previous_secret_key.as_ref(),
+            config.access_token_lifetime,
+        ),
+        refresh_tokens: RefreshTokenKeys::new(
+            &config.secret_key,
+            config.previous_secret_key.as_ref(),
+        ),
+        session_lifetime: config.session_lifetime,
+        metrics,
+        lifecycle: Lifecycle::default(),
+    };
+    server::run(config.listen, config.internal_listen, app.into()).await
+}

@@ -1,0 +1,80 @@
+//! Connecting to the stores that the configuration selects.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::config::{self, Environment, MigrateMode, StoreSettings};
+use crate::sessions::{RedisSessions, Sessions, SqliteSessions};
+use crate::store::postgres::Postgres;
+use crate::store::redis::Redis;
+use crate::store::sqlite::Sqlite;
+use crate::telemetry::logging;
+use crate::telemetry::metrics::Metrics;
+use crate::throttle::{RedisThrottle, SqliteThrottle, Throttle};
+use crate::users::{PostgresUsers, SqliteUsers, Users};
+
+/// Runs `auth-api migrate`: applies the migrations.
+pub(super) async fn migrate(environment: &Environment) -> Result<()> {
+    let _flush_guard = logging::start(config::logging(environment)?);
+    let metrics = Metrics::new();
+    match config::store(environment)? {
+        StoreSettings::Servers { postgres, .. } => {
+            apply_migrations(&Postgres::new(*postgres, metrics.store("postgres"))).await
+        }
+        StoreSettings::File(file) => open_sqlite(&file, &metrics).await.map(drop),
+    }
+}
+
+/// Opens the stores of users, sessions and failed logins.
+pub(super) async fn open(
+    settings: &StoreSettings,
+    migrate: MigrateMode,
+    metrics: &Metrics,
+) -> Result<(Users, Sessions, Throttle)> {
+    match settings {
+        StoreSettings::File(file) => {
+            let sqlite = open_sqlite(file, metrics).await?;
+            tracing::info!(file = %file.display(), "users and sessions are stored in one SQLite file");
+            Ok((
+                Users::Sqlite(SqliteUsers(sqlite.clone())),
+                Sessions::Sqlite(SqliteSessions(sqlite.clone())),
+                Throttle::Sqlite(SqliteThrottle(sqlite)),
+            ))
+        }
+        StoreSettings::Servers { postgres, redis } => {
+            let postgres = Postgres::new((**postgres).clone(), metrics.store("postgres"));
+            if migrate == MigrateMode::AtStart {
+                apply_migrations(&postgres).await?;
+            }
+            let redis = Redis::start((**redis).clone(), metrics.store("redis"))?;
+            Ok((
+                Users::Postgres(PostgresUsers::new(postgres)),
+                Sessions::Redis(RedisSessions::start(redis.clone())?),
+                Throttle::Redis(RedisThrottle(redis)),
+            ))
+        }
+    }
+}
+
+async fn apply_migrations(postgres: &Postgres) -> Result<()> {
+    postgres
+        .migrate()
+        .await
+        .context("applying the database migrations")
+}
+
+async fn open_sqlite(file: &Path, metrics: &Metrics) -> Result<Sqlite> {
+    if let Some(directory) = file.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .with_context(|| format!("DATA_DIR: creating the directory {}", directory.display()))?;
+    }
+    Sqlite::open(file, metrics.store("sqlite"))
+        .await
+        .with_context(|| format!("opening {}", file.display()))
+}

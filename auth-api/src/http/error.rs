@@ -1,0 +1,208 @@
+//! Errors of the API, and the one place that converts them to responses.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::header::{ALLOW, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::MethodRouter;
+use serde_json::{Value, json};
+
+use crate::authentication::AuthenticationError;
+use crate::domain::access_token::InvalidAccessToken;
+use crate::domain::problem::Problem;
+use crate::hashing::QueueFull;
+use crate::store::unavailable::Unavailable;
+use crate::throttle::LockedOut;
+
+/// Reason a request failed.
+#[derive(Debug)]
+pub(crate) enum ApiError {
+    /// The body does not have the form or the values that the endpoint requires.
+    InvalidBody(Vec<Problem>),
+    BodyTooLarge,
+    /// The connection ended within the body.
+    BodyIncomplete,
+    /// The body was not received in time.
+    BodyTimeout,
+    LoginTaken,
+    InvalidCredentials,
+    /// No `Authorization` header.
+    NotAuthenticated,
+    /// An `Authorization` header with another scheme than Bearer.
+    UnsupportedAuthScheme,
+    /// More than one `Authorization` header.
+    MultipleAuthorizationHeaders,
+    InvalidAccessToken(InvalidAccessToken),
+    /// Logout from a session that had already ended.
+    AlreadyLoggedOut,
+    UserNotFound,
+    InvalidRefreshToken,
+    SessionNotFound,
+    /// The login is locked after too many failures.
+    LockedOut(LockedOut),
+    QueueFull(QueueFull),
+    Unavailable,
+    NotFound,
+    MethodNotAllowed(&'static str),
+}
+
+/// `Retry-After` while a store is unavailable.
+const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Error as it is sent to the client.
+#[derive(Debug)]
+pub(crate) struct ErrorResponse {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Value,
+    pub(crate) header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl From<ApiError> for ErrorResponse {
+    fn from(error: ApiError) -> Self {
+        use StatusCode as Status;
+        match error {
+            ApiError::InvalidBody(problems) => Self {
+                status: Status::UNPROCESSABLE_ENTITY,
+                body: json!({"detail": problems}),
+                header: None,
+            },
+            ApiError::BodyTooLarge => detail(Status::PAYLOAD_TOO_LARGE, "Request body too large"),
+            ApiError::BodyIncomplete => detail(Status::BAD_REQUEST, "Request body incomplete"),
+            ApiError::BodyTimeout => Self {
+                // The rest of the body must not be parsed as the next request.
+                header: Some((CONNECTION, HeaderValue::from_static("close"))),
+                ..detail(Status::REQUEST_TIMEOUT, "Request body not sent in time")
+            },
+            ApiError::LoginTaken => detail(Status::CONFLICT, "Login already taken"),
+            ApiError::InvalidCredentials => Self {
+                status: Status::UNAUTHORIZED,
+                body: json!({"message": "Invalid credentials"}),
+                header: Some((WWW_AUTHENTICATE, NO_TOKEN)),
+            },
+            ApiError::NotAuthenticated => unauthorized("Not authenticated", NO_TOKEN),
+            ApiError::UnsupportedAuthScheme => {
+                unauthorized("Invalid authentication credentials", NO_TOKEN)
+            }
+            ApiError::MultipleAuthorizationHeaders => {
+                detail(Status::BAD_REQUEST, "More than one Authorization header")
+            }
+            ApiError::InvalidAccessToken(reason) => {
+                unauthorized(&reason.to_string(), INVALID_TOKEN)
+            }
+            ApiError::AlreadyLoggedOut => detail(Status::BAD_REQUEST, "Failed to logout token"),
+            ApiError::UserNotFound => detail(Status::NOT_FOUND, "User not found"),
+            ApiError::InvalidRefreshToken => unauthorized("Invalid refresh token", INVALID_TOKEN),
+            ApiError::SessionNotFound => detail(Status::NOT_FOUND, "Session not found"),
+            ApiError::LockedOut(LockedOut { retry_after }) => retry_later(
+                Status::TOO_MANY_REQUESTS,
+                retry_after,
+                "Too many failed logins",
+            ),
+            ApiError::QueueFull(QueueFull { retry_after }) => retry_later(
+                Status::SERVICE_UNAVAILABLE,
+                retry_after,
+                "Too many logins at once",
+            ),
+            ApiError::Unavailable => retry_later(
+                Status::SERVICE_UNAVAILABLE,
+                STORE_RETRY_AFTER,
+                "Service unavailable",
+            ),
+            ApiError::NotFound => detail(Status::NOT_FOUND, "Not Found"),
+            ApiError::MethodNotAllowed(allowed) => Self {
+                header: Some((ALLOW, HeaderValue::from_static(allowed))),
+                ..detail(Status::METHOD_NOT_ALLOWED, "Method Not Allowed")
+            },
+        }
+    }
+}
+
+/// Challenges for requests without a token and with an invalid one (RFC 6750, section 3). Every 401
+/// response has a challenge (RFC 9110, section 15.5.2).
+const NO_TOKEN: HeaderValue = HeaderValue::from_static("Bearer");
+const INVALID_TOKEN: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+
+fn detail(status: StatusCode, text: &str) -> ErrorResponse {
+    ErrorResponse {
+        status,
+        body: json!({"detail": text}),
+        header: None,
+    }
+}
+
+fn unauthorized(text: &str, challenge: HeaderValue) -> ErrorResponse {
+    ErrorResponse {
+        header: Some((WWW_AUTHENTICATE, challenge)),
+        ..detail(StatusCode::UNAUTHORIZED, text)
+    }
+}
+
+fn retry_later(status: StatusCode, retry_after: Duration, text: &str) -> ErrorResponse {
+    let seconds = retry_after.as_secs_f64().ceil().max(1.0);
+    let seconds =
+        HeaderValue::from_str(&format!("{seconds:.0}")).expect("digits are a valid header value");
+    ErrorResponse {
+        header: Some((RETRY_AFTER, seconds)),
+        ..detail(status, text)
+    }
+}
+
+/// Restricts an endpoint to one method. Requests with another one get a 405 response.
+pub(crate) fn only<S: Clone + Send + Sync + 'static>(
+    method: &'static str,
+    endpoint: MethodRouter<S>,
+) -> MethodRouter<S> {
+    endpoint.fallback(async move || ApiError::MethodNotAllowed(method))
+}
+
+impl ApiError {
+    /// Returns a rejection by the hashing queue, for the OpenAPI document.
+    pub(crate) fn queue_full_example() -> Self {
+        let retry_after = Duration::from_secs(3);
+        Self::QueueFull(QueueFull { retry_after })
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let ErrorResponse {
+            status,
+            body,
+            header,
+        } = self.into();
+        let mut response = (status, Json(body)).into_response();
+        response.headers_mut().extend(header);
+        response
+    }
+}
+
+impl From<InvalidAccessToken> for ApiError {
+    fn from(reason: InvalidAccessToken) -> Self {
+        Self::InvalidAccessToken(reason)
+    }
+}
+
+impl From<QueueFull> for ApiError {
+    fn from(queue_full: QueueFull) -> Self {
+        Self::QueueFull(queue_full)
+    }
+}
+
+impl From<Unavailable> for ApiError {
+    fn from(_: Unavailable) -> Self {
+        Self::Unavailable
+    }
+}
+
+impl From<AuthenticationError> for ApiError {
+    fn from(error: AuthenticationError) -> Self {
+        match error {
+            AuthenticationError::InvalidCredentials => Self::InvalidCredentials,
+            AuthenticationError::LockedOut(locked_out) => Self::LockedOut(locked_out),
+            AuthenticationError::QueueFull(queue_full) => Self::QueueFull(queue_full),
+            AuthenticationError::Unavailable(_) => Self::Unavailable,
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Extractor of JSON request bodies, with the rules and the 422 responses of FastAPI.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::header::CONTENT_TYPE;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use crate::domain::problem::Problem;
+
+const MAX_BODY_BYTES: usize = 64 * 1024;
+/// Longest time to receive a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Request body that is a JSON object.
+#[derive(Debug)]
+pub(crate) struct JsonObject(Map<String, Value>);
+
+impl JsonObject {
+    /// Returns the string that is the value of `field`.
+    ///
+    /// # Errors
+    /// Returns an error if the field is missing or its value is not a string.
+    pub(crate) fn string(&self, field: &'static str) -> Result<&str, Problem> {
+        match self.0.get(field) {
+            Some(Value::String(text)) => Ok(text),
+            Some(_) => Err(Problem::not_a_string(field)),
+            None => Err(Problem::missing(field)),
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, Problem> {
+        if bytes.is_empty() {
+            return Err(Problem::missing_body());
+        }
+        match serde_json::from_slice(bytes) {
+            Ok(Value::Object(object)) => Ok(Self(object)),
+            Ok(Value::Null) => Err(Problem::missing_body()),
+            Ok(_) => Err(Problem::not_an_object()),
+            Err(error) => Err(Problem::invalid_json(error_offset(bytes, &error))),
+        }
+    }
+}
+
+impl<S: Sync> FromRequest<S> for JsonObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let is_json = is_json(&request);
+        let bytes = read_body(request.into_body(), BODY_TIMEOUT).await?;
+        let object = match (bytes.is_empty(), is_json) {
+            (false, false) => Err(Problem::not_an_object()),
+            _ => Self::parse(&bytes),
+        };
+        object.map_err(|problem| ApiError::InvalidBody(vec![problem]))
+    }
+}
+
+/// Returns both values, or the problems of both.
+pub(crate) fn both<A, B>(
+    first: Result<A, Problem>,
+    second: Result<B, Problem>,
+) -> Result<(A, B), ApiError> {
+    match (first, second) {
+        (Ok(first), Ok(second)) => Ok((first, second)),
+        (first, second) => Err(ApiError::InvalidBody(
+            first.err().into_iter().chain(second.err()).collect(),
+        )),
+    }
+}
+
+/// Returns the errors that any endpoint with a body can produce, for the OpenAPI document.
+pub(super) fn possible_errors() -> [ApiError; 4] {
+    [
+        ApiError::InvalidBody(vec![Problem::missing("password")]),
+        ApiError::BodyTooLarge,
+        ApiError::BodyIncomplete,
+        ApiError::BodyTimeout,
+    ]
+}
+
+/// Returns the number of characters that Python's parser accepts before it reports the error.
+fn error_offset(bytes: &[u8], error: &serde_json::Error) -> usize {
+    let line_start = bytes
+        .split_inclusive(|byte| *byte == b'\n')
+        .take(error.line().saturating_sub(1))
+        .map(<[u8]>::len)
+        .sum::<usize>();
+    let mut offset = (line_start + error.column()).min(bytes.len());
+    if !error.is_eof() {
+        offset = offset.saturating_sub(1);
+        // Python reports an unknown literal at its first letter.
+        while offset > 0
+            && bytes[offset - 1].is_ascii_alphabetic()
+            && bytes[offset].is_ascii_alphabetic()
+        {
+            offset -= 1;
+        }
+    }
+    String::from_utf8_lossy(&bytes[..offset]).chars().count()
+}
+
+/// Returns whether FastAPI would parse the body as JSON, as it does without a content type.
+fn is_json(request: &Request) -> bool {
+    let Some(value) = request.headers().get(CONTENT_TYPE) else {
+        return true;
+    };
+    let essence = value
+        .to_str()
+        .unwrap_or("")
+        .split(';')
+        .next()
+        .unwrap_or("")
+        .trim();
+    let essence = essence.to_ascii_lowercase();
+    essence == "application/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+async fn read_body(body: Body, timeout: Duration) -> Result<Bytes, ApiError> {
+    let body = Limited::new(body, MAX_BODY_BYTES).collect();
+    match tokio::time::timeout(timeout, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge),
+        Ok(Err(_)) => Err(ApiError::BodyIncomplete),
+        Err(_) => Err(ApiError::BodyTimeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use axum::body::HttpBody;
+    use hyper::body::Frame;
+
+    use super::*;
+
+    /// Body of which no frame arrives.
+    struct PendingBody;
+
+    impl HttpBody for PendingBody {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+    }
+
+    fn problem(body: &str) -> String {
+        serde_json::to_string(&JsonObject::parse(body.as_bytes()).unwrap_err()).unwrap()
+    }
+
+    #[test]
+    fn a_body_that_is_not_an_object_is_reported_as_by_fastapi() {
+        assert_eq!(
+            problem(""),
+            r#"{"type":"missing","loc":["body"],"msg":"Field required"}"#
+        );
+        for body in ["[]", "1", r#""x""#, "true"] {
+            assert!(
+                problem(body).contains(r#""model_attributes_type","loc":["body"]"#),
+                "{body}"
+            );
+        }
+        for (body, offset) in [
+            ("not json", 0),
+            ("{", 1),
+            (r#"{"login":"#, 9),
+            (r#"{"a":1,}"#, 7),
+            (r#"{"a": x}"#, 6),
+        ] {
+            let expected = format!(
+                r#"{{"type":"json_invalid","loc":["body",{offset}],"msg":"JSON decode error"}}"#
+            );
+            assert_eq!(problem(body), expected, "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_arrive_times_out() {
+        let whole = read_body(Body::from("whole"), BODY_TIMEOUT).await;
+        assert_eq!(whole.unwrap(), "whole");
+        let result = read_body(Body::new(PendingBody), Duration::from_millis(1)).await;
+        assert!(matches!(result, Err(ApiError::BodyTimeout)));
+    }
+
+    #[test]
+    fn malformed_bodies_are_rejected() {
+        assert!(problem(&"[".repeat(20_000)).contains("json_invalid"));
+        assert!(problem(r#"{"login":"\ud800"}"#).contains("json_invalid"));
+        assert!(JsonObject::parse(b"{\"login\":\"\xff\"}").is_err());
+    }
+}

@@ -1,0 +1,217 @@
+//! Acknowledgement of this replica's invalidations by the other replicas.
+//!
+//! A replica acknowledges an invalidation on the sender's channel, with its number. The sender
+//! waits for the replicas whose heartbeats it received within [`LEASE_DURATION`] before its own
+//! invalidation returned: no other replica has a valid lease. A replica that does not acknowledge,
+//! because it is stopped or cut off, delays the response by [`LEASE_DURATION`] at most. Other
+//! subscribers of the channel (`PSUBSCRIBE *` of a monitoring tool, a dead connection that Redis has
+//! not noticed) send no heartbeats and are not waited for.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::message::{self, ReplicaId};
+use crate::sessions::lease::LEASE_DURATION;
+
+/// Pending invalidations of this replica, and the other replicas that are alive.
+#[derive(Debug)]
+pub(crate) struct InvalidationTracker {
+    pub(super) replica: ReplicaId,
+    next_number: AtomicU64,
+    state: Mutex<TrackerState>,
+}
+
+#[derive(Debug, Default)]
+struct TrackerState {
+    /// Time of the last heartbeat of each other replica.
+    last_heartbeats: HashMap<ReplicaId, Instant>,
+    /// Time from which `last_heartbeats` is complete: one lease after the subscription began.
+    complete_from: Option<Instant>,
+    pending: HashMap<u64, PendingState>,
+}
+
+#[derive(Debug, Default)]
+struct PendingState {
+    /// Replicas that have not acknowledged yet; `None` until the invalidation has returned.
+    unacknowledged: Option<HashSet<ReplicaId>>,
+    completed: Arc<Notify>,
+}
+
+/// Invalidation that may not be acknowledged by all replicas yet.
+#[derive(Debug)]
+pub(crate) struct PendingInvalidation<'t> {
+    tracker: &'t InvalidationTracker,
+    number: u64,
+    completed: Arc<Notify>,
+}
+
+impl InvalidationTracker {
+    pub(crate) fn new() -> Self {
+        Self {
+            replica: ReplicaId::random(),
+            next_number: AtomicU64::new(0),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Registers an invalidation. It has to be called before the invalidation is published.
+    pub(crate) fn begin(&self) -> PendingInvalidation<'_> {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let pending = PendingState::default();
+        let completed = Arc::clone(&pending.completed);
+        self.state.lock().pending.insert(number, pending);
+        PendingInvalidation {
+            tracker: self,
+            number,
+            completed,
+        }
+    }
+
+    /// Records that the subscription began, or continues after messages were lost.
+    pub(super) fn subscription_started(&self, now: Instant) {
+        self.state.lock().complete_from = Some(now + LEASE_DURATION);
+    }
+
+    pub(super) fn subscription_lost(&self) {
+        self.state.lock().complete_from = None;
+    }
+
+    pub(super) fn heartbeat_received(&self, sender: ReplicaId, now: Instant) {
+        let mut state = self.state.lock();
+        if sender != self.replica {
+            state.last_heartbeats.insert(sender, now);
+        }
+        state
+            .last_heartbeats
+            .retain(|_, received| now < *received + LEASE_DURATION);
+    }
+
+    /// Records that an invalidation of this replica has returned, which means that every replica
+    /// that is alive receives it or has received it.
+    pub(super) fn own_invalidation_received(&self, number: u64, now: Instant) {
+        let state = &mut *self.state.lock();
+        let is_complete = state.complete_from.is_some_and(|from| from <= now);
+        if let Some(pending) = state.pending.get_mut(&number).filter(|_| is_complete) {
+            let alive = state
+                .last_heartbeats
+                .iter()
+                .filter(|(_, received)| now < **received + LEASE_DURATION);
+            pending.unacknowledged = Some(alive.map(|(replica, _)| *replica).collect());
+            pending.notify_if_completed();
+        }
+    }
+
+    pub(super) fn acknowledgement_received(&self, number: u64, sender: ReplicaId) {
+        let mut state = self.state.lock();
+        if let Some(pending) = state.pending.get_mut(&number)
+            && let Some(unacknowledged) = &mut pending.unacknowledged
+        {
+            unacknowledged.remove(&sender);
+            pending.notify_if_completed();
+        }
+    }
+}
+
+impl PendingState {
+    fn notify_if_completed(&self) {
+        if self.unacknowledged.as_ref().is_some_and(HashSet::is_empty) {
+            self.completed.notify_one();
+        }
+    }
+}
+
+impl PendingInvalidation<'_> {
+    /// Returns the part of the message that precedes the invalidated sessions.
+    pub(crate) fn header(&self) -> String {
+        message::invalidation_header(self.tracker.replica, self.number)
+    }
+
+    /// Waits until every replica has acknowledged the invalidation or its lease has expired.
+    pub(crate) async fn acknowledged_by_all(self) {
+        if tokio::time::timeout(LEASE_DURATION, self.completed.notified())
+            .await
+            .is_err()
+        {
+            tracing::debug!("session invalidation not acknowledged by every replica");
+        }
+    }
+}
+
+impl Drop for PendingInvalidation<'_> {
+    fn drop(&mut self) {
+        self.tracker.state.lock().pending.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    /// Returns a tracker with the times at which its subscription began and became complete.
+    fn subscribed_tracker() -> (InvalidationTracker, Instant, Instant) {
+        let (tracker, start) = (InvalidationTracker::new(), Instant::now());
+        tracker.subscription_started(start);
+        (tracker, start, start + LEASE_DURATION)
+    }
+
+    fn is_completed(pending: &PendingInvalidation<'_>) -> bool {
+        let notified = pin!(pending.completed.notified());
+        let mut context = Context::from_waker(Waker::noop());
+        notified.poll(&mut context).is_ready()
+    }
+
+    #[test]
+    fn an_invalidation_completes_once_every_live_replica_has_acknowledged() {
+        let (tracker, start, now) = subscribed_tracker();
+        let (one, two, expired) = (
+            ReplicaId::random(),
+            ReplicaId::random(),
+            ReplicaId::random(),
+        );
+        tracker.heartbeat_received(expired, start);
+        for replica in [one, two, tracker.replica] {
+            tracker.heartbeat_received(replica, now);
+        }
+        for (acknowledged, expected) in [
+            (vec![one], false),
+            (vec![one, one], false),
+            (vec![two, one], true),
+        ] {
+            let pending = tracker.begin();
+            tracker.own_invalidation_received(pending.number, now);
+            for replica in acknowledged {
+                tracker.acknowledgement_received(pending.number, replica);
+            }
+            assert_eq!(is_completed(&pending), expected);
+        }
+        assert!(tracker.state.lock().pending.is_empty());
+    }
+
+    #[test]
+    fn an_invalidation_of_a_lone_replica_completes_when_it_returns() {
+        let (tracker, _, now) = subscribed_tracker();
+        let pending = tracker.begin();
+        assert!(!is_completed(&pending));
+        tracker.own_invalidation_received(pending.number, now);
+        assert!(is_completed(&pending));
+    }
+
+    #[test]
+    fn an_invalidation_does_not_complete_before_all_live_replicas_can_be_known() {
+        let (tracker, start, now) = subscribed_tracker();
+        let pending = tracker.begin();
+        tracker.own_invalidation_received(pending.number, start);
+        assert!(!is_completed(&pending));
+        tracker.subscription_lost();
+        tracker.own_invalidation_received(pending.number, now);
+        assert!(!is_completed(&pending));
+    }
+}

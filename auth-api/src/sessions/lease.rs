@@ -1,0 +1,74 @@
+//! Lease under which a replica may use its cached sessions, renewed by heartbeats.
+
+use std::time::{Duration, Instant};
+
+/// Time from the sending of a heartbeat for which its return renews the lease. Measured with
+/// [`Instant`], which advances while a process is stopped.
+pub(super) const LEASE_DURATION: Duration = Duration::from_secs(1);
+/// Interval of heartbeats, short enough that the lease survives a lost or late one.
+pub(super) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
+/// A heartbeat that Redis accepted and that has not returned after this time shows that the
+/// subscriber's connection is dead.
+pub(super) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// State of the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Lease {
+    Subscribed(Heartbeats),
+    /// The subscriber receives no invalidations.
+    #[default]
+    Unsubscribed,
+}
+
+/// Heartbeats, by the time at which they were sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Heartbeats {
+    /// The last one that returned.
+    last_received: Option<Instant>,
+    /// The first one after it that Redis accepted.
+    first_pending: Option<Instant>,
+}
+
+impl Lease {
+    /// Creates a lease that begins with the first heartbeat that returns.
+    pub(super) fn subscribed() -> Self {
+        Self::Subscribed(Heartbeats::default())
+    }
+
+    pub(super) fn is_valid(self, now: Instant) -> bool {
+        match self {
+            Self::Subscribed(heartbeats) => heartbeats
+                .last_received
+                .is_some_and(|sent| now < sent + LEASE_DURATION),
+            Self::Unsubscribed => false,
+        }
+    }
+
+    /// Records that Redis accepted the heartbeat that was sent at `sent`.
+    pub(super) fn heartbeat_published(&mut self, sent: Instant) {
+        // It may have returned already.
+        if let Self::Subscribed(heartbeats) = self
+            && heartbeats.last_received.is_none_or(|last| last < sent)
+        {
+            heartbeats.first_pending.get_or_insert(sent);
+        }
+    }
+
+    /// Renews the lease: the heartbeat that was sent at `sent` has returned.
+    pub(super) fn heartbeat_received(&mut self, sent: Instant) {
+        if let Self::Subscribed(heartbeats) = self {
+            heartbeats.last_received = heartbeats.last_received.max(Some(sent));
+            heartbeats.first_pending = None;
+        }
+    }
+
+    /// Returns whether a published heartbeat did not return within [`HEARTBEAT_TIMEOUT`].
+    pub(super) fn is_heartbeat_overdue(self, now: Instant) -> bool {
+        match self {
+            Self::Subscribed(heartbeats) => heartbeats
+                .first_pending
+                .is_some_and(|sent| now > sent + HEARTBEAT_TIMEOUT),
+            Self::Unsubscribed => false,
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Guard of a pooled connection that closes it if a statement was interrupted.
+//!
+//! sqlx pings each connection that is returned to the pool and waits for the reply without a limit.
+//! If the peer is gone without closing the connection, no reply arrives, and ten such connections
+//! exhaust the pool. So a connection that is returned during a statement, whatever interrupted it
+//! (an error, the timeout, a client that disconnected), is closed without a ping, and the ping of
+//! the others has a time limit.
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgConnection;
+use sqlx::{PgPool, Postgres};
+
+use super::timeouts::OPERATION_TIMEOUT;
+
+#[derive(Debug)]
+pub(crate) struct PooledConnection {
+    connection: PoolConnection<Postgres>,
+    state: ConnectionState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ConnectionState {
+    Idle,
+    InStatement,
+}
+
+impl PooledConnection {
+    pub(super) async fn acquire(pool: &PgPool) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            connection: pool.acquire().await?,
+            state: ConnectionState::Idle,
+        })
+    }
+
+    /// Returns the connection for a statement. If the guard is dropped before
+    /// [`Self::finish_statement`], the connection is closed.
+    pub(super) fn begin_statement(&mut self) -> &mut PgConnection {
+        self.state = ConnectionState::InStatement;
+        &mut self.connection
+    }
+
+    /// Marks the statement's response as completely received.
+    pub(super) fn finish_statement(&mut self) {
+        self.state = ConnectionState::Idle;
+    }
+}
+
+impl Drop for PooledConnection {
+    fn drop(&mut self) {
+        match self.state {
+            ConnectionState::InStatement => self.connection.close_on_drop(),
+            // At the time limit the connection is dropped, which closes it.
+            ConnectionState::Idle => drop(tokio::spawn(tokio::time::timeout(
+                OPERATION_TIMEOUT,
+                self.connection.return_to_pool(),
+            ))),
+        }
+    }
+}

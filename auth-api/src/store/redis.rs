@@ -1,0 +1,163 @@
+//! Connection to Redis, with bounded waits and automatic reconnection.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fred::clients::{Client, SubscriberClient};
+use fred::error::{Error as RedisError, ErrorKind};
+use fred::interfaces::{ClientLike, PubsubInterface};
+use fred::types::config::{Config, ReconnectPolicy};
+use fred::types::scripts::Script;
+use fred::types::{Builder, FromValue};
+use parking_lot::Mutex;
+
+use crate::store::unavailable::Unavailable;
+use crate::telemetry::metrics::StoreMetrics;
+
+const STORE: &str = "Redis";
+/// Longest duration of a command, well within the three seconds of a request.
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Pause between connection attempts: Redis is used again within a second of its return.
+const RECONNECT_DELAY: Duration = Duration::from_millis(200);
+const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Received pub/sub messages that may wait for the subscriber. It bounds a burst of invalidations.
+const PUBSUB_BUFFER_MESSAGES: usize = 2048;
+
+/// Client with one multiplexed connection. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Redis {
+    client: Client,
+    config: Config,
+    metrics: StoreMetrics,
+    connection: Arc<Mutex<ConnectionState>>,
+}
+
+#[derive(Debug)]
+struct ConnectionState {
+    last_response: Instant,
+    is_reconnecting: bool,
+}
+
+impl ConnectionState {
+    fn fresh() -> Self {
+        Self {
+            last_response: Instant::now(),
+            is_reconnecting: false,
+        }
+    }
+}
+
+impl Redis {
+    /// Starts to connect, without waiting: Redis may start after this program.
+    pub(crate) fn start(config: Config, metrics: StoreMetrics) -> Result<Self, RedisError> {
+        let client = builder(config.clone()).build()?;
+        client.connect();
+        Ok(Self {
+            client,
+            config,
+            metrics,
+            connection: Arc::new(Mutex::new(ConnectionState::fresh())),
+        })
+    }
+
+    /// Returns a client with a connection of its own for pub/sub. It is not connected yet.
+    pub(crate) fn subscriber(&self) -> Result<SubscriberClient, RedisError> {
+        builder(self.config.clone())
+            .with_performance_config(|performance| {
+                performance.broadcast_channel_capacity = PUBSUB_BUFFER_MESSAGES;
+            })
+            .build_subscriber_client()
+    }
+
+    /// Runs a Lua script.
+    pub(crate) async fn run<T: FromValue>(
+        &self,
+        script: &Script,
+        keys: Vec<String>,
+        arguments: Vec<Bytes>,
+    ) -> Result<T, Unavailable> {
+        let (timer, sent_at) = (self.metrics.start(), Instant::now());
+        let outcome = script
+            .evalsha_with_reload(&self.client, keys, arguments)
+            .await;
+        timer.stop(&outcome);
+        self.track_connection(sent_at, &outcome);
+        outcome.map_err(failed)
+    }
+
+    /// Replaces the connection if it has received nothing since a command was sent that timed out:
+    /// the peer may be gone without closing it. The library detects that only while no further
+    /// commands are sent.
+    fn track_connection<T>(&self, sent_at: Instant, outcome: &Result<T, RedisError>) {
+        let is_timeout = |error: &RedisError| *error.kind() == ErrorKind::Timeout;
+        let mut connection = self.connection.lock();
+        if !outcome.as_ref().is_err_and(is_timeout) {
+            connection.last_response = Instant::now();
+        } else if connection.last_response < sent_at
+            && !connection.is_reconnecting
+            && self.client.is_connected()
+        {
+            connection.is_reconnecting = true;
+            let (client, connection) = (self.client.clone(), Arc::clone(&self.connection));
+            tokio::spawn(async move {
+                let _ = client.force_reconnection().await;
+                *connection.lock() = ConnectionState::fresh();
+            });
+        }
+    }
+
+    /// Publishes a message. A caller that needs it delivered has to detect the loss.
+    pub(crate) async fn publish(&self, channel: &str, message: String) -> Result<(), RedisError> {
+        let outcome = self.client.publish(channel, message).await;
+        if let Err(error) = &outcome {
+            tracing::debug!(%error, "publishing a message failed");
+        }
+        outcome
+    }
+
+    /// Sends the cheapest command that shows that the store responds.
+    pub(crate) async fn ping(&self) -> Result<(), Unavailable> {
+        self.client.ping::<()>(None).await.map_err(failed)
+    }
+}
+
+fn builder(config: Config) -> Builder {
+    let mut builder = Builder::from_config(config);
+    builder
+        .with_connection_config(|connection| {
+            connection.connection_timeout = COMMAND_TIMEOUT;
+            connection.internal_command_timeout = COMMAND_TIMEOUT;
+            connection.max_command_attempts = 1;
+            connection.reconnect_on_auth_error = true;
+            connection.unresponsive.max_timeout = Some(COMMAND_TIMEOUT);
+            connection.unresponsive.interval = UNRESPONSIVE_CHECK_INTERVAL;
+        })
+        .with_performance_config(|performance| {
+            performance.default_command_timeout = COMMAND_TIMEOUT;
+        })
+        .set_policy(ReconnectPolicy::new_constant(
+            0,
+            u32::try_from(RECONNECT_DELAY.as_millis()).expect("the delay fits 32 bits"),
+        ));
+    builder
+}
+
+/// Converts a value to an argument of a script.
+pub(crate) fn argument(value: impl Display) -> Bytes {
+    value.to_string().into()
+}
+
+/// Returns the error for a reply that none of the scripts produces.
+pub(crate) fn unexpected_reply(description: &'static str) -> Unavailable {
+    Unavailable::because(STORE, &description)
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "signature required by map_err"
+)]
+fn failed(error: RedisError) -> Unavailable {
+    Unavailable::because(STORE, &error)
+}

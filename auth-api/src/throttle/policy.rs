@@ -1,0 +1,18 @@
+//! Limits of the throttle and the values that its stores have in common.
+
+use std::time::Duration;
+
+/// Failed logins within [`WINDOW`] after which the login is locked.
+pub(super) const MAX_FAILURES: u32 = 10;
+/// Time from the first failure until the count starts again.
+pub(crate) const WINDOW: Duration = Duration::from_mins(15);
+
+/// SHA-256 of the login, so that the store does not contain attempted logins in the clear.
+pub(super) type LoginKey = [u8; 32];
+
+/// Outcome of a password verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LoginOutcome {
+    Success,
+    Failure,
+}

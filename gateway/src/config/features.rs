@@ -1,0 +1,204 @@
+//! Parsing of the features of a path pattern, in the order of gateway.yml.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use http::{HeaderName, StatusCode};
+
+use crate::config::model::{
+    CircuitBreakerSettings, ErrorResponseSettings, Features, MonitoringSettings, QuotaKeyPart,
+    RateLimitAlgorithm, RateLimitSettings, RetrySettings, TimeoutSettings,
+};
+use crate::config::node::{Mapping, Node};
+
+/// Parses the value of `features` or `default_features`. `owner` names it in warnings.
+pub(super) fn parse_features(
+    value: &Node<'_, '_>,
+    owner: &str,
+    warnings: &mut Vec<String>,
+) -> Option<Features> {
+    let mut mapping = value.mapping()?;
+    let rate_limit = parse_feature(&mut mapping, "rate_limit", parse_rate_limit);
+    let monitoring = parse_feature(&mut mapping, "monitoring", parse_monitoring);
+    let timeout = parse_feature(&mut mapping, "timeout", parse_timeout);
+    let retry = parse_feature(&mut mapping, "retry", parse_retry);
+    let circuit_breaker = parse_feature(&mut mapping, "circuit_breaker", |settings| {
+        if settings.get("expected_exception").is_some() {
+            warnings.push(format!(
+                "{owner}: circuit_breaker.expected_exception has no effect: refused connections, \
+                 timeouts and 5xx responses count as failures"
+            ));
+        }
+        parse_circuit_breaker(settings)
+    });
+    // Keys of Premier's cache are accepted and ignored.
+    let cache = parse_feature(&mut mapping, "cache", |settings| {
+        settings.get("expire_s");
+        settings.get("cache_key");
+        Some(())
+    });
+    if cache.as_ref().is_some_and(Option::is_some) {
+        warnings.push(format!(
+            "{owner}: cache has no effect: responses are never cached"
+        ));
+    }
+    mapping.reject_unknown_keys();
+    Some(Features {
+        rate_limit: rate_limit?,
+        monitoring: monitoring?,
+        timeout: timeout?,
+        retry: retry?,
+        circuit_breaker: circuit_breaker?,
+    })
+}
+
+/// Parses the settings of one feature. Returns `Some(None)` if the file does not have it, `None` if it
+/// has errors.
+#[expect(
+    clippy::option_option,
+    reason = "an error and an absent feature are distinct"
+)]
+fn parse_feature<'y, 'c, T>(
+    features: &mut Mapping<'y, 'c>,
+    key: &'static str,
+    parse: impl FnOnce(&mut Mapping<'y, 'c>) -> Option<T>,
+) -> Option<Option<T>> {
+    let Some(value) = features.get(key) else {
+        return Some(None);
+    };
+    let mut mapping = value.mapping()?;
+    let settings = parse(&mut mapping);
+    mapping.reject_unknown_keys();
+    settings.map(Some)
+}
+
+fn parse_error_response(
+    settings: &mut Mapping<'_, '_>,
+    default_status: StatusCode,
+    default_message: &str,
+) -> Option<ErrorResponseSettings> {
+    let status = settings.get_or("error_status", default_status, |value| {
+        let number = value.integer(400..=599)?;
+        StatusCode::from_u16(u16::try_from(number).ok()?).ok()
+    });
+    let message = settings.get_or("error_message", default_message.to_owned(), Node::string);
+    Some(ErrorResponseSettings {
+        status: status?,
+        message: message?,
+    })
+}
+
+fn parse_rate_limit(settings: &mut Mapping<'_, '_>) -> Option<RateLimitSettings> {
+    const ALGORITHMS: [(&str, RateLimitAlgorithm); 4] = [
+        ("fixed_window", RateLimitAlgorithm::FixedWindow),
+        ("sliding_window", RateLimitAlgorithm::SlidingWindow),
+        ("token_bucket", RateLimitAlgorithm::TokenBucket),
+        ("leaky_bucket", RateLimitAlgorithm::LeakyBucket),
+    ];
+    let quota = settings
+        .require("quota")
+        .and_then(|value| value.positive_integer());
+    let duration = settings
+        .require("duration")
+        .and_then(|value| value.positive_duration());
+    let algorithm = settings.get_or("algorithm", RateLimitAlgorithm::FixedWindow, |value| {
+        value.one_of(&ALGORITHMS)
+    });
+    let default_key = vec![QuotaKeyPart::Client, QuotaKeyPart::Path];
+    let per = settings.get_or("per", default_key, |value| {
+        // Null is not the empty list here: that would be one counter for all clients.
+        let parts: Vec<_> = value
+            .elements()?
+            .iter()
+            .map(|part| part.parse(parse_key_part))
+            .collect();
+        parts.into_iter().collect()
+    });
+    // Null is the default of Premier, and means the quota.
+    let bucket_size = settings
+        .get("bucket_size")
+        .filter(|value| !value.is_null())
+        .map_or(Some(quota), |value| value.positive_integer().map(Some));
+    let error_response = parse_error_response(
+        settings,
+        StatusCode::TOO_MANY_REQUESTS,
+        "Rate limit exceeded",
+    );
+    Some(RateLimitSettings {
+        quota: quota?,
+        duration: duration?,
+        algorithm: algorithm?,
+        per: per?,
+        bucket_size: bucket_size??,
+        error_response: error_response?,
+    })
+}
+
+fn parse_key_part(text: &str) -> Result<QuotaKeyPart, String> {
+    match text.split_once(':') {
+        None if text == "client" => Ok(QuotaKeyPart::Client),
+        None if text == "endpoint" => Ok(QuotaKeyPart::Path),
+        Some(("header", name)) => HeaderName::from_bytes(name.trim().as_bytes())
+            .map(QuotaKeyPart::Header)
+            .map_err(|_| format!("`{name}` is not a header name")),
+        _ => Err(format!(
+            "`{text}` is unknown: must be client, endpoint or header:NAME"
+        )),
+    }
+}
+
+fn parse_monitoring(settings: &mut Mapping<'_, '_>) -> Option<MonitoringSettings> {
+    const DEFAULT_THRESHOLD: Duration = Duration::from_millis(100);
+    let log_threshold = settings.get_or("log_threshold", DEFAULT_THRESHOLD, Node::duration)?;
+    Some(MonitoringSettings { log_threshold })
+}
+
+fn parse_timeout(settings: &mut Mapping<'_, '_>) -> Option<TimeoutSettings> {
+    let limit = settings
+        .require("seconds")
+        .and_then(|value| value.positive_duration());
+    let error_response =
+        parse_error_response(settings, StatusCode::GATEWAY_TIMEOUT, "Request timeout");
+    Some(TimeoutSettings {
+        limit: limit?,
+        error_response: error_response?,
+    })
+}
+
+fn parse_retry(settings: &mut Mapping<'_, '_>) -> Option<RetrySettings> {
+    const DEFAULT_ATTEMPTS: NonZeroU32 = NonZeroU32::MIN.saturating_add(2);
+    const MAX_ATTEMPTS: u64 = 100;
+    const DEFAULT_WAIT: Duration = Duration::from_secs(1);
+    let max_attempts = settings.get_or("max_attempts", DEFAULT_ATTEMPTS, |value| {
+        let attempts = value.integer(1..=MAX_ATTEMPTS)?;
+        u32::try_from(attempts).ok().and_then(NonZeroU32::new)
+    });
+    let wait = settings.get_or("wait", vec![DEFAULT_WAIT], |value| {
+        if value.is_list() {
+            let waits = value.parse_list(Node::duration)?;
+            value.require_not_empty(waits)
+        } else {
+            value.duration().map(|wait| vec![wait])
+        }
+    });
+    Some(RetrySettings {
+        max_attempts: max_attempts?,
+        wait: wait?,
+    })
+}
+
+fn parse_circuit_breaker(settings: &mut Mapping<'_, '_>) -> Option<CircuitBreakerSettings> {
+    const DEFAULT_THRESHOLD: NonZeroU32 = NonZeroU32::MIN.saturating_add(4);
+    const DEFAULT_RECOVERY_TIMEOUT: Duration = Duration::from_mins(1);
+    let failure_threshold = settings.get_or(
+        "failure_threshold",
+        DEFAULT_THRESHOLD,
+        Node::positive_integer,
+    );
+    let recovery_timeout =
+        settings.get_or("recovery_timeout", DEFAULT_RECOVERY_TIMEOUT, Node::duration);
+    Some(CircuitBreakerSettings {
+        failure_threshold: failure_threshold?,
+        recovery_timeout: recovery_timeout?,
+    })
+}

@@ -1,0 +1,68 @@
+//! Loading of gateway.yml.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use crate::config::document::parse_documents;
+use crate::config::error::ConfigErrors;
+use crate::config::interpolate::Environment;
+use crate::config::listen;
+use crate::config::model::Config;
+use crate::config::node::{Node, ParseContext};
+use crate::config::premier;
+
+impl Config {
+    /// Reads and parses a configuration file.
+    ///
+    /// # Errors
+    /// Returns all errors of the file.
+    pub(crate) fn load(file: &Path, environment: &Environment) -> Result<Self, ConfigErrors> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| ConfigErrors::of_file(file, format!("cannot be read: {error}")))?;
+        Self::parse(file, &text, environment)
+    }
+
+    /// Parses a configuration that was read from `file`. Certificates and keys are read from the files
+    /// that it names.
+    ///
+    /// # Errors
+    /// Returns all errors of the text.
+    pub(crate) fn parse(
+        file: &Path,
+        text: &str,
+        environment: &Environment,
+    ) -> Result<Self, ConfigErrors> {
+        let documents =
+            parse_documents(text).map_err(|error| ConfigErrors::new(file, vec![error]))?;
+        let [document] = documents.as_slice() else {
+            let problem = format!("has {} YAML documents, must have one", documents.len());
+            return Err(ConfigErrors::of_file(file, problem));
+        };
+        let context = ParseContext::new(environment);
+        let mut warnings = Vec::new();
+        let config = premier::parse(&Node::root(document, &context), &mut warnings);
+        let errors = context.into_errors();
+        match config {
+            Some(config) if errors.is_empty() => Ok(Self {
+                warnings,
+                hash: hash(text),
+                ..config
+            }),
+            _ => Err(ConfigErrors::new(file, errors)),
+        }
+    }
+}
+
+fn hash(text: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// Returns the address of the admin listener of a gateway with this configuration. Other errors in the
+/// file are ignored: a running gateway still has the configuration that it loaded before.
+pub(crate) fn admin_address(file: &Path, environment: &Environment) -> SocketAddr {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    listen::admin_address(&text, environment)
+}

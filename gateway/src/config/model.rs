@@ -1,0 +1,177 @@
+//! Values of a valid configuration.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use http::StatusCode;
+use ipnet::IpNet;
+
+use crate::config::certificate::Certificate;
+use crate::config::pattern::PathPattern;
+use crate::config::server::Server;
+
+/// A whole configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Config {
+    /// Label of every metric, to distinguish gateways.
+    pub(crate) keyspace: String,
+    pub(crate) listen: ListenAddresses,
+    /// Selected by SNI; the first is the default. Never empty.
+    pub(crate) certificates: Vec<Certificate>,
+    /// Never empty.
+    pub(crate) servers: Vec<Server>,
+    pub(crate) strategy: BalancingStrategy,
+    pub(crate) health_check: HealthCheckSettings,
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) limits: Limits,
+    /// The first rule whose pattern matches applies, and only that one.
+    pub(crate) paths: Vec<PathRule>,
+    /// Features of paths that no pattern matches.
+    pub(crate) default_features: Features,
+    /// Settings that are accepted but may not have the intended effect.
+    pub(crate) warnings: Vec<String>,
+    /// Hash of the file's text, to distinguish configurations.
+    pub(crate) hash: String,
+}
+
+/// Addresses of the listeners. Changes need a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ListenAddresses {
+    pub(crate) https: SocketAddr,
+    /// Listener that redirects every request to https with 308.
+    pub(crate) http: Option<SocketAddr>,
+    /// Listener for metrics, health and status, in cleartext.
+    pub(crate) admin: SocketAddr,
+    /// Port of https as clients see it. Differs from the listener's if a port mapping changes it.
+    pub(crate) public_port: u16,
+}
+
+/// Strategy that selects the endpoint of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BalancingStrategy {
+    /// Of two random endpoints the one with fewer requests in flight (Mitzenmacher 2001).
+    LeastRequests,
+    RoundRobin,
+    Random,
+}
+
+/// Active health checks of the endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HealthCheckSettings {
+    pub(crate) path: String,
+    /// Port of the probes, if it differs from the server's.
+    pub(crate) port: Option<u16>,
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+    /// Consecutive successful probes after which an endpoint is healthy.
+    pub(crate) healthy_after: NonZeroU32,
+    /// Consecutive failed probes after which an endpoint is unhealthy.
+    pub(crate) unhealthy_after: NonZeroU32,
+}
+
+/// Limits of requests and client connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Maximum size of a request body.
+    pub(crate) max_body_bytes: u64,
+    /// Maximum size of the request line and all headers together.
+    pub(crate) max_header_bytes: usize,
+    /// Time for the TLS handshake, and for the headers of a request.
+    pub(crate) header_timeout: Duration,
+    /// Time between two requests on a connection.
+    pub(crate) idle_timeout: Duration,
+    /// Maximum number of concurrent connections.
+    pub(crate) max_connections: usize,
+    /// Maximum number of concurrent connections of one client.
+    pub(crate) max_connections_per_client: usize,
+}
+
+/// A path pattern and its features.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PathRule {
+    pub(crate) pattern: PathPattern,
+    pub(crate) features: Features,
+}
+
+/// Features of a request. Without any, it is only forwarded.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Features {
+    pub(crate) rate_limit: Option<RateLimitSettings>,
+    pub(crate) monitoring: Option<MonitoringSettings>,
+    pub(crate) timeout: Option<TimeoutSettings>,
+    pub(crate) retry: Option<RetrySettings>,
+    pub(crate) circuit_breaker: Option<CircuitBreakerSettings>,
+}
+
+/// Rate limit of `quota` requests per `duration`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RateLimitSettings {
+    pub(crate) quota: NonZeroU32,
+    pub(crate) duration: Duration,
+    pub(crate) algorithm: RateLimitAlgorithm,
+    /// Key of the counters. Empty: one counter for all requests.
+    pub(crate) per: Vec<QuotaKeyPart>,
+    /// Token bucket: burst size; leaky bucket: queue length.
+    pub(crate) bucket_size: NonZeroU32,
+    pub(crate) error_response: ErrorResponseSettings,
+}
+
+/// Rate limiting algorithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum RateLimitAlgorithm {
+    FixedWindow,
+    SlidingWindow,
+    TokenBucket,
+    LeakyBucket,
+}
+
+/// Part of the key under which requests are counted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum QuotaKeyPart {
+    Client,
+    /// The request path; `endpoint` in the file, as in Premier.
+    Path,
+    /// Value of this request header.
+    Header(http::HeaderName),
+}
+
+/// Status and message of an error response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ErrorResponseSettings {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+}
+
+/// Logging of slow requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MonitoringSettings {
+    /// Duration above which a request is logged as slow, with level warning.
+    pub(crate) log_threshold: Duration,
+}
+
+/// Time limit of the upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TimeoutSettings {
+    /// Time for all attempts together, delays between them included.
+    pub(crate) limit: Duration,
+    pub(crate) error_response: ErrorResponseSettings,
+}
+
+/// Retries of requests that are safe to repeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RetrySettings {
+    /// Maximum number of attempts, the first included.
+    pub(crate) max_attempts: NonZeroU32,
+    /// Delays before the second attempt, the third…; the last one repeats. Never empty.
+    pub(crate) wait: Vec<Duration>,
+}
+
+/// Circuit breaker, one for each path pattern and endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CircuitBreakerSettings {
+    /// Consecutive failures that open the circuit breaker.
+    pub(crate) failure_threshold: NonZeroU32,
+    /// Time that it stays open before one request probes the endpoint.
+    pub(crate) recovery_timeout: Duration,
+}

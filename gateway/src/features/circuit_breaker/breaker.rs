@@ -1,0 +1,250 @@
+//! State machine of one circuit breaker.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus::IntGauge;
+
+use crate::config::CircuitBreakerSettings;
+use crate::runtime::clock::Instant;
+
+// Values of the metric `circuit_breaker_state`.
+const GAUGE_CLOSED: i64 = 0;
+const GAUGE_HALF_OPEN: i64 = 1;
+const GAUGE_OPEN: i64 = 2;
+
+/// Decision of a circuit breaker about a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Permission {
+    Granted,
+    Denied {
+        /// Time until the next probe.
+        retry_after: Duration,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BreakerState {
+    Closed {
+        consecutive_failures: u32,
+    },
+    /// No request passes before `until`.
+    Open {
+        until: Instant,
+    },
+    /// The probe is in flight.
+    HalfOpen {
+        probe_started: Instant,
+    },
+}
+
+impl BreakerState {
+    const INITIAL: Self = Self::Closed {
+        consecutive_failures: 0,
+    };
+
+    /// Returns true if the outcome of a request that acquired its permit at `acquired_at` counts. In
+    /// a half-open breaker only the outcome of the probe does, not those of requests from before the
+    /// breaker opened.
+    fn considers(self, acquired_at: Instant) -> bool {
+        match self {
+            Self::Closed { .. } => true,
+            Self::Open { .. } => false,
+            Self::HalfOpen { probe_started } => probe_started == acquired_at,
+        }
+    }
+}
+
+/// Circuit breaker of one path pattern and one endpoint.
+#[derive(Debug)]
+pub(super) struct CircuitBreaker {
+    settings: CircuitBreakerSettings,
+    state: Mutex<BreakerState>,
+    gauge: IntGauge,
+}
+
+impl CircuitBreaker {
+    pub(super) fn new(settings: CircuitBreakerSettings, gauge: IntGauge) -> Self {
+        gauge.set(GAUGE_CLOSED);
+        Self {
+            settings,
+            state: Mutex::new(BreakerState::INITIAL),
+            gauge,
+        }
+    }
+
+    /// Returns the permission that a request would get now, without making it the probe.
+    pub(super) fn permission(&self, now: Instant) -> Permission {
+        self.permission_in(*self.state.lock(), now)
+    }
+
+    /// Returns the permission of a request. The first request after `recovery_timeout` becomes the
+    /// probe.
+    pub(super) fn acquire(&self, now: Instant) -> Permission {
+        let mut state = self.state.lock();
+        let permission = self.permission_in(*state, now);
+        let is_closed = matches!(*state, BreakerState::Closed { .. });
+        if permission == Permission::Granted && !is_closed {
+            *state = BreakerState::HalfOpen { probe_started: now };
+            self.gauge.set(GAUGE_HALF_OPEN);
+        }
+        permission
+    }
+
+    fn permission_in(&self, state: BreakerState, now: Instant) -> Permission {
+        let retry_after = match state {
+            BreakerState::Closed { .. } => Duration::ZERO,
+            BreakerState::Open { until } => until.since(now),
+            // A probe without an outcome is replaced after another `recovery_timeout`.
+            BreakerState::HalfOpen { probe_started } => self
+                .settings
+                .recovery_timeout
+                .saturating_sub(now.since(probe_started)),
+        };
+        if retry_after.is_zero() {
+            Permission::Granted
+        } else {
+            Permission::Denied { retry_after }
+        }
+    }
+
+    /// Records the success of a request that acquired its permit at `acquired_at`.
+    pub(super) fn record_success(&self, acquired_at: Instant) {
+        let mut state = self.state.lock();
+        if *state == BreakerState::INITIAL || !state.considers(acquired_at) {
+            return;
+        }
+        *state = BreakerState::INITIAL;
+        self.gauge.set(GAUGE_CLOSED);
+    }
+
+    /// Records the failure of a request that acquired its permit at `acquired_at`.
+    pub(super) fn record_failure(&self, acquired_at: Instant, now: Instant) {
+        let mut state = self.state.lock();
+        if !state.considers(acquired_at) {
+            return;
+        }
+        let threshold = self.settings.failure_threshold.get();
+        let failures = match *state {
+            BreakerState::Closed {
+                consecutive_failures,
+            } => consecutive_failures.saturating_add(1),
+            BreakerState::Open { .. } | BreakerState::HalfOpen { .. } => threshold,
+        };
+        if failures < threshold {
+            *state = BreakerState::Closed {
+                consecutive_failures: failures,
+            };
+            return;
+        }
+        *state = BreakerState::Open {
+            until: now.saturating_add(self.settings.recovery_timeout),
+        };
+        self.gauge.set(GAUGE_OPEN);
+    }
+
+    /// Ends a request without an outcome. If it was the probe, the next request becomes the probe.
+    pub(super) fn release_probe(&self, acquired_at: Instant) {
+        let mut state = self.state.lock();
+        let probe = BreakerState::HalfOpen {
+            probe_started: acquired_at,
+        };
+        if *state == probe {
+            *state = BreakerState::Open { until: acquired_at };
+            self.gauge.set(GAUGE_OPEN);
+        }
+    }
+
+    pub(super) fn state_name(&self) -> &'static str {
+        match *self.state.lock() {
+            BreakerState::Closed { .. } => "closed",
+            BreakerState::Open { .. } => "open",
+            BreakerState::HalfOpen { .. } => "half-open",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn closed_breaker() -> CircuitBreaker {
+        let settings = CircuitBreakerSettings {
+            failure_threshold: NonZeroU32::new(3).unwrap(),
+            recovery_timeout: Duration::from_secs(30),
+        };
+        CircuitBreaker::new(settings, IntGauge::new("state", "state").unwrap())
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant(seconds * SECOND)
+    }
+
+    /// Returns a breaker that opened at second 1.
+    fn open_breaker() -> CircuitBreaker {
+        let breaker = closed_breaker();
+        for _ in 0..3 {
+            breaker.record_failure(at(1), at(1));
+        }
+        breaker
+    }
+
+    #[test]
+    fn consecutive_failures_open_it_and_a_successful_probe_closes_it() {
+        let breaker = closed_breaker();
+        for _ in 0..2 {
+            breaker.record_failure(at(1), at(1));
+        }
+        breaker.record_success(at(1));
+        for _ in 0..3 {
+            assert_eq!(breaker.acquire(at(2)), Permission::Granted);
+            breaker.record_failure(at(2), at(2));
+        }
+        assert_eq!(
+            breaker.acquire(at(12)),
+            Permission::Denied {
+                retry_after: Duration::from_secs(20)
+            }
+        );
+        assert_eq!(breaker.permission(at(32)), Permission::Granted);
+        assert_eq!(breaker.acquire(at(32)), Permission::Granted);
+        assert!(
+            matches!(breaker.acquire(at(33)), Permission::Denied { .. }),
+            "one probe"
+        );
+        breaker.record_failure(at(32), at(33));
+        assert!(matches!(breaker.acquire(at(34)), Permission::Denied { .. }));
+        assert_eq!(breaker.acquire(at(63)), Permission::Granted);
+        breaker.record_success(at(63));
+        assert_eq!(breaker.acquire(at(63)), Permission::Granted);
+        assert_eq!(breaker.acquire(at(63)), Permission::Granted);
+    }
+
+    #[test]
+    fn a_probe_without_an_outcome_is_followed_by_another() {
+        let breaker = open_breaker();
+        assert_eq!(breaker.acquire(at(31)), Permission::Granted);
+        breaker.release_probe(at(0));
+        assert!(matches!(breaker.acquire(at(32)), Permission::Denied { .. }));
+        breaker.release_probe(at(31));
+        assert_eq!(breaker.acquire(at(32)), Permission::Granted);
+        assert!(matches!(breaker.acquire(at(32)), Permission::Denied { .. }));
+    }
+
+    #[test]
+    fn outcomes_of_earlier_requests_do_not_change_an_open_breaker() {
+        let breaker = open_breaker();
+        breaker.record_success(at(0));
+        assert!(matches!(breaker.acquire(at(2)), Permission::Denied { .. }));
+        assert_eq!(breaker.acquire(at(31)), Permission::Granted);
+        breaker.record_success(at(0));
+        breaker.record_failure(at(0), at(32));
+        assert_eq!(breaker.state_name(), "half-open");
+        breaker.record_success(at(31));
+        assert_eq!(breaker.state_name(), "closed");
+    }
+}

@@ -1,0 +1,60 @@
+//! Types that the rate limiting algorithms share: the policy, the state and the decision.
+
+use std::time::Duration;
+
+use crate::runtime::clock::Instant;
+
+/// State of one quota for one key. The state of a new key is all zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct QuotaState {
+    /// Time that the counters refer to. Each algorithm documents its meaning and unit.
+    pub(super) time: u64,
+    /// Requests that passed.
+    pub(super) counters: [u32; COUNTERS_PER_STATE],
+}
+
+/// With these counters a state and its expiry fill a cache line of 64 bytes.
+pub(super) const COUNTERS_PER_STATE: usize = 12;
+
+/// Decision of an algorithm about a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AlgorithmDecision {
+    Passed {
+        /// Requests that may still pass.
+        remaining: u32,
+        /// Time until the whole quota is available again.
+        reset: Duration,
+        /// Time by which the request is delayed.
+        delay: Duration,
+        /// Instant from which on the state equals that of a new key.
+        expiry: Instant,
+    },
+    Rejected {
+        /// Time until a request passes.
+        retry_after: Duration,
+    },
+}
+
+/// Parameters of a quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct QuotaPolicy {
+    pub(super) quota: u32,
+    /// Duration of the window, in nanoseconds.
+    pub(super) window_ns: u64,
+    /// Burst of a token bucket, queue length of a leaky bucket.
+    pub(super) bucket_size: u32,
+}
+
+impl QuotaPolicy {
+    /// Returns the emission interval of the generic cell rate algorithm: nanoseconds between two
+    /// requests at the permitted rate. Rounded up: at most `quota` requests pass in a window.
+    pub(super) fn emission_interval_ns(self) -> u64 {
+        self.window_ns.div_ceil(u64::from(self.quota)).max(1)
+    }
+
+    /// Returns the nanoseconds in which a full bucket drains.
+    pub(super) fn drain_time_ns(self) -> u64 {
+        self.emission_interval_ns()
+            .saturating_mul(u64::from(self.bucket_size))
+    }
+}

@@ -1,0 +1,365 @@
+//! Framing of HTTP/1.1 message bodies (RFC 9112, sections 6 and 7): decoder and encoder.
+//!
+//! The decoder accepts one reading only. Deviations that a lenient parser repairs, such as a bare line
+//! feed or whitespace beside a chunk size, are errors: a peer that repairs them differently would see
+//! another message boundary (request smuggling).
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use thiserror::Error;
+
+use crate::http::message::Framing;
+use crate::http::syntax::is_header_value_byte;
+use crate::telemetry::text;
+
+/// Maximum length of a chunk size with its extensions, in bytes.
+const MAX_CHUNK_SIZE_LINE: usize = 256;
+/// Maximum length of all trailers together, in bytes.
+const MAX_TRAILERS: usize = 8 * 1024;
+/// Hexadecimal digits of the largest chunk size, 2^64 - 1.
+const MAX_CHUNK_SIZE_DIGITS: usize = 16;
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Output of the decoder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BodyEvent {
+    Data(Bytes),
+    /// The body is complete.
+    End,
+}
+
+/// Body that is malformed or incomplete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the chunked encoding is malformed, or the body is incomplete")]
+pub(crate) struct BodyError;
+
+/// Incremental decoder of a message body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BodyDecoder {
+    Length { remaining: u64 },
+    Chunked(ChunkState),
+    UntilClose,
+    Done,
+}
+
+/// Next element of a chunked body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChunkState {
+    Size,
+    Data {
+        remaining: u64,
+    },
+    /// The CRLF after the data of a chunk.
+    DataEnd,
+    Trailers {
+        bytes: usize,
+    },
+}
+
+impl From<Framing> for BodyDecoder {
+    fn from(framing: Framing) -> Self {
+        match framing {
+            Framing::Empty | Framing::Length(0) => Self::Done,
+            Framing::Length(remaining) => Self::Length { remaining },
+            Framing::Chunked => Self::Chunked(ChunkState::Size),
+            Framing::UntilClose => Self::UntilClose,
+        }
+    }
+}
+
+impl BodyDecoder {
+    /// Returns whether the body has been read to its end.
+    pub(crate) fn is_done(self) -> bool {
+        self == Self::Done
+    }
+
+    /// Decodes the next part of the body from `input`. Returns `None` if more input is needed. Chunks
+    /// in one input are joined, so that a peer's one-byte chunks are not forwarded one by one.
+    ///
+    /// # Errors
+    /// Returns an error if the chunked encoding is malformed.
+    pub(crate) fn decode(&mut self, input: &mut BytesMut) -> Result<Option<BodyEvent>, BodyError> {
+        let first = match self.decode_one(input)? {
+            Some(BodyEvent::Data(data)) => data,
+            other => return Ok(other),
+        };
+        let mut joined: Option<BytesMut> = None;
+        // An error is not lost: malformed input stays in the buffer, and the next call returns it.
+        while !input.is_empty()
+            && matches!(self, Self::Chunked(_))
+            && let Ok(Some(BodyEvent::Data(more))) = self.decode_one(input)
+        {
+            joined
+                .get_or_insert_with(|| BytesMut::from(&first[..]))
+                .extend_from_slice(&more);
+        }
+        let data = joined.map_or(first, BytesMut::freeze);
+        Ok(Some(BodyEvent::Data(data)))
+    }
+
+    fn decode_one(&mut self, input: &mut BytesMut) -> Result<Option<BodyEvent>, BodyError> {
+        loop {
+            match self {
+                Self::Done => return Ok(Some(BodyEvent::End)),
+                Self::UntilClose => return Ok(take_up_to(input, u64::MAX).map(BodyEvent::Data)),
+                Self::Length { remaining } => {
+                    let data = take_up_to(input, *remaining);
+                    *remaining -= data.as_ref().map_or(0, Bytes::len) as u64;
+                    if *remaining == 0 {
+                        *self = Self::Done;
+                    }
+                    return Ok(data.map(BodyEvent::Data));
+                }
+                Self::Chunked(ChunkState::Data { remaining }) => {
+                    let data = take_up_to(input, *remaining);
+                    *remaining -= data.as_ref().map_or(0, Bytes::len) as u64;
+                    if *remaining == 0 {
+                        *self = Self::Chunked(ChunkState::DataEnd);
+                    }
+                    return Ok(data.map(BodyEvent::Data));
+                }
+                Self::Chunked(state) => match state.parse_line(input)? {
+                    Some(next) => *self = next,
+                    None => return Ok(None),
+                },
+            }
+        }
+    }
+
+    /// Ends the input: the peer has closed the connection.
+    ///
+    /// # Errors
+    /// Returns an error if the body is incomplete.
+    pub(crate) fn end_of_input(&mut self) -> Result<BodyEvent, BodyError> {
+        match self {
+            Self::UntilClose | Self::Done => {
+                *self = Self::Done;
+                Ok(BodyEvent::End)
+            }
+            Self::Length { .. } | Self::Chunked(_) => Err(BodyError),
+        }
+    }
+}
+
+impl ChunkState {
+    /// Parses a line of the encoding, which is no data, and returns the next state. Returns `None` if
+    /// the line is incomplete.
+    fn parse_line(self, input: &mut BytesMut) -> Result<Option<BodyDecoder>, BodyError> {
+        let max_bytes = match self {
+            Self::DataEnd => b"\r\n".len(),
+            Self::Trailers { .. } => MAX_TRAILERS,
+            Self::Size | Self::Data { .. } => MAX_CHUNK_SIZE_LINE,
+        };
+        let Some(line_feed) = memchr::memchr(b'\n', input) else {
+            return if input.len() < max_bytes {
+                Ok(None)
+            } else {
+                Err(BodyError)
+            };
+        };
+        let line = input[..line_feed].strip_suffix(b"\r").ok_or(BodyError)?;
+        if line_feed >= max_bytes || !line.iter().all(|byte| is_header_value_byte(*byte)) {
+            return Err(BodyError);
+        }
+        let next = match self {
+            Self::Size | Self::Data { .. } => match parse_chunk_size(line)? {
+                0 => BodyDecoder::Chunked(Self::Trailers { bytes: 0 }),
+                remaining => BodyDecoder::Chunked(Self::Data { remaining }),
+            },
+            Self::DataEnd if line.is_empty() => BodyDecoder::Chunked(Self::Size),
+            Self::Trailers { .. } if line.is_empty() => BodyDecoder::Done,
+            Self::Trailers { bytes } if bytes + line_feed < MAX_TRAILERS => {
+                BodyDecoder::Chunked(Self::Trailers {
+                    bytes: bytes + line_feed + 1,
+                })
+            }
+            Self::DataEnd | Self::Trailers { .. } => return Err(BodyError),
+        };
+        input.advance(line_feed + 1);
+        Ok(Some(next))
+    }
+}
+
+/// Parses a chunk size: hexadecimal digits, and extensions, which are ignored.
+fn parse_chunk_size(line: &[u8]) -> Result<u64, BodyError> {
+    let end = memchr::memchr(b';', line).unwrap_or(line.len());
+    let digits = &line[..end];
+    if digits.is_empty()
+        || digits.len() > MAX_CHUNK_SIZE_DIGITS
+        || !digits.iter().all(u8::is_ascii_hexdigit)
+    {
+        return Err(BodyError);
+    }
+    let digits = str::from_utf8(digits).map_err(|_| BodyError)?;
+    u64::from_str_radix(digits, 16).map_err(|_| BodyError)
+}
+
+/// Takes at most `max_bytes` bytes from the start of `input`. Returns `None` if that is empty.
+fn take_up_to(input: &mut BytesMut, max_bytes: u64) -> Option<Bytes> {
+    let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+    let length = input.len().min(max_bytes);
+    (length > 0).then(|| input.split_to(length).freeze())
+}
+
+/// Writes the header that announces the framing of a body.
+pub(crate) fn put_framing_header(output: &mut Vec<u8>, framing: Framing) {
+    match framing {
+        Framing::Empty | Framing::UntilClose => {}
+        Framing::Chunked => output.put_slice(b"transfer-encoding: chunked\r\n"),
+        Framing::Length(length) => {
+            output.put_slice(b"content-length: ");
+            text::put_number(output, length);
+            output.put_slice(b"\r\n");
+        }
+    }
+}
+
+/// Writes part of a body.
+pub(crate) fn put_data(output: &mut Vec<u8>, framing: Framing, data: &[u8]) {
+    // An empty chunk would be the last one.
+    if framing != Framing::Chunked || data.is_empty() {
+        return output.put_slice(data);
+    }
+    output.put_slice(format!("{:x}\r\n", data.len()).as_bytes());
+    output.put_slice(data);
+    output.put_slice(b"\r\n");
+}
+
+/// Writes the end of a body.
+pub(crate) fn put_end(output: &mut Vec<u8>, framing: Framing) {
+    if framing == Framing::Chunked {
+        output.put_slice(LAST_CHUNK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Decodes a body from `bytes`, which arrive in reads of `read_size` bytes. Returns the body and
+    /// the bytes after it.
+    fn decode(
+        framing: Framing,
+        bytes: &[u8],
+        read_size: usize,
+    ) -> Result<(Vec<u8>, Vec<u8>), BodyError> {
+        let mut decoder = BodyDecoder::from(framing);
+        let (mut input, mut body) = (BytesMut::new(), Vec::new());
+        let mut reads = bytes.chunks(read_size);
+        loop {
+            match decoder.decode(&mut input)? {
+                Some(BodyEvent::Data(data)) => body.extend(data),
+                Some(BodyEvent::End) => {
+                    let rest = reads.flatten().copied();
+                    return Ok((body, input.iter().copied().chain(rest).collect()));
+                }
+                None => match reads.next() {
+                    Some(read) => input.extend_from_slice(read),
+                    None => {
+                        return decoder.end_of_input().map(|_| (body, input.to_vec()));
+                    }
+                },
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_chunks_are_rejected() {
+        for chunks in [
+            "",
+            "\r\n",
+            "x\r\n",
+            "-1\r\n",
+            "+1\r\na\r\n0\r\n\r\n",
+            "0x1\r\na\r\n0\r\n\r\n",
+            "1 \r\na\r\n0\r\n\r\n",
+            " 1\r\na\r\n0\r\n\r\n",
+            "1\r\nab\r\n0\r\n\r\n",
+            "1\r\na0\r\n\r\n",
+            "1\na\r\n0\r\n\r\n",
+            "1\r\na\n0\r\n\r\n",
+            "1\r\na\r\n0\r\n\n",
+            "1\r\na\r\n0\n\r\n",
+            "1;a\rb\r\na\r\n0\r\n\r\n",
+            "1;a\0\r\na\r\n0\r\n\r\n",
+            "ffffffffffffffffff\r\n",
+            "10000000000000000\r\n",
+            "1\r\na\r\n",
+            "1\r\na\r\n0\r\n",
+            "2\r\na",
+        ] {
+            for read_size in [1, 2, 1000] {
+                let body = decode(Framing::Chunked, chunks.as_bytes(), read_size);
+                assert_eq!(
+                    body,
+                    Err(BodyError),
+                    "{chunks:?} in reads of {read_size} bytes"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn chunk_size_lines_and_trailers_are_limited() {
+        let extension = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(MAX_CHUNK_SIZE_LINE));
+        let trailer = format!("0\r\n{}\r\n", "x: y\r\n".repeat(MAX_TRAILERS / 5));
+        for chunks in [extension, trailer] {
+            for read_size in [1, 1000] {
+                assert!(decode(Framing::Chunked, chunks.as_bytes(), read_size).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn chunk_extensions_and_trailers_are_dropped() {
+        let chunks = b"1;x=\"y\"\r\na\r\n002\r\nbc\r\n0;z\r\nx: y\r\n\r\nGET";
+        let (body, rest) = decode(Framing::Chunked, chunks, 3).unwrap();
+        assert_eq!((&body[..], &rest[..]), (&b"abc"[..], &b"GET"[..]));
+    }
+
+    #[test]
+    fn chunks_in_one_read_are_joined() {
+        let mut input = BytesMut::from("1\r\na\r\n2\r\nbc\r\n3\r\nde");
+        let mut decoder = BodyDecoder::from(Framing::Chunked);
+        let data = |text: &str| {
+            Ok(Some(BodyEvent::Data(Bytes::copy_from_slice(
+                text.as_bytes(),
+            ))))
+        };
+        assert_eq!(decoder.decode(&mut input), data("abcde"));
+        input.extend_from_slice(b"f\r\n1\r\ng\r\nx");
+        assert_eq!(decoder.decode(&mut input), data("fg"));
+        assert_eq!(decoder.decode(&mut input), Ok(None));
+        input.extend_from_slice(b"\r\n");
+        assert_eq!(decoder.decode(&mut input), Err(BodyError));
+        assert_eq!(decoder.decode(&mut input), Err(BodyError));
+    }
+
+    proptest! {
+        #[test]
+        fn an_encoded_body_is_decoded_to_the_same_bytes(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..50), 0..8),
+            rest in prop::collection::vec(any::<u8>(), 0..20),
+            read_size in 1_usize..60,
+        ) {
+            let body = parts.concat();
+            for framing in [Framing::Chunked, Framing::Length(body.len() as u64)] {
+                let mut encoded = Vec::new();
+                for part in &parts {
+                    put_data(&mut encoded, framing, part);
+                }
+                put_end(&mut encoded, framing);
+                encoded.extend(&rest);
+                prop_assert_eq!(decode(framing, &encoded, read_size), Ok((body.clone(), rest.clone())));
+            }
+            let until_close = decode(Framing::UntilClose, &body, read_size);
+            prop_assert_eq!(until_close, Ok((body, Vec::new())));
+        }
+
+        #[test]
+        fn no_input_panics(bytes: Vec<u8>, read_size in 1_usize..60) {
+            let _ = decode(Framing::Chunked, &bytes, read_size);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Hop-by-hop headers: those that concern one connection and are not forwarded (RFC 9110, section
+//! 7.6.1).
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::http::message::Upgrade;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// Header of an upgrade to HTTP/2 (RFC 7540, section 3.2.1), which is not forwarded.
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Value of `Upgrade` for the WebSocket protocol (RFC 6455).
+pub(crate) const WEBSOCKET: &str = "websocket";
+
+/// Connection options and requested upgrade of one message.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionHeaders {
+    options: Vec<HeaderName>,
+    /// `None` without `Upgrade`; `Some(Upgrade::None)` for a protocol that is not forwarded.
+    upgrade: Option<Upgrade>,
+}
+
+/// Use of a connection after a message (RFC 9112, section 9.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Persistence {
+    KeepAlive,
+    Close,
+}
+
+/// Recipients that a header concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HeaderScope {
+    /// Concerns this connection only and is removed.
+    HopByHop,
+    /// Is forwarded.
+    EndToEnd,
+}
+
+impl ConnectionHeaders {
+    /// Records a header if it is hop-by-hop, and returns its scope. The headers that frame the body
+    /// count as hop-by-hop because the next hop has its own framing.
+    pub(crate) fn inspect(&mut self, name: &HeaderName, value: &HeaderValue) -> HeaderScope {
+        match *name {
+            CONNECTION => self.options.extend(
+                value
+                    .as_bytes()
+                    .split(|byte| *byte == b',')
+                    .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok()),
+            ),
+            UPGRADE => {
+                let is_websocket = self.upgrade.is_none()
+                    && value.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes());
+                self.upgrade = Some(if is_websocket {
+                    Upgrade::WebSocket
+                } else {
+                    Upgrade::None
+                });
+            }
+            TE | TRAILER | TRANSFER_ENCODING | CONTENT_LENGTH => {}
+            _ if [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS].contains(name) => {}
+            _ => return HeaderScope::EndToEnd,
+        }
+        HeaderScope::HopByHop
+    }
+
+    /// Removes the headers that `Connection` lists, except `Host`, which every request needs.
+    pub(crate) fn remove_listed(&self, headers: &mut HeaderMap) {
+        for name in &self.options {
+            if *name != HOST {
+                headers.remove(name);
+            }
+        }
+    }
+
+    fn has_option(&self, option: &str) -> bool {
+        self.options.iter().any(|name| name == option)
+    }
+
+    /// Returns whether the connection persists after the message (RFC 9112, section 9.3).
+    pub(crate) fn persistence(&self, is_http_1_0: bool) -> Persistence {
+        if self.has_option("close") || is_http_1_0 && !self.has_option("keep-alive") {
+            Persistence::Close
+        } else {
+            Persistence::KeepAlive
+        }
+    }
+
+    /// Returns the upgrade, which has to be a connection option too (RFC 9110, section 7.8).
+    pub(crate) fn upgrade(&self) -> Upgrade {
+        match self.upgrade {
+            Some(upgrade) if self.has_option("upgrade") => upgrade,
+            _ => Upgrade::None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns what was recorded of `headers`, and those that are forwarded.
+    fn inspect(headers: &[(&'static str, &'static str)]) -> (ConnectionHeaders, HeaderMap) {
+        let (mut connection, mut forwarded) = (ConnectionHeaders::default(), HeaderMap::new());
+        for (name, value) in headers {
+            let name = HeaderName::from_static(name);
+            let value = HeaderValue::from_static(value);
+            if connection.inspect(&name, &value) == HeaderScope::EndToEnd {
+                forwarded.append(name, value);
+            }
+        }
+        connection.remove_listed(&mut forwarded);
+        (connection, forwarded)
+    }
+
+    #[test]
+    fn hop_by_hop_headers_are_not_forwarded() {
+        let (connection, forwarded) = inspect(&[
+            ("host", "a"),
+            ("connection", "Close, X-Secret ,host,, keep alive"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("x-secret", "s"),
+            ("x-other", "o"),
+        ]);
+        let names: Vec<_> = forwarded.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["host", "x-other"]);
+        assert_eq!(connection.persistence(false), Persistence::Close);
+        assert_eq!(connection.upgrade(), Upgrade::None);
+    }
+
+    #[test]
+    fn persistence_depends_on_the_version_and_the_connection_options() {
+        for (value, http_1_1, http_1_0) in [
+            ("", Persistence::KeepAlive, Persistence::Close),
+            ("keep-alive", Persistence::KeepAlive, Persistence::KeepAlive),
+            ("close", Persistence::Close, Persistence::Close),
+            ("keep-alive, close", Persistence::Close, Persistence::Close),
+        ] {
+            let (connection, _) = inspect(&[("connection", value)]);
+            assert_eq!(
+                (connection.persistence(false), connection.persistence(true)),
+                (http_1_1, http_1_0),
+                "{value}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_upgrade_counts_only_if_it_is_a_connection_option() {
+        let (connection, _) = inspect(&[("upgrade", "websocket")]);
+        assert_eq!(connection.upgrade(), Upgrade::None);
+        let (connection, _) = inspect(&[("upgrade", "WebSocket"), ("connection", "Upgrade")]);
+        assert_eq!(connection.upgrade(), Upgrade::WebSocket);
+        for protocols in [&["h2c"][..], &["websocket, h2c"], &["websocket", "h2c"]] {
+            let mut headers = vec![("connection", "upgrade")];
+            headers.extend(protocols.iter().map(|protocol| ("upgrade", *protocol)));
+            assert_eq!(
+                inspect(&headers).0.upgrade(),
+                Upgrade::None,
+                "{protocols:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Buffered socket of an HTTP/1.1 connection, on either side of the gateway.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use pingora::protocols::Stream;
+
+/// Buffer space for one read. Most header sections fit in it, and an idle connection retains as much.
+const READ_SIZE: usize = 2 * 1024;
+/// Buffer space for one read after a large one.
+const LARGE_READ_SIZE: usize = 16 * 1024;
+/// Maximum capacity that the empty output buffer retains.
+const MAX_RETAINED_OUTPUT: usize = 4 * 1024;
+
+/// Stream with an input and an output buffer.
+pub(crate) struct BufferedStream {
+    stream: Stream,
+    /// Bytes that are read and not yet parsed.
+    pub(crate) input: BytesMut,
+    output: Vec<u8>,
+    /// Number of bytes of `output` that are sent.
+    sent: usize,
+    is_flushed: bool,
+    last_read_bytes: usize,
+}
+
+impl BufferedStream {
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            input: BytesMut::new(),
+            output: Vec::new(),
+            sent: 0,
+            is_flushed: true,
+            last_read_bytes: 0,
+        }
+    }
+
+    /// Returns the output buffer, to append to it.
+    pub(crate) fn output(&mut self) -> &mut Vec<u8> {
+        self.is_flushed = false;
+        &mut self.output
+    }
+
+    /// Returns the number of output bytes that are not sent yet.
+    pub(crate) fn buffered_bytes(&self) -> usize {
+        self.output.len() - self.sent
+    }
+
+    /// Returns whether all output is sent.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.is_flushed
+    }
+
+    /// Discards the output that is not sent.
+    pub(crate) fn discard_output(&mut self) {
+        (self.sent, self.is_flushed) = (0, true);
+        self.output.clear();
+    }
+
+    /// Appends bytes to `input` and returns their number, 0 if the peer has closed the connection.
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let size = if self.last_read_bytes >= READ_SIZE / 2 {
+            LARGE_READ_SIZE
+        } else {
+            READ_SIZE
+        };
+        if self.input.capacity() - self.input.len() < size / 2 {
+            self.input.reserve(size);
+        }
+        let stream = Pin::new(&mut *self.stream);
+        let read = ready!(tokio_util::io::poll_read_buf(stream, cx, &mut self.input));
+        self.last_read_bytes = *read.as_ref().unwrap_or(&0);
+        Poll::Ready(read)
+    }
+
+    /// Sends all output.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut stream = Pin::new(&mut *self.stream);
+        while self.sent < self.output.len() {
+            match ready!(stream.as_mut().poll_write(cx, &self.output[self.sent..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.sent += written,
+            }
+        }
+        ready!(stream.poll_flush(cx))?;
+        self.discard_output();
+        self.output.shrink_to(MAX_RETAINED_OUTPUT);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends all output and closes the stream for writing.
+    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(cx))?;
+        Pin::new(&mut *self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,8 @@
+//! HTTP/2 (RFC 9113), on the `h2` crate.
+
+mod coalescing_waker;
+mod frame_guard;
+mod idle;
+mod request_headers;
+pub(crate) mod server;
+mod stream;

@@ -1,0 +1,36 @@
+//! Trait through which both versions of HTTP have their requests served.
+
+use http::{Method, Version};
+use prometheus::IntGauge;
+
+use crate::config::Limits;
+use crate::http::downstream::Downstream;
+use crate::http::message::{RequestError, RequestHeaders};
+use crate::runtime::idle_timer::IdleTimer;
+
+/// Serves the requests of a connection.
+pub(crate) trait RequestHandler {
+    /// Returns the limits for the next request. They change when the configuration is reloaded.
+    fn limits(&self) -> Limits;
+
+    /// Returns the gauge of HTTP/2 connections whose exchanges are over and whose responses are not
+    /// yet sent. Shutdown waits for them.
+    fn unsent_responses(&self) -> &IntGauge;
+
+    /// Serves a request whose headers have been read.
+    async fn serve(
+        &self,
+        request: RequestHeaders,
+        downstream: &mut impl Downstream,
+        timer: &mut IdleTimer,
+    );
+
+    /// Sends the error response to a request that was rejected before it could be served.
+    fn reject(
+        &self,
+        error: RequestError,
+        method: &Method,
+        version: Version,
+        downstream: &mut impl Downstream,
+    );
+}

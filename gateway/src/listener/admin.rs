@@ -1,0 +1,157 @@
+//! Admin endpoints for operators: `/metrics`, `/health`, `/ready`, `/status`, in plain HTTP, never public.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::{HeaderValue, Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::http::message::RequestHeaders;
+use crate::listener::cleartext::{Responder, StaticResponse};
+use crate::proxy::state::GatewayState;
+use crate::runtime::clock::unix_seconds;
+use crate::upstream::HealthStatus;
+
+/// Responder of the admin listener.
+#[derive(Debug)]
+pub(crate) struct Admin(pub(crate) Arc<GatewayState>);
+
+impl Responder for Admin {
+    fn respond(&self, request: &RequestHeaders) -> StaticResponse {
+        let is_safe = matches!(request.method, Method::GET | Method::HEAD);
+        let gateway = &self.0;
+        match request.target.path() {
+            _ if !is_safe => {
+                StaticResponse::json(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": "Use GET"}))
+            }
+            "/metrics" => {
+                let (text, content_type) = gateway.metrics.encode();
+                StaticResponse::new(StatusCode::OK, HeaderValue::from_static(content_type), text)
+            }
+            "/health" => StaticResponse::json(StatusCode::OK, &json!("Healthy")),
+            "/ready" => ready(gateway),
+            "/status" => StaticResponse::json(StatusCode::OK, &status(gateway)),
+            _ => StaticResponse::json(
+                StatusCode::NOT_FOUND,
+                &json!({"error": "There are /metrics, /health, /ready and /status"}),
+            ),
+        }
+    }
+}
+
+/// Readiness: at least one endpoint is healthy and no shutdown has begun.
+fn ready(gateway: &GatewayState) -> StaticResponse {
+    let endpoints = gateway.upstreams.endpoints();
+    let healthy = endpoints
+        .iter()
+        .filter(|endpoint| endpoint.health() == HealthStatus::Healthy)
+        .count();
+    let is_ready = healthy > 0 && !gateway.is_shutting_down();
+    let status = if is_ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let body = json!({
+        "ready": is_ready,
+        "ending": gateway.is_shutting_down(),
+        "replicas": {"up": healthy, "all": endpoints.len()},
+    });
+    StaticResponse::json(status, &body)
+}
+
+/// Summary of the state of the gateway.
+fn status(gateway: &GatewayState) -> Value {
+    let active = gateway.snapshot();
+    let endpoints: Vec<_> = gateway
+        .upstreams
+        .endpoints()
+        .iter()
+        .map(|endpoint| {
+            json!({
+                "address": endpoint.address.to_string(),
+                "server": endpoint.server.to_string(),
+                "condition": match endpoint.health() {
+                    HealthStatus::Unknown => "unknown",
+                    HealthStatus::Healthy => "up",
+                    HealthStatus::Unhealthy => "down",
+                },
+                "in_flight": endpoint.in_flight(),
+                "connect_failures": endpoint.metrics.connect_failures.get(),
+                "timeouts": endpoint.metrics.timeouts.get(),
+                "broken": endpoint.metrics.broken.get(),
+            })
+        })
+        .collect();
+    let breakers: Vec<_> = active
+        .routes
+        .all()
+        .iter()
+        .filter_map(|route| Some((route, route.breakers.as_ref()?)))
+        .flat_map(|(route, breakers)| {
+            breakers.states().into_iter().map(|(endpoint, state)| {
+                json!({
+                    "pattern": route.pattern,
+                    "replica": endpoint.to_string(),
+                    "state": state,
+                })
+            })
+        })
+        .collect();
+    let certificates: Vec<_> = gateway
+        .certificates
+        .expiries()
+        .into_iter()
+        .map(|(file, expires)| json!({"file": file, "expires": format_time(expires)}))
+        .collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "started": format_system_time(gateway.started),
+        "ending": gateway.is_shutting_down(),
+        "configuration": {
+            "hash": active.config.hash,
+            "since": format_system_time(active.active_since),
+            "paths": active.config.paths.len(),
+        },
+        "requests_in_flight": gateway.metrics.in_flight.get(),
+        "connections": gateway.metrics.connections.get(),
+        "replicas": endpoints,
+        "breakers": breakers,
+        "certificates": certificates,
+        "busiest": busiest(&active.routes),
+    })
+}
+
+/// Patterns with the most requests, with quantiles of their durations.
+fn busiest(routes: &crate::proxy::route::Routes) -> Vec<Value> {
+    const MAX_PATTERNS: usize = 20;
+    let mut routes: Vec<_> = routes
+        .all()
+        .iter()
+        .filter(|route| route.metrics.duration.get_sample_count() > 0)
+        .collect();
+    routes.sort_by_key(|route| std::cmp::Reverse(route.metrics.duration.get_sample_count()));
+    routes
+        .into_iter()
+        .take(MAX_PATTERNS)
+        .map(|route| {
+            let quantile = |quantile| route.metrics.duration_quantile(quantile);
+            json!({
+                "pattern": route.pattern,
+                "requests": route.metrics.duration.get_sample_count(),
+                "seconds": {"p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99)},
+            })
+        })
+        .collect()
+}
+
+fn format_system_time(time: SystemTime) -> String {
+    format_time(unix_seconds(time))
+}
+
+fn format_time(unix_seconds: i64) -> String {
+    chrono::DateTime::from_timestamp(unix_seconds, 0)
+        .unwrap_or_default()
+        .format("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
+}

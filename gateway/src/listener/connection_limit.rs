@@ -1,0 +1,79 @@
+//! Limits of client connections: in total, and per client.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pingora::protocols::Stream;
+
+use crate::client::ClientKey;
+use crate::config::Limits;
+use crate::runtime::fd_limit;
+use crate::telemetry::gauge_guard::GaugeGuard;
+use crate::telemetry::metrics::{ExceededLimit, Metrics};
+
+/// Counter of open client connections, with its limits.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionLimit {
+    metrics: Arc<Metrics>,
+    /// Connections for which there are file descriptors, whatever the configuration allows.
+    max_by_fd_limit: usize,
+    per_client: Arc<Mutex<HashMap<ClientKey, usize>>>,
+}
+
+impl ConnectionLimit {
+    pub(crate) fn new(metrics: &Arc<Metrics>) -> Self {
+        Self {
+            metrics: Arc::clone(metrics),
+            max_by_fd_limit: fd_limit::max_client_connections(),
+            per_client: Arc::default(),
+        }
+    }
+
+    /// Returns a permit for a connection, or `None` if a limit is reached.
+    pub(crate) fn acquire(&self, stream: &Stream, limits: Limits) -> Option<ConnectionPermit> {
+        let metrics = &self.metrics;
+        metrics.accepted_connections.inc();
+        let digest = stream.get_socket_digest()?;
+        let client = ClientKey::from(digest.peer_addr()?.as_inet()?.ip());
+        let guard = GaugeGuard::increment(&metrics.connections);
+        let total = usize::try_from(metrics.connections.get()).unwrap_or(0);
+        if total > limits.max_connections.min(self.max_by_fd_limit) {
+            metrics.refused_connection(ExceededLimit::Total);
+            return None;
+        }
+        let mut per_client = self.per_client.lock();
+        let count = per_client.entry(client).or_default();
+        if *count >= limits.max_connections_per_client {
+            metrics.refused_connection(ExceededLimit::PerClient);
+            return None;
+        }
+        *count += 1;
+        drop(per_client);
+        Some(ConnectionPermit {
+            client,
+            per_client: Arc::clone(&self.per_client),
+            _total: guard,
+        })
+    }
+}
+
+/// Permit for one open connection. Dropping it frees the place.
+#[derive(Debug)]
+pub(crate) struct ConnectionPermit {
+    client: ClientKey,
+    per_client: Arc<Mutex<HashMap<ClientKey, usize>>>,
+    _total: GaugeGuard,
+}
+
+impl Drop for ConnectionPermit {
+    fn drop(&mut self) {
+        let mut per_client = self.per_client.lock();
+        if let Some(count) = per_client.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                per_client.remove(&self.client);
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Context of one request.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderMap;
+
+use crate::client::ClientIdentity;
+use crate::config::Limits;
+use crate::features::rate_limit::QuotaStatus;
+use crate::features::retry::{self, AttemptFailure};
+use crate::features::timeout::Deadline;
+use crate::http::message::{RequestHeaders, Upgrade};
+use crate::proxy::attempts::UpstreamAttempts;
+use crate::proxy::route::Route;
+use crate::proxy::state::{ActiveConfig, GatewayState};
+use crate::proxy::upload::Upload;
+use crate::runtime::clock::Instant;
+use crate::telemetry::gauge_guard::GaugeGuard;
+use crate::telemetry::request_id::RequestId;
+use crate::tls::handshake::Peer;
+
+/// Attempts, if the route has no `retry`, of a request for which no connection can be established.
+const DEFAULT_CONNECT_ATTEMPTS: u32 = 3;
+/// Attempts, if the route has no `retry`, of a request that an endpoint may have processed.
+const DEFAULT_ATTEMPTS: u32 = 1;
+
+/// State of a request from its headers to the end of its response.
+#[derive(Debug)]
+pub(crate) struct RequestContext {
+    /// Configuration that was active when the request began: a reload does not affect it.
+    pub(crate) active: Arc<ActiveConfig>,
+    pub(crate) started: Instant,
+    pub(crate) id: RequestId,
+    pub(crate) client: ClientIdentity,
+    route_index: usize,
+    pub(crate) quota_status: Option<QuotaStatus>,
+    pub(crate) deadline: Deadline,
+    pub(crate) attempts: UpstreamAttempts,
+    _in_flight: GaugeGuard,
+}
+
+impl RequestContext {
+    pub(crate) fn new(gateway: &GatewayState, peer: &Peer, headers: &HeaderMap) -> Self {
+        let active = gateway.snapshot();
+        let trusted_proxies = &active.config.trusted_proxies;
+        let client = ClientIdentity::of_request(peer.address, headers, trusted_proxies);
+        Self {
+            route_index: active.routes.default_index(),
+            active,
+            started: Instant::now(),
+            id: RequestId::generate(),
+            client,
+            quota_status: None,
+            deadline: Deadline::NONE,
+            attempts: UpstreamAttempts::default(),
+            _in_flight: GaugeGuard::increment(&gateway.metrics.in_flight),
+        }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.active.config.limits
+    }
+
+    /// Returns the route of the request: the default route until [`Self::set_route`] is called.
+    pub(crate) fn route(&self) -> &Route {
+        self.active.routes.get(self.route_index)
+    }
+
+    pub(crate) fn set_route(&mut self, index: usize) {
+        self.route_index = index;
+    }
+
+    /// Returns the delay before the current attempt. It ends no later than the deadline.
+    pub(crate) fn retry_delay(&self, now: Instant) -> Duration {
+        let delay = retry::delay_before(self.route().retry.as_ref(), self.attempts.count);
+        match self.deadline.remaining(now) {
+            Some(remaining) => delay.min(remaining),
+            None => delay,
+        }
+    }
+
+    /// Decides whether a failed attempt is followed by another one, and withdraws from the retry budget
+    /// if so. No part of a response may have been sent to the client.
+    pub(crate) fn may_retry(
+        &self,
+        failure: AttemptFailure,
+        request: &RequestHeaders,
+        upload: &Upload,
+    ) -> bool {
+        let configured = self
+            .route()
+            .retry
+            .as_ref()
+            .map(|retry| retry.max_attempts.get());
+        let max_attempts = configured.unwrap_or(match failure {
+            AttemptFailure::NotSent => DEFAULT_CONNECT_ATTEMPTS,
+            AttemptFailure::MaybeProcessed => DEFAULT_ATTEMPTS,
+        });
+        self.attempts.count < max_attempts
+            && retry::is_safe(failure, &request.method)
+            && upload.can_replay()
+            && !self.deadline.has_passed(Instant::now())
+            && (failure == AttemptFailure::NotSent
+                || request.upgrade == Upgrade::None && self.route().retry_budget.try_withdraw())
+    }
+
+    /// Logs that the last attempt failed because of its endpoint.
+    pub(crate) fn log_endpoint_failure(&self, reason: impl fmt::Display) {
+        let endpoint = self.attempts.last_endpoint.map(tracing::field::display);
+        tracing::warn!(request_id = %self.id, endpoint, %reason, "upstream attempt failed");
+    }
+}

@@ -1,0 +1,151 @@
+//! Error responses of the gateway itself: JSON that discloses nothing about the upstream.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, DATE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use pingora::protocols::http::date::get_cached_date;
+
+use crate::config::ErrorResponseSettings;
+use crate::http::downstream::Downstream;
+use crate::http::message::{Framing, RequestError, ResponseHeaders};
+use crate::path::PathError;
+use crate::proxy::common_headers::CommonHeaders;
+use crate::proxy::context::RequestContext;
+
+pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+const ALLOWED_METHODS: HeaderValue =
+    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
+/// Response that the gateway sends instead of one from upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ErrorResponse {
+    status: StatusCode,
+    message: Cow<'static, str>,
+    /// Value of `Retry-After`, in seconds.
+    retry_after: Option<u64>,
+    connection: ConnectionAfter,
+}
+
+/// Fate of an HTTP/1.1 connection after an error response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ConnectionAfter {
+    KeepOpen,
+    /// The end of the request is unknown or far away: the next one could not be found.
+    Close,
+}
+
+impl ErrorResponse {
+    pub(crate) const NOT_FOUND: Self = Self::new(StatusCode::NOT_FOUND, "Not found");
+    pub(crate) const MISDIRECTED_REQUEST: Self = Self::new(
+        StatusCode::MISDIRECTED_REQUEST,
+        "This host is not served on this connection",
+    );
+    pub(crate) const BODY_TOO_LARGE: Self = Self::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "The request body is too large",
+    )
+    .closing();
+    pub(crate) const BODY_TOO_SLOW: Self = Self::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "The request took too long to arrive",
+    )
+    .closing();
+    pub(crate) const BAD_GATEWAY: Self = Self::new(StatusCode::BAD_GATEWAY, "Bad gateway");
+    const GATEWAY_TIMEOUT: Self = Self::new(StatusCode::GATEWAY_TIMEOUT, "Gateway timeout");
+
+    const fn new(status: StatusCode, message: &'static str) -> Self {
+        Self {
+            status,
+            message: Cow::Borrowed(message),
+            retry_after: None,
+            connection: ConnectionAfter::KeepOpen,
+        }
+    }
+
+    pub(crate) fn invalid_path(error: PathError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "").with_message(error.to_string())
+    }
+
+    pub(crate) fn malformed_request(error: RequestError) -> Self {
+        Self::new(error.status(), "")
+            .with_message(error.to_string())
+            .closing()
+    }
+
+    /// Creates a response with a status and a message from the configuration.
+    pub(crate) fn configured(settings: &ErrorResponseSettings) -> Self {
+        Self::new(settings.status, "").with_message(settings.message.clone())
+    }
+
+    /// Creates the response to a request whose deadline has passed.
+    pub(crate) fn deadline_exceeded(context: &RequestContext) -> Self {
+        match &context.route().timeout {
+            Some(timeout) => Self::configured(&timeout.error_response),
+            None => Self::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// Creates the response to a request that no endpoint can take for `retry_after` seconds.
+    pub(crate) fn service_unavailable(retry_after: u64) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable")
+            .with_retry_after(retry_after)
+    }
+
+    /// Sets `Retry-After` to so many seconds, at least 1.
+    pub(crate) fn with_retry_after(self, seconds: u64) -> Self {
+        Self {
+            retry_after: Some(seconds.max(1)),
+            ..self
+        }
+    }
+
+    fn with_message(self, message: String) -> Self {
+        Self {
+            message: message.into(),
+            ..self
+        }
+    }
+
+    const fn closing(mut self) -> Self {
+        self.connection = ConnectionAfter::Close;
+        self
+    }
+
+    /// Sends the response to a client to which no part of a response has been sent yet.
+    pub(crate) fn send(
+        &self,
+        method: &Method,
+        downstream: &mut impl Downstream,
+        common_headers: CommonHeaders<'_>,
+    ) {
+        let body = Bytes::from(serde_json::json!({"error": self.message}).to_string());
+        let mut headers = HeaderMap::with_capacity(12);
+        headers.insert(CONTENT_TYPE, JSON);
+        headers.insert(CACHE_CONTROL, NO_STORE);
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, ALLOWED_METHODS);
+        }
+        headers.insert(DATE, get_cached_date());
+        common_headers.insert_into(&mut headers);
+        if self.connection == ConnectionAfter::Close {
+            downstream.close_after_response();
+        }
+        let is_head = *method == Method::HEAD;
+        downstream.send_headers(ResponseHeaders {
+            status: self.status,
+            reason: None,
+            headers,
+            framing: Framing::Length(body.len() as u64),
+        });
+        if !is_head {
+            downstream.send_data(body);
+        }
+        downstream.finish();
+    }
+}

@@ -1,0 +1,163 @@
+//! Forwarding of an admitted request: attempts, one after another, until an endpoint has responded or
+//! no further attempt may be made.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use crate::features::circuit_breaker::Permission;
+use crate::features::retry::AttemptFailure;
+use crate::features::timeout::Deadline;
+use crate::http::downstream::Downstream;
+use crate::http::message::RequestHeaders;
+use crate::proxy::attempts::UpstreamAttempt;
+use crate::proxy::context::RequestContext;
+use crate::proxy::disconnect::{delay_unless_disconnected, unless_disconnected};
+use crate::proxy::error_response::ErrorResponse;
+use crate::proxy::exchange::{Exchange, ExchangeOutcome};
+use crate::proxy::outcome::RequestOutcome;
+use crate::proxy::state::GatewayState;
+use crate::proxy::upload::Upload;
+use crate::proxy::upstream_request;
+use crate::runtime::clock::{Instant, whole_seconds};
+use crate::runtime::idle_timer::IdleTimer;
+use crate::upstream::{ConnectError, ConnectionReuse};
+
+/// Value of `Retry-After`, in seconds, if the gateway itself has no file descriptor or port left.
+const NO_SOCKET_RETRY_AFTER: u64 = 1;
+
+/// Forwards a request after a delay, and the response of an endpoint.
+pub(super) async fn forward_after(
+    delay: Duration,
+    gateway: &GatewayState,
+    request: &RequestHeaders,
+    context: &mut RequestContext,
+    downstream: &mut impl Downstream,
+    timer: &mut IdleTimer,
+) -> RequestOutcome {
+    if delay_unless_disconnected(delay, downstream).await.is_none() {
+        return RequestOutcome::ClientDisconnected;
+    }
+    let mut now = Instant::now();
+    context.deadline = Deadline::starting_at(now, context.route().timeout.as_ref());
+    let mut upload = Upload::default();
+    loop {
+        context.attempts.count += 1;
+        if context.attempts.count > 1 {
+            context.route().metrics.retries.inc();
+            let delay = context.retry_delay(now);
+            if delay_unless_disconnected(delay, downstream).await.is_none() {
+                return RequestOutcome::ClientDisconnected;
+            }
+            now = Instant::now();
+        }
+        if let Err(response) = begin_attempt(gateway, context, now) {
+            return RequestOutcome::Failed(response);
+        }
+        match run_attempt(gateway, request, context, downstream, &mut upload, timer).await {
+            ControlFlow::Break(outcome) => return outcome,
+            ControlFlow::Continue(()) => now = Instant::now(),
+        }
+    }
+}
+
+/// Chooses an endpoint that is healthy, and whose circuit breaker admits the request.
+fn begin_attempt(
+    gateway: &GatewayState,
+    context: &mut RequestContext,
+    now: Instant,
+) -> Result<(), ErrorResponse> {
+    if context.deadline.has_passed(now) {
+        return Err(ErrorResponse::deadline_exceeded(context));
+    }
+    let breakers = context.route().breakers.as_ref();
+    let in_flight = gateway
+        .upstreams
+        .choose(
+            context.active.config.strategy,
+            context.attempts.last_endpoint,
+            |endpoint| {
+                breakers.map_or(Permission::Granted, |breakers| {
+                    breakers.permission(endpoint.address, now)
+                })
+            },
+        )
+        .map_err(|error| ErrorResponse::service_unavailable(whole_seconds(error.retry_after)))?;
+    let endpoint = in_flight.endpoint().address;
+    // Another request may have become the probe since the endpoint was chosen.
+    let permit = breakers
+        .map(|breakers| breakers.acquire(endpoint, now))
+        .transpose()
+        .map_err(|retry_after| ErrorResponse::service_unavailable(whole_seconds(retry_after)))?;
+    context.attempts.begin(UpstreamAttempt {
+        started: now,
+        in_flight,
+        permit,
+    });
+    Ok(())
+}
+
+/// Connects to the endpoint of the current attempt and runs the exchange. Continues if another attempt
+/// may be made.
+async fn run_attempt(
+    gateway: &GatewayState,
+    request: &RequestHeaders,
+    context: &mut RequestContext,
+    downstream: &mut impl Downstream,
+    upload: &mut Upload,
+    timer: &mut IdleTimer,
+) -> ControlFlow<RequestOutcome> {
+    let mut reuse = ConnectionReuse::Allowed;
+    loop {
+        let attempt = context.attempts.current.as_ref();
+        let attempt =
+            attempt.expect("the attempt has begun, and a stale connection does not end it");
+        let (endpoint, timeout) = (
+            attempt.in_flight.endpoint(),
+            context.deadline.connect_timeout(attempt.started),
+        );
+        let connecting = gateway.upstreams.connect(endpoint, reuse, timeout);
+        let mut upstream = match unless_disconnected(downstream, connecting).await {
+            Some(Ok(connection)) => connection,
+            Some(Err(error)) => return on_connect_error(error, request, context, upload),
+            None => return ControlFlow::Break(RequestOutcome::ClientDisconnected),
+        };
+        let output = upstream.begin_request(&request.method, request.framing, request.upgrade);
+        upstream_request::put_request_headers(output, request, context);
+        let exchange = Exchange::new(request, context, downstream, upstream, upload, timer);
+        match exchange.run().await {
+            ExchangeOutcome::StaleConnection => reuse = ConnectionReuse::Forbidden,
+            ExchangeOutcome::Retry => return ControlFlow::Continue(()),
+            ExchangeOutcome::Finished(outcome) => return ControlFlow::Break(outcome),
+        }
+    }
+}
+
+fn on_connect_error(
+    error: ConnectError,
+    request: &RequestHeaders,
+    context: &mut RequestContext,
+    upload: &Upload,
+) -> ControlFlow<RequestOutcome> {
+    let now = Instant::now();
+    let attempt = context.attempts.end_current(now);
+    if error == ConnectError::NoSocket {
+        tracing::error!(
+            request_id = %context.id,
+            "no socket for an upstream connection: raise the limit of open files (LimitNOFILE, ulimit -n)"
+        );
+        let response = ErrorResponse::service_unavailable(NO_SOCKET_RETRY_AFTER);
+        return ControlFlow::Break(RequestOutcome::Failed(response));
+    }
+    context.log_endpoint_failure(error);
+    if let Some(mut attempt) = attempt {
+        attempt.record_failure(now);
+        attempt.in_flight.endpoint().record_connect_failure();
+    }
+    if context.may_retry(AttemptFailure::NotSent, request, upload) {
+        return ControlFlow::Continue(());
+    }
+    ControlFlow::Break(RequestOutcome::Failed(match error {
+        ConnectError::TimedOut => ErrorResponse::deadline_exceeded(context),
+        ConnectError::Failed | ConnectError::NoSocket => ErrorResponse::BAD_GATEWAY,
+    }))
+}

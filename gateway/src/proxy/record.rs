@@ -1,0 +1,88 @@
+//! Metrics and access log of finished requests.
+
+use std::time::Duration;
+
+use http::{Method, Version};
+
+use crate::features::monitoring;
+use crate::http::downstream::Downstream;
+use crate::http::message::RequestHeaders;
+use crate::proxy::context::RequestContext;
+use crate::proxy::state::GatewayState;
+use crate::runtime::clock::Instant;
+use crate::telemetry::access_log::AccessLogEntry;
+use crate::telemetry::request_id::RequestId;
+use crate::tls::handshake::Peer;
+
+/// Path of a request that could not be parsed, in the access log.
+const UNKNOWN_PATH: &str = "-";
+
+/// Counts a request, logs it if it was slow, and writes its access log line.
+pub(super) fn record(
+    gateway: &GatewayState,
+    request: &RequestHeaders,
+    context: &RequestContext,
+    downstream: &impl Downstream,
+) {
+    let duration = Instant::now().since(context.started);
+    let (status, path) = (downstream.status(), request.target.path());
+    let route = context.route();
+    route.metrics.count_request(&request.method, status);
+    route.metrics.duration.observe(duration.as_secs_f64());
+    if monitoring::is_slow(route.monitoring, duration) {
+        route.metrics.slow.inc();
+        let (method, seconds) = (request.method.as_str(), duration.as_secs_f64());
+        tracing::warn!(
+            request_id = %context.id,
+            method,
+            path,
+            pattern = route.pattern,
+            seconds,
+            "slow request"
+        );
+    }
+    gateway.access_log.record(&AccessLogEntry {
+        id: context.id,
+        client: Some(context.client.address),
+        version: request.version,
+        method: &request.method,
+        path,
+        pattern: &route.pattern,
+        status,
+        bytes: downstream.sent_body_bytes(),
+        duration,
+        attempts: context.attempts.count,
+        upstream: context.attempts.last_endpoint,
+        upstream_duration: context.attempts.duration,
+    });
+}
+
+/// Counts a request that could not be parsed, and writes its access log line.
+pub(super) fn record_unparsed(
+    gateway: &GatewayState,
+    peer: &Peer,
+    id: RequestId,
+    started: Instant,
+    method: &Method,
+    version: Version,
+    downstream: &impl Downstream,
+) {
+    let active = gateway.current();
+    let route = active.routes.get(active.routes.default_index());
+    let status = downstream.status();
+    route.metrics.count_request(method, status);
+    gateway.access_log.record(&AccessLogEntry {
+        id,
+        client: Some(peer.address.to_canonical()),
+        version,
+        method,
+        path: UNKNOWN_PATH,
+        pattern: &route.pattern,
+        status,
+        bytes: downstream.sent_body_bytes(),
+        duration: Instant::now().since(started),
+        attempts: 0,
+        upstream: None,
+        upstream_duration: Duration::ZERO,
+    });
+}

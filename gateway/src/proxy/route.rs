@@ -1,0 +1,219 @@
+//! Routes: the features of each path pattern, in the table that a reload replaces.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use crate::config::{
+    Config, Features, MonitoringSettings, PathRule, RetrySettings, TimeoutSettings,
+};
+use crate::features::circuit_breaker::CircuitBreakers;
+use crate::features::rate_limit::{Quota, QuotaStore};
+use crate::features::retry::RetryBudget;
+use crate::proxy::path_matcher::PathMatcher;
+use crate::telemetry::metrics::{Metrics, RouteMetrics};
+
+/// Name of the default route in metrics and logs.
+const DEFAULT_ROUTE: &str = "default";
+
+/// Path pattern and its features.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) pattern: String,
+    pub(crate) quota: Option<Quota>,
+    pub(crate) monitoring: Option<MonitoringSettings>,
+    pub(crate) timeout: Option<TimeoutSettings>,
+    pub(crate) retry: Option<RetrySettings>,
+    pub(crate) retry_budget: RetryBudget,
+    pub(crate) breakers: Option<Arc<CircuitBreakers>>,
+    pub(crate) metrics: Arc<RouteMetrics>,
+}
+
+/// All routes, in the order of the configuration. The last one is the default route, for paths that no
+/// pattern matches.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    all: Vec<Route>,
+    matcher: PathMatcher,
+}
+
+impl Routes {
+    /// Compiles the routes of a configuration. Circuit breakers of `previous` with equal pattern and
+    /// settings are kept.
+    ///
+    /// # Errors
+    /// Returns an error if the patterns together exceed the size limit of the matcher.
+    pub(crate) fn new(
+        config: &Config,
+        store: &QuotaStore,
+        metrics: &Arc<Metrics>,
+        previous: Option<&Self>,
+    ) -> Result<Self> {
+        let previous_breakers = previous.map_or_else(HashMap::new, Self::breakers_by_pattern);
+        let route = |pattern: String, features: &Features| Route {
+            quota: features
+                .rate_limit
+                .as_ref()
+                .map(|rule| Quota::new(&pattern, rule, store)),
+            monitoring: features.monitoring,
+            timeout: features.timeout.clone(),
+            retry: features.retry.clone(),
+            retry_budget: RetryBudget::default(),
+            breakers: features.circuit_breaker.map(|settings| {
+                match previous_breakers.get(&*pattern) {
+                    Some(breakers) if breakers.has_settings(settings) => Arc::clone(breakers),
+                    _ => Arc::new(CircuitBreakers::new(&pattern, settings, metrics)),
+                }
+            }),
+            metrics: metrics.route(&pattern),
+            pattern,
+        };
+        let mut all: Vec<_> = config
+            .paths
+            .iter()
+            .map(|PathRule { pattern, features }| route(pattern.to_string(), features))
+            .collect();
+        all.push(route(DEFAULT_ROUTE.to_owned(), &config.default_features));
+        Ok(Self {
+            all,
+            matcher: PathMatcher::new(config.paths.iter().map(|rule| rule.pattern.matcher()))?,
+        })
+    }
+
+    /// Returns the index of the route of a normalised path.
+    pub(crate) fn find(&self, path: &str) -> usize {
+        self.matcher
+            .find(path)
+            .unwrap_or_else(|| self.default_index())
+    }
+
+    pub(crate) fn get(&self, index: usize) -> &Route {
+        &self.all[index]
+    }
+
+    /// Returns the index of the default route, which also counts requests whose path is unknown.
+    pub(crate) fn default_index(&self) -> usize {
+        self.all.len() - 1
+    }
+
+    pub(crate) fn all(&self) -> &[Route] {
+        &self.all
+    }
+
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.all.iter().map(|route| route.pattern.as_str())
+    }
+
+    /// Returns the circuit breakers by pattern. If a pattern is repeated, those of its first occurrence,
+    /// which is the one that matches.
+    fn breakers_by_pattern(&self) -> HashMap<&str, &Arc<CircuitBreakers>> {
+        self.all
+            .iter()
+            .rev()
+            .filter_map(|route| Some((route.pattern.as_str(), route.breakers.as_ref()?)))
+            .collect()
+    }
+
+    /// Removes the circuit breakers of endpoints for which `is_current` is false.
+    pub(crate) fn retain_breakers(&self, is_current: impl Fn(SocketAddr) -> bool) {
+        for (_, breakers) in self.breakers_by_pattern() {
+            breakers.retain(&is_current);
+        }
+    }
+
+    /// Removes the circuit breakers that `next`, the routes that replace these, does not share.
+    pub(crate) fn remove_breakers_not_in(&self, next: &Self) {
+        let next_breakers = next.breakers_by_pattern();
+        for (pattern, breakers) in self.breakers_by_pattern() {
+            let is_shared = next_breakers
+                .get(pattern)
+                .is_some_and(|kept| Arc::ptr_eq(kept, breakers));
+            if !is_shared {
+                breakers.retain(|_| false);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Environment;
+
+    fn routes(patterns: &[impl AsRef<str>]) -> Routes {
+        let mut yaml = String::from("premier:\n  paths:\n");
+        for pattern in patterns {
+            writeln!(yaml, "    - pattern: '{}'", pattern.as_ref()).unwrap();
+        }
+        let config =
+            Config::parse("gateway.yml".as_ref(), &yaml, &Environment::for_tests()).unwrap();
+        let metrics = Arc::new(Metrics::new("test"));
+        Routes::new(&config, &QuotaStore::new(), &metrics, None).unwrap()
+    }
+
+    fn matched_pattern<'r>(routes: &'r Routes, path: &str) -> &'r str {
+        &routes.get(routes.find(path)).pattern
+    }
+
+    #[test]
+    fn the_first_matching_pattern_applies() {
+        let routes = routes(&[
+            "/api/login",
+            "/api/*",
+            "/api/profile",
+            "^/api/x",
+            "/v?/*",
+            "*",
+        ]);
+        assert_eq!(matched_pattern(&routes, "/api/login"), "/api/login");
+        assert_eq!(matched_pattern(&routes, "/api/profile"), "/api/*");
+        assert_eq!(matched_pattern(&routes, "/api/xyz"), "/api/*");
+        assert_eq!(matched_pattern(&routes, "/v1/abc"), "/v?/*");
+        assert_eq!(matched_pattern(&routes, "/"), "*");
+    }
+
+    #[test]
+    fn a_path_that_no_pattern_matches_has_the_default_route() {
+        assert_eq!(
+            matched_pattern(&routes(&["/api/*"]), "/health"),
+            DEFAULT_ROUTE
+        );
+        assert_eq!(matched_pattern(&routes(&[""; 0]), "/health"), DEFAULT_ROUTE);
+    }
+
+    #[test]
+    fn a_thousand_patterns_compile_into_one_automaton() {
+        let patterns: Vec<_> = (0..1000)
+            .map(|number| format!("/api/v{number}/*"))
+            .collect();
+        let routes = routes(&patterns);
+        for number in [0, 1, 10, 500, 999] {
+            assert_eq!(
+                matched_pattern(&routes, &format!("/api/v{number}/x")),
+                patterns[number]
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_automaton_finds_the_same_pattern_as_a_loop(
+            patterns in proptest::collection::vec("/[ab*?]{1,5}|\\^/[ab]{1,3}", 1..8),
+            path in "/[ab/]{0,6}",
+        ) {
+            let routes = routes(&patterns);
+            let first_match = patterns.iter().find(|pattern| {
+                let alone = self::routes(std::slice::from_ref(pattern));
+                matched_pattern(&alone, &path) != DEFAULT_ROUTE
+            });
+            let expected = first_match.map_or(DEFAULT_ROUTE, |pattern| pattern.as_str());
+            prop_assert_eq!(matched_pattern(&routes, &path), expected);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! State that all requests share: the active configuration, and what outlives a reload.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use anyhow::Result;
+use arc_swap::{ArcSwap, Guard};
+use prometheus::IntGauge;
+use tokio::sync::Notify;
+
+use crate::config::{Config, Limits};
+use crate::features::rate_limit::QuotaStore;
+use crate::proxy::route::Routes;
+use crate::runtime::clock::unix_seconds;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::Metrics;
+use crate::tls::certificates::Certificates;
+use crate::upstream::UpstreamGroup;
+
+/// Configuration that is in effect, with the routes compiled from it.
+#[derive(Debug)]
+pub(crate) struct ActiveConfig {
+    pub(crate) config: Config,
+    pub(crate) routes: Routes,
+    pub(crate) active_since: SystemTime,
+}
+
+/// State of the gateway.
+#[derive(Debug)]
+pub(crate) struct GatewayState {
+    active: ArcSwap<ActiveConfig>,
+    pub(crate) certificates: Arc<Certificates>,
+    pub(crate) quotas: QuotaStore,
+    pub(crate) upstreams: UpstreamGroup,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) access_log: AccessLog,
+    pub(crate) started: SystemTime,
+    /// Notified after a configuration was activated.
+    pub(crate) config_changed: Notify,
+    /// HTTP/2 connections without requests in flight whose responses are not sent completely.
+    pub(crate) unsent_responses: IntGauge,
+    shutting_down: AtomicBool,
+}
+
+impl GatewayState {
+    /// # Errors
+    /// Returns an error if the path patterns together exceed the size limit of the matcher.
+    pub(crate) fn new(config: Config, access_log: AccessLog) -> Result<Self> {
+        let metrics = Arc::new(Metrics::new(&config.keyspace));
+        let quotas = QuotaStore::new();
+        let certificates = Certificates::new(&config.certificates);
+        metrics.set_certificates(certificates.expiries());
+        let routes = Routes::new(&config, &quotas, &metrics, None)?;
+        let started = SystemTime::now();
+        metrics.set_active_since(unix_seconds(started));
+        Ok(Self {
+            active: ArcSwap::from_pointee(ActiveConfig {
+                config,
+                routes,
+                active_since: started,
+            }),
+            certificates: Arc::new(certificates),
+            quotas,
+            upstreams: UpstreamGroup::new(&metrics),
+            metrics,
+            access_log,
+            started,
+            config_changed: Notify::new(),
+            unsent_responses: IntGauge::new("unsent", "connections").expect("the name is valid"),
+            shutting_down: AtomicBool::new(false),
+        })
+    }
+
+    /// Returns the active configuration. The caller may keep it across a reload.
+    pub(crate) fn snapshot(&self) -> Arc<ActiveConfig> {
+        self.active.load_full()
+    }
+
+    /// Returns the active configuration for immediate use: cheaper than [`Self::snapshot`], since the
+    /// reference count stays as it is, but not to be held across an await.
+    pub(crate) fn current(&self) -> Guard<Arc<ActiveConfig>> {
+        self.active.load()
+    }
+
+    /// Returns the active limits of connections and requests.
+    pub(crate) fn limits(&self) -> Limits {
+        self.current().config.limits
+    }
+
+    /// Activates a configuration for all requests that begin from now on. Quotas and circuit breakers of
+    /// unchanged rules keep their state.
+    ///
+    /// # Errors
+    /// Returns an error, and changes nothing, if the path patterns together exceed the size limit of
+    /// the matcher.
+    pub(crate) fn activate(&self, config: Config) -> Result<()> {
+        let previous = self.snapshot();
+        let routes = Routes::new(&config, &self.quotas, &self.metrics, Some(&previous.routes))?;
+        previous.routes.remove_breakers_not_in(&routes);
+        self.certificates.replace(&config.certificates);
+        self.metrics.set_certificates(self.certificates.expiries());
+        let active_since = SystemTime::now();
+        self.active.store(Arc::new(ActiveConfig {
+            config,
+            routes,
+            active_since,
+        }));
+        self.metrics.set_active_since(unix_seconds(active_since));
+        self.metrics.reload_succeeded();
+        let active = self.current();
+        let patterns: HashSet<_> = active.routes.patterns().collect();
+        self.metrics
+            .retain_routes(|pattern| patterns.contains(pattern));
+        self.config_changed.notify_one();
+        Ok(())
+    }
+
+    /// Makes health endpoints report the shutdown, so that load balancers send no new connections.
+    pub(crate) fn begin_shutdown(&self) {
+        self.shutting_down.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.shutting_down.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,155 @@
+//! Request headers as they are sent upstream: those of the client, and those of the gateway about the
+//! client, the connection and the trace.
+//!
+//! Invariant: a client cannot set the headers that the gateway sets. Its own under these names, in any
+//! spelling that a server could take for them, are removed. From a trusted proxy they are kept, and
+//! `X-Forwarded-For` is appended to.
+
+use bytes::BufMut;
+use http::header::{COOKIE, FORWARDED, HOST, TE, TRAILER};
+use http::{HeaderMap, HeaderName};
+
+use crate::client::{ClientIdentity, FORWARDED_FOR, PeerTrust};
+use crate::http::h1::encode::{put_header, put_request_line};
+use crate::http::h1::framing;
+use crate::http::h1::hop_by_hop::WEBSOCKET;
+use crate::http::message::{RequestHeaders, Upgrade};
+use crate::proxy::common_headers::REQUEST_ID;
+use crate::proxy::context::RequestContext;
+use crate::telemetry::text;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PREFIX: &str = "x-forwarded-";
+
+/// Trace that the upstream request belongs to (W3C Trace Context).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trace {
+    /// The trace of a trusted proxy: its headers are forwarded.
+    Continued,
+    /// A trace that begins with this request: the client's headers are replaced.
+    Started,
+}
+
+/// Writes the request line and the headers of the upstream request.
+pub(crate) fn put_request_headers(
+    output: &mut Vec<u8>,
+    request: &RequestHeaders,
+    context: &RequestContext,
+) {
+    let (headers, client) = (&request.headers, &context.client);
+    put_request_line(output, &request.method, request.target.as_bytes());
+    let trace = if client.trust == PeerTrust::TrustedProxy && has_valid_traceparent(headers) {
+        Trace::Continued
+    } else {
+        Trace::Started
+    };
+    for (name, value) in headers {
+        if is_forwarded(name, client.trust, trace) {
+            put_header(output, name.as_str().as_bytes(), value.as_bytes());
+        }
+    }
+    put_cookies(output, headers);
+    put_forwarded_for(output, headers, client);
+    let is_set_by_proxy =
+        |name| client.trust == PeerTrust::TrustedProxy && headers.contains_key(name);
+    if !is_set_by_proxy(FORWARDED_PROTO) {
+        output.put_slice(b"x-forwarded-proto: https\r\n");
+    }
+    if let Some(host) = headers
+        .get(HOST)
+        .filter(|_| !is_set_by_proxy(FORWARDED_HOST))
+    {
+        put_header(output, b"x-forwarded-host", host.as_bytes());
+    }
+    if trace == Trace::Started {
+        put_header(output, b"traceparent", &context.id.traceparent());
+    }
+    put_header(output, b"x-request-id", context.id.as_str().as_bytes());
+    if request.upgrade == Upgrade::WebSocket {
+        put_header(output, b"connection", b"upgrade");
+        put_header(output, b"upgrade", WEBSOCKET.as_bytes());
+    }
+    framing::put_framing_header(output, request.framing);
+    output.put_slice(b"\r\n");
+}
+
+/// Returns true if a header is forwarded unchanged. The others are removed, or written by the gateway.
+fn is_forwarded(name: &HeaderName, trust: PeerTrust, trace: Trace) -> bool {
+    let text = name.as_str();
+    if memchr::memchr(b'_', text.as_bytes()).is_some() && is_alias_with_underscores(text) {
+        return false;
+    }
+    let is_removed = match text.as_bytes()[0] {
+        b'c' => *name == COOKIE,
+        b'x' if *name == REQUEST_ID || *name == FORWARDED_FOR => true,
+        b'x' => {
+            trust == PeerTrust::Untrusted
+                && (*name == REAL_IP || text.starts_with(FORWARDED_PREFIX))
+        }
+        b'f' => trust == PeerTrust::Untrusted && *name == FORWARDED,
+        // TE and Trailer are hop-by-hop (RFC 9110, section 7.6.1), and HTTP/2 has no Connection header
+        // that would name them.
+        b't' => {
+            trace == Trace::Started && (*name == TRACEPARENT || *name == TRACESTATE)
+                || *name == TE
+                || *name == TRAILER
+        }
+        _ => false,
+    };
+    !is_removed
+}
+
+/// Returns true if a server that treats `_` like `-`, as CGI and WSGI do, would take a name for that of a
+/// header that the gateway sets.
+fn is_alias_with_underscores(text: &str) -> bool {
+    let name = text.replace('_', "-");
+    let protected = [REQUEST_ID, REAL_IP, FORWARDED, TRACEPARENT, TRACESTATE];
+    name.starts_with(FORWARDED_PREFIX) || protected.iter().any(|header| *header == *name)
+}
+
+/// Joins the cookie headers into one: HTTP/2 allows to split them, HTTP/1.1 does not (RFC 9113,
+/// section 8.2.3).
+fn put_cookies(output: &mut Vec<u8>, headers: &HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    let Some(first) = cookies.next() else { return };
+    output.put_slice(b"cookie: ");
+    output.put_slice(first.as_bytes());
+    for cookie in cookies {
+        output.put_slice(b"; ");
+        output.put_slice(cookie.as_bytes());
+    }
+    output.put_slice(b"\r\n");
+}
+
+/// Appends the peer to `X-Forwarded-For` of a trusted proxy, or starts a new one.
+fn put_forwarded_for(output: &mut Vec<u8>, headers: &HeaderMap, client: &ClientIdentity) {
+    output.put_slice(b"x-forwarded-for: ");
+    if client.trust == PeerTrust::TrustedProxy {
+        for line in headers.get_all(FORWARDED_FOR) {
+            output.put_slice(line.as_bytes().trim_ascii());
+            output.put_slice(b", ");
+        }
+    }
+    text::put_address(output, client.peer);
+    output.put_slice(b"\r\n");
+}
+
+/// Returns true if `traceparent` has the form `version-trace_id-parent_id-trace_flags` (W3C Trace Context,
+/// section 3.2).
+fn has_valid_traceparent(headers: &HeaderMap) -> bool {
+    let value = headers
+        .get(TRACEPARENT)
+        .and_then(|value| value.to_str().ok());
+    let Some(value) = value else { return false };
+    let mut parts = value.split('-');
+    let mut is_hex = |length: usize| {
+        parts.next().is_some_and(|part| {
+            part.len() == length && part.bytes().all(|digit| digit.is_ascii_hexdigit())
+        })
+    };
+    is_hex(2) && is_hex(32) && is_hex(16) && is_hex(2)
+}

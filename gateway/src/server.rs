@@ -1,0 +1,155 @@
+//! The server: listeners and background tasks, from a configuration to the end of the process.
+
+pub(crate) mod discovery;
+pub(crate) mod reload;
+mod shutdown;
+mod start_checks;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::Result;
+use pingora::listeners::{L4BufferSettings, ListenerConfig};
+use pingora::server::Server;
+use pingora::server::configuration::{Opt, ServerConf};
+use pingora::services::background::background_service;
+use pingora::services::listening::Service;
+use prometheus::IntCounter;
+
+use crate::config::{Config, Environment, ListenAddresses};
+use crate::listener::admin::Admin;
+use crate::listener::cleartext::CleartextApp;
+use crate::listener::connection_limit::ConnectionLimit;
+use crate::listener::https::HttpsApp;
+use crate::listener::redirect::RedirectToHttps;
+use crate::proxy::state::GatewayState;
+use crate::runtime::fd_limit;
+use crate::runtime::signals::{self, ShutdownSignals};
+use crate::server::discovery::Discovery;
+use crate::server::reload::{ConfigSource, Reload};
+use crate::server::shutdown::DRAIN_TIMEOUT;
+use crate::telemetry::access_log::AccessLog;
+
+/// Source of the listening sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// They are created.
+    Fresh,
+    /// They are handed over by the running gateway, through `GATEWAY_UPGRADE_SOCKET`.
+    Upgrade,
+}
+
+/// Serves until a signal ends the process. `dropped_log_lines` is exposed among the metrics.
+///
+/// # Errors
+/// Returns an error if the configuration is invalid or a listener cannot be bound.
+pub(crate) fn serve(
+    file: PathBuf,
+    environment: Environment,
+    start: Start,
+    access_log: AccessLog,
+    dropped_log_lines: &IntCounter,
+) -> Result<()> {
+    signals::ignore_sighup()?;
+    fd_limit::raise();
+    let config = Config::load(&file, &environment)?;
+    reload::log_warnings(&config);
+    let listen = config.listen;
+    let upgrade_socket = start_checks::upgrade_socket(&environment)?;
+    match start {
+        Start::Fresh => start_checks::check_addresses_free(listen)?,
+        Start::Upgrade => start_checks::check_writable(&upgrade_socket)?,
+    }
+    let gateway = Arc::new(GatewayState::new(config, access_log)?);
+    gateway.metrics.register_counter(dropped_log_lines);
+
+    let mut server = bootstrap(start, &upgrade_socket);
+    let source = ConfigSource { file, environment };
+    add_services(&mut server, listen, &gateway, source)?;
+    let (https, admin) = (listen.https.to_string(), listen.admin.to_string());
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        https,
+        admin,
+        "listening"
+    );
+    shutdown::run(server, ShutdownSignals { upgrade_socket }, &gateway);
+    tracing::info!("shut down");
+    Ok(())
+}
+
+/// Creates Pingora's server. For an upgrade, waits for the sockets of the running gateway.
+fn bootstrap(start: Start, upgrade_socket: &Path) -> Server {
+    let options = Opt {
+        upgrade: start == Start::Upgrade,
+        ..Opt::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(options, server_conf(upgrade_socket));
+    if start == Start::Upgrade {
+        let socket = upgrade_socket.display();
+        tracing::info!(
+            %socket,
+            "waiting for the sockets of the running gateway: send it SIGQUIT within 5 seconds"
+        );
+    }
+    server.bootstrap();
+    server
+}
+
+fn server_conf(upgrade_socket: &Path) -> ServerConf {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    ServerConf {
+        threads: cores,
+        // Longer than our own drain, which logs what it cuts off.
+        grace_period_seconds: Some(DRAIN_TIMEOUT.as_secs() + 5),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upgrade_sock: upgrade_socket.display().to_string(),
+        ..ServerConf::default()
+    }
+}
+
+fn add_services(
+    server: &mut Server,
+    listen: ListenAddresses,
+    gateway: &Arc<GatewayState>,
+    source: ConfigSource,
+) -> Result<()> {
+    let connection_limit = ConnectionLimit::new(&gateway.metrics);
+    let app = HttpsApp::new(gateway, &connection_limit)?;
+    let mut https = Service::new("https".to_owned(), app);
+    // TLS has a read buffer of its own: a second one would hold 64 KiB for each connection.
+    let unbuffered = L4BufferSettings::default().read(0);
+    https.add_listener(ListenerConfig::tcp(listen.https.to_string()).l4_buffer(unbuffered));
+    let https = server.add_service(https);
+
+    let app = CleartextApp::for_operators(gateway, Admin(Arc::clone(gateway)));
+    let mut admin = Service::new("admin".to_owned(), app);
+    admin.threads = Some(1);
+    admin.add_tcp(&listen.admin.to_string());
+    server.add_service(admin);
+
+    if let Some(address) = listen.http {
+        let redirect = RedirectToHttps {
+            port: listen.public_port,
+        };
+        let app = CleartextApp::for_clients(gateway, redirect, &connection_limit);
+        let mut http = Service::new("http".to_owned(), app);
+        http.threads = Some(1);
+        http.add_tcp(&address.to_string());
+        server.add_service(http);
+    }
+
+    let mut discovery = background_service("discovery", Discovery(Arc::clone(gateway)));
+    discovery.threads = Some(1);
+    https.add_dependency(server.add_service(discovery));
+
+    let reload = Reload {
+        gateway: Arc::clone(gateway),
+        source,
+    };
+    let mut reload = background_service("reload", reload);
+    reload.threads = Some(1);
+    server.add_service(reload);
+    Ok(())
+}

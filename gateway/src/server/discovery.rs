@@ -1,0 +1,96 @@
+//! Service discovery and active health checks: the names of the servers are resolved periodically, so
+//! that scaling needs no reload, and the endpoints are probed.
+
+use std::collections::HashSet;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::connectors::http::Connector;
+use pingora::server::ShutdownWatch;
+use pingora::services::ServiceReadyNotifier;
+use pingora::services::background::BackgroundService;
+
+use crate::config::Server;
+use crate::proxy::state::GatewayState;
+use crate::runtime::clock::Instant;
+use crate::upstream::ProbeScope;
+
+/// Factor by which endpoints that are not healthy are probed more often, so that they return soon.
+const UNHEALTHY_PROBE_FACTOR: u32 = 4;
+/// Longest time that the first round may delay the start.
+const START_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Background task that keeps the endpoints and their health up to date.
+#[derive(Debug)]
+pub(crate) struct Discovery(pub(crate) Arc<GatewayState>);
+
+#[async_trait]
+impl BackgroundService for Discovery {
+    async fn start_with_ready_notifier(
+        &self,
+        mut shutdown: ShutdownWatch,
+        ready: ServiceReadyNotifier,
+    ) {
+        let connector = Connector::new(None);
+        let mut unresolved = HashSet::new();
+        // The listener waits for the first round, so that the first request finds the endpoints.
+        {
+            let mut first = pin!(self.round(ProbeScope::AllEndpoints, &connector, &mut unresolved));
+            if tokio::time::timeout(START_TIMEOUT, &mut first)
+                .await
+                .is_ok()
+            {
+                ready.notify_ready();
+            } else {
+                ready.notify_ready();
+                first.await;
+            }
+        }
+        for round in 1_u32.. {
+            let is_full_round = round.is_multiple_of(UNHEALTHY_PROBE_FACTOR)
+                || self.0.upstreams.endpoints().is_empty();
+            let mut scope = if is_full_round {
+                ProbeScope::AllEndpoints
+            } else {
+                ProbeScope::NotHealthy
+            };
+            tokio::select! {
+                () = tokio::time::sleep(self.interval()) => {}
+                // The new configuration may name other servers.
+                () = self.0.config_changed.notified() => scope = ProbeScope::AllEndpoints,
+                // The endpoints stay up to date while requests in flight are drained.
+                Ok(()) = shutdown.changed() => {}
+            }
+            self.round(scope, &connector, &mut unresolved).await;
+        }
+    }
+}
+
+impl Discovery {
+    async fn round(
+        &self,
+        scope: ProbeScope,
+        connector: &Connector,
+        unresolved: &mut HashSet<Server>,
+    ) {
+        let active = self.0.snapshot();
+        let upstreams = &self.0.upstreams;
+        if scope == ProbeScope::AllEndpoints {
+            upstreams.resolve(&active.config.servers, unresolved).await;
+            let all = upstreams.endpoints();
+            active
+                .routes
+                .retain_breakers(|address| all.iter().any(|endpoint| endpoint.address == address));
+        }
+        upstreams
+            .probe(scope, connector, &active.config.health_check)
+            .await;
+        upstreams.close_expired_connections(Instant::now());
+    }
+
+    fn interval(&self) -> Duration {
+        self.0.current().config.health_check.interval / UNHEALTHY_PROBE_FACTOR
+    }
+}

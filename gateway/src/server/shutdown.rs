@@ -1,0 +1,57 @@
+//! Graceful shutdown: requests in flight are drained, then the process ends.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pingora::server::{ExecutionPhase, RunArgs, Server};
+
+use crate::proxy::state::GatewayState;
+use crate::runtime::signals::ShutdownSignals;
+
+/// Longest time that requests in flight may take after the shutdown began.
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time without requests after which idle connections are closed: their clients have received a GOAWAY
+/// frame or `Connection: close` by then.
+const IDLE_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Runs Pingora's server until a signal ends it and the last request is complete. Pingora itself would
+/// always wait for the whole of [`DRAIN_TIMEOUT`], so it runs on a thread of its own, which is not
+/// waited for.
+pub(super) fn run(server: Server, signals: ShutdownSignals, gateway: &GatewayState) {
+    let mut phases = server.watch_execution_phase();
+    let shutdown_signal = Box::new(signals);
+    thread::spawn(move || server.run(RunArgs { shutdown_signal }));
+    loop {
+        match phases.blocking_recv() {
+            Ok(
+                ExecutionPhase::GracefulTerminate | ExecutionPhase::GracefulUpgradeTransferringFds,
+            ) => {
+                tracing::info!("shutting down: draining requests in flight");
+                gateway.begin_shutdown();
+            }
+            Ok(ExecutionPhase::ShutdownGracePeriod) => break,
+            Ok(ExecutionPhase::ShutdownRuntimes | ExecutionPhase::Terminated) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+    drain(gateway);
+}
+
+/// Waits until every connection is closed, or until the connections that clients keep open have had no
+/// request for [`IDLE_DRAIN_TIMEOUT`].
+fn drain(gateway: &GatewayState) {
+    let start = Instant::now();
+    let mut last_busy = start;
+    while gateway.metrics.connections.get() > 0 && last_busy.elapsed() < IDLE_DRAIN_TIMEOUT {
+        let in_flight = gateway.metrics.in_flight.get() + gateway.unsent_responses.get();
+        if in_flight > 0 {
+            last_busy = Instant::now();
+        }
+        if start.elapsed() > DRAIN_TIMEOUT {
+            tracing::warn!(in_flight, "drain timeout: requests in flight were cut off");
+            return;
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+}

@@ -1,0 +1,146 @@
+//! Access log: one line per request, as JSON or as text. Queries, headers and bodies are never logged.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::BufMut;
+use http::{Method, StatusCode, Version};
+use logging::{LogFormat, LogWriter};
+
+use crate::telemetry::request_id::RequestId;
+use crate::telemetry::text;
+
+/// Line of the access log.
+#[derive(Debug)]
+pub(crate) struct AccessLogEntry<'r> {
+    pub(crate) id: RequestId,
+    pub(crate) client: Option<IpAddr>,
+    pub(crate) version: Version,
+    pub(crate) method: &'r Method,
+    pub(crate) path: &'r str,
+    pub(crate) pattern: &'r str,
+    /// `None` if the client disconnected before the response began.
+    pub(crate) status: Option<StatusCode>,
+    /// Bytes of the response body.
+    pub(crate) bytes: u64,
+    pub(crate) duration: Duration,
+    /// Upstream attempts.
+    pub(crate) attempts: u32,
+    /// Endpoint of the last attempt.
+    pub(crate) upstream: Option<SocketAddr>,
+    /// Time until the response headers, of all attempts together.
+    pub(crate) upstream_duration: Duration,
+}
+
+/// Access log, or nothing where the log level excludes it.
+#[derive(Debug, Clone)]
+pub(crate) struct AccessLog(Option<(LogWriter, LogFormat)>);
+
+impl AccessLog {
+    pub(crate) fn new(writer: LogWriter, format: LogFormat) -> Self {
+        Self(Some((writer, format)))
+    }
+
+    pub(crate) fn disabled() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn record(&self, entry: &AccessLogEntry<'_>) {
+        let Some((writer, format)) = &self.0 else {
+            return;
+        };
+        writer.append(|lines, now| match format {
+            LogFormat::Json => put_json(lines, now, entry),
+            LogFormat::Text => put_text(lines, now, entry),
+        });
+    }
+}
+
+fn put_json(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
+    line.put_slice(br#"{"timestamp":""#);
+    line.put_slice(timestamp);
+    line.put_slice(br#"","level":"INFO","target":"access","message":"request","request_id":""#);
+    line.put_slice(entry.id.as_str().as_bytes());
+    line.put_slice(br#"","client":"#);
+    match entry.client {
+        Some(client) => {
+            line.put_u8(b'"');
+            text::put_address(line, client);
+            line.put_u8(b'"');
+        }
+        None => line.put_slice(b"null"),
+    }
+    line.put_slice(br#","protocol":""#);
+    line.put_slice(protocol_name(entry.version));
+    line.put_slice(br#"","method":""#);
+    line.put_slice(entry.method.as_str().as_bytes());
+    line.put_slice(br#"","path":"#);
+    put_quoted(line, entry.path);
+    line.put_slice(br#","pattern":"#);
+    put_quoted(line, entry.pattern);
+    line.put_slice(br#","status":"#);
+    match entry.status {
+        Some(status) => line.put_slice(status.as_str().as_bytes()),
+        None => line.put_slice(b"null"),
+    }
+    line.put_slice(br#","bytes":"#);
+    text::put_number(line, entry.bytes);
+    line.put_slice(br#","seconds":"#);
+    text::put_seconds(line, entry.duration);
+    if let Some(upstream) = entry.upstream {
+        line.put_slice(br#","attempts":"#);
+        text::put_number(line, entry.attempts);
+        line.put_slice(br#","upstream":""#);
+        text::put_socket_address(line, upstream);
+        line.put_slice(br#"","upstream_seconds":"#);
+        text::put_seconds(line, entry.upstream_duration);
+    }
+    line.put_slice(b"}\n");
+}
+
+fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
+    line.put_slice(timestamp);
+    line.put_slice(b"  INFO access: ");
+    line.put_slice(entry.method.as_str().as_bytes());
+    line.put_u8(b' ');
+    // Quoted as JSON: a path may contain control sequences for terminals.
+    put_quoted(line, entry.path);
+    line.put_u8(b' ');
+    match entry.status {
+        Some(status) => line.put_slice(status.as_str().as_bytes()),
+        None => line.put_u8(b'-'),
+    }
+    line.put_u8(b' ');
+    text::put_number(line, entry.bytes);
+    line.put_slice(b" bytes ");
+    text::put_seconds(line, entry.duration);
+    line.put_u8(b's');
+    if let Some(client) = entry.client {
+        line.put_slice(b" client=");
+        text::put_address(line, client);
+    }
+    if let Some(upstream) = entry.upstream {
+        line.put_slice(b" upstream=");
+        text::put_socket_address(line, upstream);
+        line.put_u8(b' ');
+        text::put_seconds(line, entry.upstream_duration);
+        line.put_u8(b's');
+    }
+    line.put_u8(b' ');
+    line.put_slice(protocol_name(entry.version));
+    line.put_slice(b" request_id=");
+    line.put_slice(entry.id.as_str().as_bytes());
+    line.put_u8(b'\n');
+}
+
+fn put_quoted(line: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(line, text).expect("writing to a Vec cannot fail");
+}
+
+fn protocol_name(version: Version) -> &'static [u8] {
+    match version {
+        Version::HTTP_2 => b"HTTP/2.0",
+        Version::HTTP_10 => b"HTTP/1.0",
+        _ => b"HTTP/1.1",
+    }
+}

@@ -1,0 +1,36 @@
+//! Logging of the gateway: which events are logged.
+
+use logging::{Colours, LogFormat, LogSettings, LogWriter};
+use std::io::IsTerminal;
+use tracing::Level;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+
+use crate::telemetry::access_log::AccessLog;
+
+/// Sends every event from now on to `writer`.
+pub(crate) fn start(settings: LogSettings, writer: LogWriter) {
+    // Below ERROR these libraries log about single clients, and may quote what they sent.
+    let filter = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target("gateway", settings.level)
+        .with_target("pingora_core", LevelFilter::ERROR)
+        // Logs an error for each second of waiting for the gateway that hands its sockets over.
+        .with_target("pingora_core::server::transfer_fd", LevelFilter::OFF)
+        .with_target("h2", LevelFilter::ERROR);
+    let colours = if settings.format == LogFormat::Text && std::io::stdout().is_terminal() {
+        Colours::Ansi
+    } else {
+        Colours::None
+    };
+    logging::install(filter, settings.format, colours, writer);
+}
+
+/// Returns the access log, whose lines have the level INFO.
+pub(crate) fn access_log(settings: LogSettings, writer: &LogWriter) -> AccessLog {
+    if settings.level >= Level::INFO {
+        AccessLog::new(writer.clone(), settings.format)
+    } else {
+        AccessLog::disabled()
+    }
+}

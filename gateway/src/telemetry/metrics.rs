@@ -1,0 +1,425 @@
+//! Prometheus metrics. Every label has a bounded number of values: patterns and endpoints of the
+//! configuration, methods and status classes of a fixed list; never a path, a login or the address
+//! of a client.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use http::{Method, StatusCode};
+use parking_lot::Mutex;
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Upper bounds of the duration histograms' buckets, in seconds.
+const DURATION_BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+const METHODS: [&str; 8] = [
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other",
+];
+/// Classes of response statuses; `none` is for requests that ended without a response.
+const STATUS_CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    durations: HistogramVec,
+    quota_decisions: IntCounterVec,
+    slow: IntCounterVec,
+    retries: IntCounterVec,
+    breaker_state: IntGaugeVec,
+    attempts: IntCounterVec,
+    upstream_durations: HistogramVec,
+    upstream_in_flight: IntGaugeVec,
+    replica_up: IntGaugeVec,
+    certificate_expiry: IntGaugeVec,
+    reloads: IntCounterVec,
+    reload_success: IntGauge,
+    reload_time: IntGauge,
+    handshakes: IntCounterVec,
+    refused_connections: IntCounterVec,
+    pub(crate) in_flight: IntGauge,
+    pub(crate) connections: IntGauge,
+    pub(crate) accepted_connections: IntCounter,
+    routes: Mutex<HashMap<String, Arc<RouteMetrics>>>,
+}
+
+/// Metrics of one path pattern, with their labels resolved beforehand.
+#[derive(Debug)]
+pub(crate) struct RouteMetrics {
+    pattern: String,
+    all_requests: IntCounterVec,
+    /// Created on first use: most combinations never occur.
+    requests: [[OnceLock<IntCounter>; STATUS_CLASSES.len()]; METHODS.len()],
+    pub(crate) duration: Histogram,
+    pub(crate) quota_passed: IntCounter,
+    pub(crate) quota_delayed: IntCounter,
+    pub(crate) quota_refused: IntCounter,
+    pub(crate) slow: IntCounter,
+    pub(crate) retries: IntCounter,
+}
+
+/// Metrics of one endpoint.
+#[derive(Debug)]
+pub(crate) struct EndpointMetrics {
+    pub(crate) responses: [IntCounter; STATUS_CLASSES.len()],
+    pub(crate) connect_failures: IntCounter,
+    pub(crate) timeouts: IntCounter,
+    pub(crate) broken: IntCounter,
+    pub(crate) duration: Histogram,
+    pub(crate) in_flight: IntGauge,
+    pub(crate) up: IntGauge,
+}
+
+/// Outcome of a TLS handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HandshakeOutcome {
+    Completed,
+    Failed,
+    TimedOut,
+}
+
+/// Connection limit that a refused connection would have exceeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExceededLimit {
+    Total,
+    PerClient,
+}
+
+/// Creates metrics and registers them. Both fail only for invalid names.
+struct Registrar<'r>(&'r Registry);
+
+impl Registrar<'_> {
+    fn register<M: Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
+        let metric = metric.expect("names and labels of metrics are valid constants");
+        let registered = self.0.register(Box::new(metric.clone()));
+        registered.expect("each metric is registered once");
+        metric
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::new(name, help))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::new(name, help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.into());
+        self.register(HistogramVec::new(options, labels))
+    }
+}
+
+impl Metrics {
+    /// Creates the metrics, each with the label `keyspace`.
+    pub(crate) fn new(keyspace: &str) -> Self {
+        let labels = HashMap::from([("keyspace".to_owned(), keyspace.to_owned())]);
+        let registry = Registry::new_custom(Some("gateway".to_owned()), Some(labels))
+            .expect("the prefix is a constant");
+        let registrar = Registrar(&registry);
+        registrar
+            .gauges(
+                "build_info",
+                "Version of the running gateway.",
+                &["version"],
+            )
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        Self {
+            requests: registrar.counters(
+                "requests_total",
+                "Requests by path pattern, method and class of the response status.",
+                &["pattern", "method", "status"],
+            ),
+            durations: registrar.histograms(
+                "request_duration_seconds",
+                "Time from the request headers to the end of the response.",
+                &["pattern"],
+            ),
+            quota_decisions: registrar.counters(
+                "quota_decisions_total",
+                "Quota decisions: passed, delayed or refused.",
+                &["pattern", "decision"],
+            ),
+            slow: registrar.counters(
+                "slow_requests_total",
+                "Requests that took longer than their log_threshold.",
+                &["pattern"],
+            ),
+            retries: registrar.counters(
+                "retries_total",
+                "Upstream attempts after the first one of a request.",
+                &["pattern"],
+            ),
+            breaker_state: registrar.gauges(
+                "circuit_breaker_state",
+                "State of a circuit breaker: 0 closed, 1 half-open, 2 open.",
+                &["pattern", "replica"],
+            ),
+            attempts: registrar.counters(
+                "upstream_attempts_total",
+                "Upstream attempts by outcome.",
+                &["replica", "outcome"],
+            ),
+            upstream_durations: registrar.histograms(
+                "upstream_duration_seconds",
+                "Time from the choice of an endpoint to its response headers.",
+                &["replica"],
+            ),
+            upstream_in_flight: registrar.gauges(
+                "upstream_requests_in_flight",
+                "Requests in flight to an endpoint.",
+                &["replica"],
+            ),
+            replica_up: registrar.gauges(
+                "replica_up",
+                "1 if the endpoint is healthy.",
+                &["replica"],
+            ),
+            certificate_expiry: registrar.gauges(
+                "certificate_expiry_timestamp_seconds",
+                "End of a certificate's validity, in Unix time.",
+                &["certificate"],
+            ),
+            reloads: registrar.counters(
+                "reloads_total",
+                "Configuration reloads by outcome.",
+                &["outcome"],
+            ),
+            reload_success: registrar.gauge(
+                "last_reload_success",
+                "1 if the configuration on disk is the active one.",
+            ),
+            reload_time: registrar.gauge(
+                "last_reload_success_timestamp_seconds",
+                "Time when the active configuration was loaded, in Unix time.",
+            ),
+            handshakes: registrar.counters(
+                "tls_handshakes_total",
+                "TLS handshakes by outcome.",
+                &["outcome"],
+            ),
+            refused_connections: registrar.counters(
+                "connections_refused_total",
+                "Connections closed because of a connection limit.",
+                &["reason"],
+            ),
+            in_flight: registrar.gauge("requests_in_flight", "Requests in flight."),
+            connections: registrar.gauge("connections", "Open client connections."),
+            accepted_connections: registrar
+                .counter("connections_accepted_total", "Accepted client connections."),
+            routes: Mutex::default(),
+            registry,
+        }
+    }
+
+    /// Exposes a counter that another part owns.
+    pub(crate) fn register_counter(&self, counter: &IntCounter) {
+        Registrar(&self.registry).register(Ok(counter.clone()));
+    }
+
+    /// Returns the metrics of a path pattern: always the same ones for a pattern.
+    pub(crate) fn route(&self, pattern: &str) -> Arc<RouteMetrics> {
+        let mut routes = self.routes.lock();
+        if let Some(route) = routes.get(pattern) {
+            return Arc::clone(route);
+        }
+        let quota_decision =
+            |decision| self.quota_decisions.with_label_values(&[pattern, decision]);
+        let route = Arc::new(RouteMetrics {
+            pattern: pattern.to_owned(),
+            all_requests: self.requests.clone(),
+            requests: Default::default(),
+            duration: self.durations.with_label_values(&[pattern]),
+            quota_passed: quota_decision("passed"),
+            quota_delayed: quota_decision("delayed"),
+            quota_refused: quota_decision("refused"),
+            slow: self.slow.with_label_values(&[pattern]),
+            retries: self.retries.with_label_values(&[pattern]),
+        });
+        routes.insert(pattern.to_owned(), Arc::clone(&route));
+        route
+    }
+
+    /// Removes the metrics of patterns for which `is_current` is false.
+    pub(crate) fn retain_routes(&self, is_current: impl Fn(&str) -> bool) {
+        self.routes.lock().retain(|pattern, _| {
+            let keep = is_current(pattern);
+            if !keep {
+                for method in METHODS {
+                    for class in STATUS_CLASSES {
+                        let _ = self.requests.remove_label_values(&[pattern, method, class]);
+                    }
+                }
+                for decision in ["passed", "delayed", "refused"] {
+                    let _ = self
+                        .quota_decisions
+                        .remove_label_values(&[pattern, decision]);
+                }
+                let _ = self.durations.remove_label_values(&[pattern]);
+                let _ = self.slow.remove_label_values(&[pattern]);
+                let _ = self.retries.remove_label_values(&[pattern]);
+            }
+            keep
+        });
+    }
+
+    /// Returns the metrics of an endpoint, whose address is the label `replica`.
+    pub(crate) fn endpoint(&self, address: &str) -> EndpointMetrics {
+        let attempt = |outcome| self.attempts.with_label_values(&[address, outcome]);
+        EndpointMetrics {
+            responses: STATUS_CLASSES.map(attempt),
+            connect_failures: attempt("connect_failure"),
+            timeouts: attempt("timeout"),
+            broken: attempt("broken"),
+            duration: self.upstream_durations.with_label_values(&[address]),
+            in_flight: self.upstream_in_flight.with_label_values(&[address]),
+            up: self.replica_up.with_label_values(&[address]),
+        }
+    }
+
+    /// Removes the metrics of an endpoint.
+    pub(crate) fn remove_endpoint(&self, address: &str) {
+        for outcome in STATUS_CLASSES
+            .into_iter()
+            .chain(["connect_failure", "timeout", "broken"])
+        {
+            let _ = self.attempts.remove_label_values(&[address, outcome]);
+        }
+        let _ = self.upstream_durations.remove_label_values(&[address]);
+        let _ = self.upstream_in_flight.remove_label_values(&[address]);
+        let _ = self.replica_up.remove_label_values(&[address]);
+    }
+
+    /// Returns the state gauge of the circuit breaker of a pattern and an endpoint.
+    pub(crate) fn breaker(&self, pattern: &str, endpoint: &str) -> IntGauge {
+        self.breaker_state.with_label_values(&[pattern, endpoint])
+    }
+
+    /// Removes the state gauge of a circuit breaker.
+    pub(crate) fn remove_breaker(&self, pattern: &str, endpoint: &str) {
+        let _ = self.breaker_state.remove_label_values(&[pattern, endpoint]);
+    }
+
+    /// Replaces the certificates by `all`, each with the end of its validity in Unix time.
+    pub(crate) fn set_certificates(&self, all: impl IntoIterator<Item = (String, i64)>) {
+        self.certificate_expiry.reset();
+        for (name, expiry) in all {
+            self.certificate_expiry
+                .with_label_values(&[&name])
+                .set(expiry);
+        }
+    }
+
+    /// Records that the configuration on disk is active since `unix_seconds`.
+    pub(crate) fn set_active_since(&self, unix_seconds: i64) {
+        self.reload_success.set(1);
+        self.reload_time.set(unix_seconds);
+    }
+
+    pub(crate) fn reload_succeeded(&self) {
+        self.reloads.with_label_values(&["success"]).inc();
+    }
+
+    pub(crate) fn reload_failed(&self) {
+        self.reloads.with_label_values(&["failure"]).inc();
+        self.reload_success.set(0);
+    }
+
+    pub(crate) fn handshake(&self, outcome: HandshakeOutcome) {
+        let outcome = match outcome {
+            HandshakeOutcome::Completed => "done",
+            HandshakeOutcome::Failed => "failed",
+            HandshakeOutcome::TimedOut => "timed_out",
+        };
+        self.handshakes.with_label_values(&[outcome]).inc();
+    }
+
+    pub(crate) fn refused_connection(&self, limit: ExceededLimit) {
+        let reason = match limit {
+            ExceededLimit::Total => "total",
+            ExceededLimit::PerClient => "client",
+        };
+        self.refused_connections.with_label_values(&[reason]).inc();
+    }
+
+    /// Returns all metrics in Prometheus's text format, and its content type.
+    pub(crate) fn encode(&self) -> (Vec<u8>, &'static str) {
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to a Vec cannot fail");
+        (text, prometheus::TEXT_FORMAT)
+    }
+}
+
+impl RouteMetrics {
+    /// Counts a request. `status` is `None` if it ended without a response.
+    pub(crate) fn count_request(&self, method: &Method, status: Option<StatusCode>) {
+        let (method, class) = (method_index(method), class_index(status));
+        self.requests[method][class]
+            .get_or_init(|| {
+                let labels = [
+                    self.pattern.as_str(),
+                    METHODS[method],
+                    STATUS_CLASSES[class],
+                ];
+                self.all_requests.with_label_values(&labels)
+            })
+            .inc();
+    }
+}
+
+impl EndpointMetrics {
+    /// Counts the response to an upstream attempt.
+    pub(crate) fn count_response(&self, status: StatusCode) {
+        self.responses[class_index(Some(status))].inc();
+    }
+}
+
+fn method_index(method: &Method) -> usize {
+    METHODS
+        .iter()
+        .position(|known| *known == method.as_str())
+        .unwrap_or(METHODS.len() - 1)
+}
+
+fn class_index(status: Option<StatusCode>) -> usize {
+    status
+        .map(|status| usize::from(status.as_u16() / 100) - 1)
+        .filter(|class| *class < STATUS_CLASSES.len() - 1)
+        .unwrap_or(STATUS_CLASSES.len() - 1)
+}
+
+impl RouteMetrics {
+    /// Returns the `quantile` (0 to 1) of the request durations in seconds: the upper bound of the
+    /// histogram's bucket. `None` if there were no requests or the duration exceeds all buckets.
+    pub(crate) fn duration_quantile(&self, quantile: f64) -> Option<f64> {
+        use prometheus::core::Metric;
+        let metric = self.duration.metric();
+        let histogram = metric.get_histogram();
+        #[expect(clippy::cast_precision_loss, reason = "a quantile is an estimate")]
+        let rank = histogram.get_sample_count() as f64 * quantile;
+        #[expect(clippy::cast_precision_loss, reason = "a quantile is an estimate")]
+        let bucket = histogram
+            .get_bucket()
+            .iter()
+            .find(|bucket| bucket.cumulative_count() as f64 >= rank)?;
+        Some(bucket.upper_bound())
+    }
+}

@@ -1,0 +1,191 @@
+//! TLS certificates, selected by SNI and replaced without a restart, and the TLS configuration: 1.2 and
+//! 1.3, AEAD and forward secrecy only, X25519MLKEM768 before X25519 and P-256 (Mozilla's
+//! intermediate profile; RFC 9325).
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::Result;
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use crate::config::Certificate;
+use crate::runtime::clock::unix_seconds;
+
+/// Time before the end of a certificate's validity at which warnings begin, in seconds.
+const EXPIRY_WARNING_SECONDS: i64 = 14 * 24 * 3600;
+
+/// Certificates that are served now.
+#[derive(Debug)]
+pub(crate) struct Certificates(ArcSwap<CertificateSet>);
+
+#[derive(Debug)]
+struct CertificateSet {
+    /// Never empty. The first is for clients that send no server name, or an unknown one.
+    all: Vec<Certificate>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Certificates {
+    /// Creates the set from `all`, which must not be empty.
+    pub(crate) fn new(all: &[Certificate]) -> Self {
+        log_warnings(all);
+        Self(ArcSwap::from_pointee(CertificateSet::new(all)))
+    }
+
+    pub(crate) fn replace(&self, all: &[Certificate]) {
+        log_warnings(all);
+        self.0.store(Arc::new(CertificateSet::new(all)));
+    }
+
+    /// Logs a warning for each certificate that expires soon and each key that others may read.
+    pub(crate) fn log_warnings(&self) {
+        log_warnings(&self.0.load().all);
+    }
+
+    /// Returns each certificate's file and the end of its validity in Unix time.
+    pub(crate) fn expiries(&self) -> Vec<(String, i64)> {
+        let set = self.0.load();
+        set.all
+            .iter()
+            .map(|one| (one.files.cert.display().to_string(), one.not_after))
+            .collect()
+    }
+
+    /// Returns the names of the certificate that is served for `server_name`.
+    pub(crate) fn names_for(&self, server_name: &str) -> Vec<String> {
+        self.0.load().find(Some(server_name)).names.clone()
+    }
+}
+
+impl CertificateSet {
+    fn new(all: &[Certificate]) -> Self {
+        let mut by_name = HashMap::new();
+        for (number, certificate) in all.iter().enumerate() {
+            for name in &certificate.names {
+                by_name.entry(name.clone()).or_insert(number);
+            }
+        }
+        Self {
+            all: all.to_vec(),
+            by_name,
+        }
+    }
+
+    fn find(&self, server_name: Option<&str>) -> &Certificate {
+        let number = server_name.and_then(|name| {
+            let name = name.to_ascii_lowercase();
+            self.by_name
+                .get(&name)
+                .or_else(|| self.by_name.get(&wildcard(&name)?))
+        });
+        &self.all[number.copied().unwrap_or(0)]
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.load().find(hello.server_name()).key))
+    }
+}
+
+/// Returns the wildcard name that covers `name`: `*.example.org` for `www.example.org` (RFC 9525,
+/// section 6.3).
+fn wildcard(name: &str) -> Option<String> {
+    let (_, parent) = name.split_once('.')?;
+    Some(format!("*.{parent}"))
+}
+
+/// Returns whether one of a certificate's names covers a host.
+pub(crate) fn names_cover(names: &[String], host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    let wildcard = wildcard(&host);
+    names
+        .iter()
+        .any(|name| *name == host || Some(name) == wildcard.as_ref())
+}
+
+fn log_warnings(certificates: &[Certificate]) {
+    let now = unix_seconds(SystemTime::now());
+    for certificate in certificates {
+        let file = certificate.files.cert.display();
+        let remaining = certificate.not_after - now;
+        if let Some(error) = certificate.validity_error(now) {
+            tracing::warn!(%file, "certificate {error}");
+        } else if remaining < EXPIRY_WARNING_SECONDS {
+            tracing::warn!(%file, days = remaining / (24 * 3600), "certificate expires soon");
+        }
+        let key = &certificate.files.key;
+        if fs::metadata(key).is_ok_and(|metadata| is_readable_by_others(&metadata)) {
+            let file = key.display();
+            tracing::warn!(%file, "private key is readable by others: chmod 600");
+        }
+    }
+}
+
+/// Returns whether users other than the owner may read a key. The group may if the owner is root: that
+/// is how a key is given to a service that does not run as root.
+fn is_readable_by_others(key: &fs::Metadata) -> bool {
+    let allowed = if key.uid() == 0 { 0o040 } else { 0 };
+    key.mode() & 0o077 & !allowed != 0
+}
+
+/// Installs the process-wide cryptography provider, before a library installs its default.
+pub(crate) fn install_crypto_provider() {
+    let provider = CryptoProvider {
+        kx_groups: vec![
+            kx_group::X25519MLKEM768,
+            kx_group::X25519,
+            kx_group::SECP256R1,
+        ],
+        ..aws_lc_rs::default_provider()
+    };
+    // Fails only if a provider is installed already, which is then this one.
+    let _ = provider.install_default();
+}
+
+/// Returns the TLS configuration for client connections.
+///
+/// # Errors
+/// Returns an error if the system provides no random numbers for session tickets.
+pub(crate) fn server_config(certificates: &Arc<Certificates>) -> Result<ServerConfig> {
+    let mut config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::clone(certificates) as Arc<dyn ResolvesServerCert>);
+    config.alpn_protocols = ["h2", "http/1.1", "http/1.0"].map(Into::into).to_vec();
+    config.ticketer = aws_lc_rs::Ticketer::new()?;
+    // A second ticket is for clients that open parallel connections; with HTTP/2 they share one.
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Environment};
+
+    #[test]
+    fn a_certificate_covers_its_names_in_any_case() {
+        let config = Config::parse(
+            "gateway.yml".as_ref(),
+            "premier: {}",
+            &Environment::for_tests(),
+        )
+        .unwrap();
+        let certificates = Certificates::new(&config.certificates);
+        let names = certificates.names_for("anything");
+        for host in ["localhost", "LOCALHOST", "a.example.org", "127.0.0.1"] {
+            assert!(names_cover(&names, host), "{host}");
+        }
+        for host in ["example.org", "a.b.example.org", "other", "127.0.0.2"] {
+            assert!(!names_cover(&names, host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Endpoint: one address of a server, with its idle connections, its health and its requests in
+//! flight.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pingora::ErrorType;
+use pingora::connectors::TransportConnector;
+use pingora::protocols::l4::ext::TcpKeepalive;
+use pingora::upstreams::peer::HttpPeer;
+use thiserror::Error;
+
+use crate::config::{Scheme, Server};
+use crate::runtime::clock::Instant;
+use crate::telemetry::metrics::EndpointMetrics;
+use crate::upstream::connection::Connection;
+use crate::upstream::health::{HealthStatus, ProbeHistory};
+use crate::upstream::pool::ConnectionPool;
+
+/// TCP keep-alive of upstream connections: a vanished endpoint is noticed after one minute.
+const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive {
+    idle: Duration::from_secs(30),
+    interval: Duration::from_secs(10),
+    count: 3,
+    user_timeout: Duration::ZERO,
+};
+
+/// Address to which requests are forwarded.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    /// Server whose name resolved to the address.
+    pub(crate) server: Server,
+    peer: HttpPeer,
+    pub(super) pool: ConnectionPool,
+    in_flight: AtomicUsize,
+    /// [`HealthStatus`] as a number.
+    health: AtomicU8,
+    pub(super) probes: Mutex<ProbeHistory>,
+    pub(crate) metrics: EndpointMetrics,
+}
+
+impl Endpoint {
+    pub(super) fn new(address: SocketAddr, server: &Server, metrics: EndpointMetrics) -> Self {
+        let tls = server.scheme == Scheme::Https;
+        let mut peer = HttpPeer::new(address, tls, server.host.clone());
+        peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);
+        Self {
+            address,
+            server: server.clone(),
+            peer,
+            pool: ConnectionPool::new(),
+            in_flight: AtomicUsize::new(0),
+            health: AtomicU8::new(HealthStatus::Unknown as u8),
+            probes: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// Returns the address and options with which Pingora connects within `timeout`.
+    pub(super) fn peer(&self, timeout: Duration) -> HttpPeer {
+        let mut peer = self.peer.clone();
+        peer.options.connection_timeout = Some(timeout);
+        peer.options.total_connection_timeout = Some(timeout);
+        peer
+    }
+
+    /// Returns a connection for one exchange.
+    ///
+    /// # Errors
+    /// Returns an error if a new connection is needed and cannot be established within `timeout`.
+    pub(super) async fn connect(
+        &self,
+        connector: &TransportConnector,
+        reuse: ConnectionReuse,
+        timeout: Duration,
+    ) -> Result<Connection, ConnectError> {
+        if reuse == ConnectionReuse::Allowed
+            && let Some(connection) = self.pool.take()
+        {
+            return Ok(connection);
+        }
+        let peer = self.peer(timeout);
+        // New connections are rare: boxing their future keeps that of every exchange small.
+        match Box::pin(connector.new_stream(&peer)).await {
+            Ok(stream) => Ok(Connection::new(stream)),
+            Err(error) => Err(ConnectError::from(error.etype())),
+        }
+    }
+
+    /// Puts a connection into the pool after an exchange, or closes it if it is not reusable.
+    pub(crate) fn keep(&self, connection: Connection, now: Instant) {
+        self.pool.put(connection, now);
+    }
+
+    pub(crate) fn health(&self) -> HealthStatus {
+        match self.health.load(Ordering::Relaxed) {
+            status if status == HealthStatus::Healthy as u8 => HealthStatus::Healthy,
+            status if status == HealthStatus::Unhealthy as u8 => HealthStatus::Unhealthy,
+            _ => HealthStatus::Unknown,
+        }
+    }
+
+    pub(super) fn set_health(&self, status: HealthStatus, reason: &str) {
+        let before = self.health.swap(status as u8, Ordering::Relaxed);
+        let is_healthy = status == HealthStatus::Healthy;
+        self.metrics.up.set(i64::from(is_healthy));
+        if before == status as u8 {
+            return;
+        }
+        let endpoint = self.address;
+        if status == HealthStatus::Unhealthy {
+            tracing::warn!(%endpoint, reason, "endpoint marked unhealthy");
+        } else {
+            tracing::info!(%endpoint, reason, "endpoint marked healthy");
+        }
+    }
+
+    /// Records that a request could not be connected. The endpoint gets no requests until probes
+    /// succeed.
+    pub(crate) fn record_connect_failure(&self) {
+        self.metrics.connect_failures.inc();
+        self.set_health(HealthStatus::Unhealthy, "connection failed");
+        self.probes.lock().reset();
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+/// Guard of a request in flight: counts it at its endpoint until the guard is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<Endpoint>);
+
+impl InFlight {
+    pub(super) fn new(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+        endpoint.metrics.in_flight.inc();
+        Self(Arc::clone(endpoint))
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.in_flight.dec();
+    }
+}
+
+/// Permission to use an idle connection of the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectionReuse {
+    Allowed,
+    Forbidden,
+}
+
+/// Reason why a connection to an endpoint was not established.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub(crate) enum ConnectError {
+    #[error("connecting timed out")]
+    TimedOut,
+    #[error("the connection was refused, or the endpoint is unreachable")]
+    Failed,
+    /// The gateway has no socket: too many files are open, or all ports are in use.
+    #[error("no socket is available")]
+    NoSocket,
+}
+
+impl From<&ErrorType> for ConnectError {
+    fn from(error: &ErrorType) -> Self {
+        match error {
+            ErrorType::ConnectTimedout => Self::TimedOut,
+            ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError => {
+                Self::NoSocket
+            }
+            _ => Self::Failed,
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Active health checks: the gateway sends each endpoint a request of its own periodically.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::protocols::http::client::HttpSession;
+
+use crate::config::HealthCheckSettings;
+use crate::upstream::endpoint::{ConnectError, Endpoint};
+use crate::upstream::health::HealthStatus;
+
+/// Initial capacity for the headers of a health check.
+const PROBE_HEADERS: usize = 3;
+
+impl Endpoint {
+    /// Probes the endpoint once and updates its health.
+    pub(super) async fn probe(&self, connector: &Connector, settings: &HealthCheckSettings) {
+        let probe = self.send_probe(connector, settings);
+        let result = match tokio::time::timeout(settings.timeout, probe).await {
+            Ok(result) => result,
+            Err(_) => Err(anyhow!("no response within {:?}", settings.timeout)),
+        };
+        if let Err(error) = &result
+            && error.downcast_ref() == Some(&ConnectError::NoSocket)
+        {
+            // The failure is the gateway's and does not concern the endpoint.
+            tracing::error!("no socket for a health check: too many open files");
+            return;
+        }
+        let status = self.probes.lock().record(result.is_ok(), settings);
+        match (status, result) {
+            (Some(HealthStatus::Healthy), _) => {
+                self.set_health(HealthStatus::Healthy, "health check succeeded");
+            }
+            (Some(_), Err(error)) => {
+                self.set_health(HealthStatus::Unhealthy, &format!("{error:#}"));
+            }
+            // One failed probe is enough for an endpoint that was never healthy.
+            (None, Err(error)) if self.health() == HealthStatus::Unknown => {
+                self.set_health(HealthStatus::Unhealthy, &format!("{error:#}"));
+            }
+            _ => {}
+        }
+    }
+
+    async fn send_probe(
+        &self,
+        connector: &Connector,
+        settings: &HealthCheckSettings,
+    ) -> Result<()> {
+        let mut peer = self.peer(settings.timeout);
+        if let Some(port) = settings.port {
+            let mut address = self.address;
+            address.set_port(port);
+            peer._address = address.into();
+        }
+        peer.options.idle_timeout = Some(Duration::ZERO);
+        let (mut session, _) = connector.get_http_session(&peer).await.map_err(|error| {
+            let reason = format!("connection failed: {}", error.etype().as_str());
+            anyhow::Error::new(ConnectError::from(error.etype())).context(reason)
+        })?;
+        session
+            .write_request_header(Box::new(self.probe_request(settings)?))
+            .await
+            .context("sending the health check failed")?;
+        session
+            .read_response_header()
+            .await
+            .context("no response to the health check")?;
+        let status = session
+            .response_header()
+            .map(|header| header.status)
+            .context("no response headers to the health check")?;
+        drop::<HttpSession>(session);
+        if !status.is_success() {
+            bail!("health check returned status {}", status.as_u16());
+        }
+        Ok(())
+    }
+
+    fn probe_request(&self, settings: &HealthCheckSettings) -> Result<RequestHeader> {
+        let path = settings.path.as_bytes();
+        let mut request = RequestHeader::build("GET", path, Some(PROBE_HEADERS))?;
+        let port = settings.port.unwrap_or(self.server.port);
+        request.insert_header("host", &*self.server.authority(port))?;
+        request.insert_header("user-agent", "gateway-health-check")?;
+        request.insert_header("connection", "close")?;
+        Ok(request)
+    }
+}

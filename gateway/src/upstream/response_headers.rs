@@ -1,0 +1,118 @@
+//! Parser of HTTP/1.1 response headers.
+
+use std::mem::MaybeUninit;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, SERVER, TRANSFER_ENCODING, VIA};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use thiserror::Error;
+
+use crate::http::h1::hop_by_hop::{ConnectionHeaders, HeaderScope};
+use crate::http::message::{Framing, ResponseHeaders};
+use crate::http::syntax::{self, MAX_HEADERS};
+
+const X_POWERED_BY: HeaderName = HeaderName::from_static("x-powered-by");
+/// Initial capacity for headers, enough for most responses and the headers that the gateway adds.
+const TYPICAL_HEADERS: usize = 16;
+
+/// Response headers that are malformed or have more than one reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the response headers are malformed")]
+pub(super) struct InvalidHeaders;
+
+/// Response headers, and the properties that determine how the connection is used.
+#[derive(Debug)]
+pub(super) struct ParsedResponse {
+    /// Headers with the framing that they announce. It does not apply to every response (RFC 9112,
+    /// section 6.3).
+    pub(super) headers: ResponseHeaders,
+    pub(super) connection: ConnectionHeaders,
+    pub(super) content_length: Option<u64>,
+    pub(super) is_http_1_0: bool,
+}
+
+/// Parses a header section, including the empty line that ends it.
+///
+/// # Errors
+/// Returns an error if the section is malformed, ends before its last byte, or frames the body
+/// ambiguously.
+pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
+    let mut space = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut []);
+    let status = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut response,
+        section,
+        &mut space,
+    );
+    if !matches!(status, Ok(httparse::Status::Complete(end)) if end == section.len()) {
+        return Err(InvalidHeaders);
+    }
+    let status = response
+        .code
+        .and_then(|code| StatusCode::from_u16(code).ok())
+        .ok_or(InvalidHeaders)?;
+    let is_canonical = response.reason == status.canonical_reason();
+    let reason = response
+        .reason
+        .filter(|reason| !is_canonical && !reason.is_empty());
+    let reason = reason.map(|reason| section.slice_ref(reason.as_bytes()));
+    let mut headers = HeaderMap::with_capacity(TYPICAL_HEADERS);
+    let mut connection = ConnectionHeaders::default();
+    let (mut content_length, mut is_chunked) = (None, false);
+    for header in &*response.headers {
+        let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| InvalidHeaders)?;
+        match header.name.len() {
+            14 if name == CONTENT_LENGTH => {
+                let length = syntax::parse_content_length(header.value).ok_or(InvalidHeaders)?;
+                if content_length.replace(length).is_some() {
+                    return Err(InvalidHeaders);
+                }
+            }
+            17 if name == TRANSFER_ENCODING => {
+                if is_chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(InvalidHeaders);
+                }
+                is_chunked = true;
+            }
+            _ => {}
+        }
+        if reveals_implementation(&name) {
+            continue;
+        }
+        let value = HeaderValue::from_maybe_shared(section.slice_ref(header.value))
+            .map_err(|_| InvalidHeaders)?;
+        if connection.inspect(&name, &value) == HeaderScope::EndToEnd {
+            headers.append(name, value);
+        }
+    }
+    connection.remove_listed(&mut headers);
+    let is_http_1_0 = response.version == Some(0);
+    let framing = match (is_chunked, content_length) {
+        (true, Some(_)) => return Err(InvalidHeaders),
+        (true, None) if is_http_1_0 => return Err(InvalidHeaders),
+        (true, None) => Framing::Chunked,
+        (false, Some(length)) => Framing::Length(length),
+        (false, None) => Framing::UntilClose,
+    };
+    Ok(ParsedResponse {
+        headers: ResponseHeaders {
+            status,
+            reason,
+            headers,
+            framing,
+        },
+        connection,
+        content_length,
+        is_http_1_0,
+    })
+}
+
+/// Returns whether a header reveals the software or the location of the upstream.
+fn reveals_implementation(name: &HeaderName) -> bool {
+    match name.as_str().len() {
+        3 => *name == VIA,
+        6 => *name == SERVER,
+        12 => *name == X_POWERED_BY,
+        _ => false,
+    }
+}

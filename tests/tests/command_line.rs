@@ -1,0 +1,122 @@
+//! The commands `gateway check`, `gateway schema` and `gateway healthcheck`.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use serde_json::{Value, json};
+use tests::command::{bound_command, program_path};
+use tests::{Gateway, MockUpstream};
+
+#[tokio::test]
+async fn healthcheck_succeeds_whatever_happens_to_the_configuration_files() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    std::fs::write(gateway.config_file(), "premier: {pahts: [}")?;
+    std::fs::remove_file(&gateway.certificate.key_file)?;
+    let mut healthcheck = gateway.start_second(&["healthcheck"])?;
+    assert!(
+        healthcheck.wait_for_exit()?.success(),
+        "{}",
+        healthcheck.log()
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn healthcheck_fails_when_the_gateway_is_stopped() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    gateway.process.terminate()?;
+    let mut healthcheck = gateway.start_second(&["healthcheck"])?;
+    assert!(!healthcheck.wait_for_exit()?.success());
+    assert!(healthcheck.log().contains("admin listener at"));
+    Ok(())
+}
+
+#[test]
+fn check_warns_of_certificates_outside_their_validity_period() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let key = KeyPair::generate()?;
+    std::fs::write(folder.path().join("key.pem"), key.serialize_pem())?;
+    let mut yaml = String::from("premier: {tls: {certificates: [");
+    for (name, first_year, last_year) in [
+        ("past", 2001, 2002),
+        ("future", 4001, 4002),
+        ("valid", 2001, 4001),
+    ] {
+        let mut certificate = CertificateParams::new([format!("{name}.example.org")])?;
+        certificate.not_before = date_time_ymd(first_year, 1, 1);
+        certificate.not_after = date_time_ymd(last_year, 1, 1);
+        let pem = certificate.self_signed(&key)?.pem();
+        std::fs::write(folder.path().join(name), pem)?;
+        write!(yaml, "{{cert: {name}, key: key.pem}}, ")?;
+    }
+    std::fs::write(folder.path().join("gateway.yml"), yaml + "]}}")?;
+    let check = bound_command(program_path("gateway"))
+        .arg("check")
+        .current_dir(folder.path())
+        .output()?;
+    let output = String::from_utf8(check.stdout)?;
+    assert!(check.status.success(), "{output}");
+    let lines: Vec<_> = output.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "gateway.yml: warning: past: has expired",
+            "gateway.yml: warning: future: is not valid yet",
+            "gateway.yml: valid: 0 paths, 1 servers",
+        ]
+    );
+    Ok(())
+}
+
+#[test]
+fn an_empty_environment_variable_counts_as_unset() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("gateway.yml"), "premier: {pahts: }")?;
+    let check = bound_command(program_path("gateway"))
+        .arg("check")
+        .env("GATEWAY_CONFIG", "")
+        .current_dir(folder.path())
+        .output()?;
+    let errors = String::from_utf8(check.stderr)?;
+    assert!(
+        errors.contains("gateway.yml:1:11: premier.pahts"),
+        "{errors}"
+    );
+    Ok(())
+}
+
+#[test]
+fn check_reports_every_error_at_once() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("invalid.yml");
+    std::fs::write(&file, "premier:\n  pahts: []\n  keyspace: [1]\n")?;
+    let check = bound_command(program_path("gateway"))
+        .arg("check")
+        .arg(&file)
+        .output()?;
+    let errors = String::from_utf8(check.stderr)?;
+    assert!(!check.status.success());
+    assert!(
+        errors.contains("invalid.yml:2:3: premier.pahts: unknown key"),
+        "{errors}"
+    );
+    assert!(
+        errors.contains("invalid.yml:3:13: premier.keyspace: is a list, must be a string"),
+        "{errors}"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_schema_command_prints_json() -> Result<()> {
+    let output = bound_command(program_path("gateway"))
+        .arg("schema")
+        .output()?;
+    assert!(output.status.success());
+    let schema: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(schema["required"], json!(["premier"]));
+    Ok(())
+}

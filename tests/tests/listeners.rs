@@ -1,0 +1,132 @@
+//! Listeners of the gateway without TLS (admin, redirect to HTTPS), and a port that is in use.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use tests::raw_connection::parse_status;
+use tests::{Gateway, MockUpstream, address, wait};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn a_port_in_use_fails_the_start_with_a_message() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut second = gateway.start_second(&[])?;
+    assert!(!second.wait_for_exit()?.success());
+    assert!(
+        second.log().contains("premier.listen.https: listening on"),
+        "{}",
+        second.log()
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_admin_listener_reports_readiness_status_and_metrics() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let admin = gateway.admin_client()?;
+    admin
+        .wait_for_response("/ready", |response| response.status == 200)
+        .await?;
+    gateway.client()?.get("/x").await?;
+    let status = admin.get("/status").await?.json();
+    assert_eq!(status["replicas"][0]["condition"], "up");
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    let metrics = admin.get("/metrics").await?;
+    assert!(metrics.header("content-type").starts_with("text/plain"));
+    let request_count = gateway
+        .metric("gateway_requests_total", &["2xx", "GET"])
+        .await?;
+    assert_eq!(request_count, Some(1.0));
+    assert_eq!(admin.get("/none").await?.status, 404);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_http_listener_redirects_to_https() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let client = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()?;
+    for (public_port, port_in_location) in [
+        (None, None),
+        (Some("443"), Some("")),
+        (Some("8443"), Some(":8443")),
+    ] {
+        let http = address::unused_loopback();
+        let mut gateway =
+            Gateway::builder(&[upstream.address]).set("GATEWAY_HTTP", &http.to_string());
+        if let Some(port) = public_port {
+            gateway = gateway.set("GATEWAY_PUBLIC_PORT", port);
+        }
+        let gateway = gateway.start().await?;
+        let response = client
+            .get(format!("http://{http}/a?b=c"))
+            .header("host", "example.org")
+            .send()
+            .await?;
+        assert_eq!(response.status(), 308);
+        let own_port = format!(":{}", gateway.address.port());
+        let port = port_in_location.unwrap_or(&own_port);
+        assert_eq!(
+            response.headers()["location"].to_str()?,
+            format!("https://example.org{port}/a?b=c")
+        );
+    }
+    Ok(())
+}
+
+/// Sends bytes to a listener without TLS and returns everything received until it closes.
+async fn exchange(listener: SocketAddr, bytes: &str) -> Result<String> {
+    let mut connection = TcpStream::connect(listener).await?;
+    connection.write_all(bytes.as_bytes()).await?;
+    let mut response = Vec::new();
+    let read = connection.read_to_end(&mut response);
+    // The listener may close by a reset, since it does not read all that it was sent.
+    let _ = tokio::time::timeout(wait::TIMEOUT, read).await?;
+    Ok(String::from_utf8_lossy(&response).into_owned())
+}
+
+#[tokio::test]
+async fn cleartext_listeners_survive_malformed_requests_and_log_nothing_of_them() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let http = address::unused_loopback();
+    let gateway = Gateway::builder(&[upstream.address])
+        .config("premier: {limits: {header_timeout: 0.5, max_connections_per_client: 3}}")
+        .set("GATEWAY_HTTP", &http.to_string())
+        .start()
+        .await?;
+    for listener in [http, gateway.admin_address] {
+        let incomplete = "GET / HTTP/1.1\r\nHost: loc";
+        assert_eq!(parse_status(&exchange(listener, incomplete).await?), 408);
+        assert_eq!(exchange(listener, "").await?, "");
+        for malformed in [
+            "POST /api/login HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer SECRET\r\nno header\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\nAuthorization: Bearer SECRET\n\n",
+            "\u{16}\u{3}\u{1} SECRET\r\n\r\n",
+        ] {
+            let response = exchange(listener, malformed).await?;
+            assert_eq!(parse_status(&response), 400, "{response}");
+            assert!(response.contains(r#"{"error":""#), "{response}");
+        }
+    }
+    assert!(!gateway.process.log().contains("SECRET"));
+    let mut open_connections = Vec::new();
+    for _ in 0..3 {
+        open_connections.push(TcpStream::connect(http).await?);
+    }
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    wait::until(
+        "further connections of this client to be rejected",
+        async || {
+            exchange(http, request)
+                .await
+                .is_ok_and(|response| response.is_empty())
+        },
+    )
+    .await?;
+    Ok(())
+}

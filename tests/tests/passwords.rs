@@ -1,0 +1,251 @@
+//! Passwords: changes, rules, login throttling, and bcrypt hashes of another cost or none.
+
+use anyhow::Result;
+use serde_json::json;
+use tests::client::{Client, NEW_PASSWORD, PASSWORD, credentials};
+use tests::replicas::Replicas;
+use tests::settings::settings;
+use tests::{Store, on_both_stores, wait};
+
+on_both_stores!(
+    a_changed_password_ends_every_other_session,
+    common_passwords_and_the_login_itself_are_rejected,
+    login_is_throttled_on_all_replicas_after_ten_failures,
+    a_password_hash_of_another_cost_is_upgraded_at_login,
+    concurrent_logins_succeed_while_the_hash_is_upgraded,
+    a_password_change_succeeds_while_the_hash_is_upgraded,
+    a_wrong_password_takes_as_long_as_a_hash_of_the_configured_cost,
+    an_account_without_a_valid_hash_cannot_log_in_until_its_password_is_set,
+);
+
+async fn a_changed_password_ends_every_other_session(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 2).await?;
+    let (first, second) = (replicas.client(0)?, replicas.client(1)?);
+    let other_token = second.register_and_login("alice").await?;
+    let token = first.register_and_login("alice").await?;
+    assert_eq!(
+        second
+            .get_with_token(&other_token, "/api/profile")
+            .await?
+            .status,
+        200
+    );
+    let change = async |current: &str, new: &str| {
+        let body = json!({"current_password": current, "new_password": new});
+        first
+            .post_with_token(&token, "/api/password", Some(&body))
+            .await
+    };
+    assert_eq!(change("wrong password", NEW_PASSWORD).await?.status, 401);
+    let rejected = change(PASSWORD, "short").await?;
+    assert_eq!(rejected.status, 422);
+    assert_eq!(
+        rejected.json()["detail"][0]["loc"],
+        json!(["body", "new_password"])
+    );
+
+    assert_eq!(change(PASSWORD, NEW_PASSWORD).await?.status, 200);
+    assert_eq!(
+        first.get_with_token(&token, "/api/profile").await?.status,
+        200
+    );
+    assert_eq!(
+        second
+            .get_with_token(&other_token, "/api/profile")
+            .await?
+            .status,
+        401
+    );
+    assert_eq!(first.login("alice").await?.status, 401);
+    let new_login = first
+        .post("/api/login", &credentials("alice", NEW_PASSWORD))
+        .await?;
+    assert_eq!(new_login.status, 200);
+    Ok(())
+}
+
+async fn common_passwords_and_the_login_itself_are_rejected(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    let client = replicas.client(0)?;
+    for (password, message) in [
+        ("password1", "Value error, Password is too common"),
+        ("Iloveyou1", "Value error, Password is too common"),
+        (
+            "alice@example.org",
+            "Value error, Password must not be the login",
+        ),
+    ] {
+        let rejected = client
+            .post("/api/register", &credentials("alice@example.org", password))
+            .await?;
+        assert_eq!(rejected.status, 422, "{password}");
+        assert_eq!(rejected.json()["detail"][0]["msg"], message);
+        assert!(
+            !rejected.text.contains(password),
+            "the response contains the password"
+        );
+    }
+    Ok(())
+}
+
+async fn login_is_throttled_on_all_replicas_after_ten_failures(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 2).await?;
+    let (first, second) = (replicas.client(0)?, replicas.client(1)?);
+    let token = first.register_and_login("alice").await?;
+    for login in ["alice", "unknown"] {
+        let guess = credentials(login, "wrong password");
+        for number in 0..10 {
+            let client = if number % 2 == 0 { &first } else { &second };
+            assert_eq!(
+                client.post("/api/login", &guess).await?.status,
+                401,
+                "{login} {number}"
+            );
+        }
+        for client in [&first, &second] {
+            let rejected = client.post("/api/login", &guess).await?;
+            assert_eq!(rejected.status, 429, "{login}");
+            assert_eq!(rejected.json(), json!({"detail": "Too many failed logins"}));
+            let retry_after: u64 = rejected.header("retry-after").parse()?;
+            assert!((1..=900).contains(&retry_after), "{retry_after}");
+        }
+    }
+    assert_eq!(
+        first.login("alice").await?.status,
+        429,
+        "the correct password is throttled too"
+    );
+    assert_eq!(
+        first.get_with_token(&token, "/api/profile").await?.status,
+        200,
+        "existing sessions stay valid"
+    );
+    Ok(())
+}
+
+/// Starts a replica with the bcrypt cost `cost`, after alice was registered and logged in at a
+/// lower one. Returns it with a client of it and her access token.
+async fn start_with_higher_cost(store: Store, cost: &str) -> Result<(Replicas, Client, String)> {
+    let mut replicas = Replicas::start(store, 1).await?;
+    let token = replicas.client(0)?.register_and_login("alice").await?;
+    replicas.instances[0].process.terminate()?;
+    replicas.set("BCRYPT_COST", cost);
+    replicas.start_another()?;
+    replicas.wait_until_ready(1).await?;
+    let client = replicas.client(1)?;
+    Ok((replicas, client, token))
+}
+
+async fn a_password_hash_of_another_cost_is_upgraded_at_login(store: Store) -> Result<()> {
+    let (_replicas, client, _) = start_with_higher_cost(store, "5").await?;
+    assert_eq!(client.login("alice").await?.status, 200);
+    assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}
+
+async fn concurrent_logins_succeed_while_the_hash_is_upgraded(store: Store) -> Result<()> {
+    for _ in 0..3 {
+        let (_replicas, client, _) = start_with_higher_cost(store, "8").await?;
+        let mut logins = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let client = client.clone();
+            logins.spawn(async move { client.login("alice").await });
+        }
+        for response in logins.join_all().await {
+            let response = response?;
+            assert_eq!(response.status, 200, "{}", response.text);
+        }
+    }
+    Ok(())
+}
+
+async fn a_password_change_succeeds_while_the_hash_is_upgraded(store: Store) -> Result<()> {
+    for _ in 0..3 {
+        let (_replicas, client, token) = start_with_higher_cost(store, "8").await?;
+        let change = json!({"current_password": PASSWORD, "new_password": NEW_PASSWORD});
+        let (login, changed) = tokio::join!(
+            client.login("alice"),
+            client.post_with_token(&token, "/api/password", Some(&change))
+        );
+        let changed = changed?;
+        assert_eq!(changed.status, 200, "{}", changed.text);
+        assert!([200, 401].contains(&login?.status));
+        let new_credentials = credentials("alice", NEW_PASSWORD);
+        let new_login = client.post("/api/login", &new_credentials).await?;
+        assert_eq!(new_login.status, 200);
+    }
+    Ok(())
+}
+
+/// Number of bcrypt hashes that a replica has computed.
+async fn hash_count(replicas: &Replicas, number: usize) -> Result<f64> {
+    let name = "auth_api_hashing_wait_seconds_count";
+    Ok(replicas
+        .metric(number, name, &[])
+        .await?
+        .unwrap_or_default())
+}
+
+async fn a_wrong_password_takes_as_long_as_a_hash_of_the_configured_cost(
+    store: Store,
+) -> Result<()> {
+    let (replicas, client, _) = start_with_higher_cost(store, "7").await?;
+    // A wrong password is hashed at cost 4 (that of the stored hash) and then at 4, 5 and 6, which
+    // together is as much work as one hash of cost 7.
+    for (login, hashes) in [("alice", 4.0), ("unknown", 1.0)] {
+        let before = hash_count(&replicas, 1).await?;
+        let wrong_credentials = credentials(login, "wrong password");
+        let rejected = client.post("/api/login", &wrong_credentials).await?;
+        assert_eq!(rejected.status, 401);
+        let after = hash_count(&replicas, 1).await?;
+        assert!(
+            (after - before - hashes).abs() < 0.5,
+            "{login}: {before} {after}"
+        );
+    }
+    Ok(())
+}
+
+async fn an_account_without_a_valid_hash_cannot_log_in_until_its_password_is_set(
+    store: Store,
+) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    let client = replicas.client(0)?;
+    client.register_and_login("alice").await?;
+    replicas
+        .execute("UPDATE users SET password_hash = 'imported'")
+        .await?;
+    let before = hash_count(&replicas, 0).await?;
+    let rejected = client.login("alice").await?;
+    assert_eq!(rejected.status, 401);
+    assert_eq!(rejected.json(), json!({"message": "Invalid credentials"}));
+    let after = hash_count(&replicas, 0).await?;
+    assert!((after - before - 1.0).abs() < 0.5, "{before} {after}");
+    assert!(replicas.logs().contains("is not a bcrypt hash"));
+    let set_password = replicas.user_command(&["set-password", "alice"], PASSWORD)?;
+    assert!(set_password.status.success());
+    assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_hashing_queue_depth_returns_to_zero_after_its_clients_disconnect() -> Result<()> {
+    let settings = settings([
+        ("BCRYPT_COST", "13".to_owned()),
+        ("HASHING_THREADS", "1".to_owned()),
+    ]);
+    let replicas = Replicas::start_with(Store::Embedded, 1, settings).await?;
+    let depth = async || {
+        let name = "auth_api_hashing_queue_depth";
+        replicas.metric(0, name, &[]).await.ok().flatten()
+    };
+    let client = replicas.client(0)?;
+    let mut logins = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let client = client.clone();
+        logins.spawn(async move { client.login("alice").await });
+    }
+    wait::until("the queue to fill", async || depth().await > Some(0.0)).await?;
+    logins.shutdown().await;
+    wait::until("the queue to empty", async || depth().await == Some(0.0)).await
+}

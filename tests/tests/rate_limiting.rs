@@ -1,0 +1,130 @@
+//! Rate limits: quotas per client and path, and leaky buckets.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde_json::json;
+use tests::{Edge, Gateway, MockUpstream, Store};
+use tokio::task::JoinSet;
+
+/// Configuration of the README of the Python service, with a window that outlasts every test.
+const HUNDRED_PER_WINDOW: &str = r#"
+premier:
+  paths:
+    - pattern: "/api/*"
+      features:
+        rate_limit:
+          quota: 100
+          duration: 864000
+        monitoring:
+          log_threshold: 5.0
+"#;
+
+#[tokio::test]
+async fn a_request_over_the_quota_is_rejected_and_another_client_is_not() -> Result<()> {
+    let edge = Edge::builder(Store::Embedded)
+        .config(HUNDRED_PER_WINDOW)
+        .start()
+        .await?;
+    let client = edge.client()?;
+    for remaining in (0..100).rev() {
+        let response = client.get("/api/profile").await?;
+        assert_eq!(response.status, 401);
+        assert!(
+            response
+                .header("ratelimit")
+                .contains(&format!("r={remaining};")),
+            "{remaining} remaining: {:?}",
+            response.headers
+        );
+    }
+
+    let rejected = client.get("/api/profile").await?;
+    assert_eq!(rejected.status, 429);
+    assert_eq!(rejected.json(), json!({"error": "Rate limit exceeded"}));
+    assert_eq!(rejected.header("content-type"), "application/json");
+    let retry_after: u64 = rejected.header("retry-after").parse()?;
+    assert!(
+        (1..=864_000).contains(&retry_after),
+        "Retry-After: {retry_after}"
+    );
+    assert!(
+        rejected
+            .header("ratelimit-policy")
+            .contains("q=100;w=864000")
+    );
+
+    let other_endpoint = client.get("/api/other").await?;
+    assert_eq!(other_endpoint.status, 404);
+    let other_client = edge.client()?.get("/api/profile").await?;
+    assert_eq!(other_client.status, 401);
+    let other_path = client.get("/health").await?;
+    assert_eq!(other_path.status, 200);
+    assert_eq!(other_path.header("ratelimit"), "");
+    Ok(())
+}
+
+#[tokio::test]
+async fn exactly_a_hundred_of_a_thousand_concurrent_requests_pass() -> Result<()> {
+    let edge = Edge::builder(Store::Embedded)
+        .config(HUNDRED_PER_WINDOW)
+        .start()
+        .await?;
+    let client = edge.client()?;
+    let mut requests = JoinSet::new();
+    for _ in 0..1000 {
+        let client = client.clone();
+        requests.spawn(async move {
+            client
+                .get("/api/profile")
+                .await
+                .map(|response| response.status)
+        });
+    }
+    let mut passed = 0;
+    let mut rejected = 0;
+    while let Some(status) = requests.join_next().await {
+        match status?? {
+            401 => passed += 1,
+            429 => rejected += 1,
+            other => panic!("unexpected status {other}"),
+        }
+    }
+    assert_eq!((passed, rejected), (100, 900));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_leaky_bucket_delays_requests() -> Result<()> {
+    const LEAKY_BUCKET: &str = r#"
+premier:
+  paths:
+    - pattern: "/leaky"
+      features:
+        rate_limit: {quota: 10, duration: 1, algorithm: leaky_bucket, bucket_size: 3, per: []}
+"#;
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(LEAKY_BUCKET)
+        .start()
+        .await?;
+    let client = gateway.client()?;
+    let start = Instant::now();
+    let mut requests = JoinSet::new();
+    for _ in 0..6 {
+        let client = client.clone();
+        requests.spawn(async move { client.get("/leaky").await.map(|response| response.status) });
+    }
+    let mut statuses: Vec<u16> = requests
+        .join_all()
+        .await
+        .into_iter()
+        .collect::<Result<_>>()?;
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 200, 200, 429, 429, 429]);
+    assert!(
+        start.elapsed() >= Duration::from_millis(200),
+        "two requests are delayed by 100 ms each"
+    );
+    Ok(())
+}

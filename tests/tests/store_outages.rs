@@ -1,0 +1,304 @@
+//! Stores that are stopped, hang or are out of memory: responses of 503 in time, never a wrong 200
+//! or 401, no acknowledged change lost, and recovery without a restart.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use fred::interfaces::{ClientLike, HashesInterface};
+use fred::types::CustomCommand;
+use rustix::process::Signal;
+use serde_json::json;
+use tests::client::{Client, NEW_PASSWORD, PASSWORD, credentials};
+use tests::fault_proxy::FaultProxy;
+use tests::pgbouncer::PgBouncer;
+use tests::postgres::{Database, PostgresServer, lock_user_row};
+use tests::process::signal_with_children;
+use tests::redis::RedisServer;
+use tests::replicas::Replicas;
+use tests::settings::{Settings, postgres_settings, redis_settings};
+use tests::{Store, wait};
+use tokio::task::JoinSet;
+
+/// Longest duration of a request while a store is unavailable: three seconds, and a margin for a
+/// busy machine.
+const MAX_RESPONSE_TIME: Duration = Duration::from_secs(5);
+/// Longest time until a store that is available again is used: one second, and a margin for a
+/// busy machine.
+const MAX_RECOVERY_TIME: Duration = Duration::from_secs(5);
+
+async fn assert_503_in_time(client: &Client, token: &str, path: &str) -> Result<()> {
+    let start = Instant::now();
+    let response = client.get_with_token(token, path).await?;
+    assert_eq!(response.status, 503, "{}", response.text);
+    assert!(!response.header("retry-after").is_empty());
+    assert!(start.elapsed() < MAX_RESPONSE_TIME, "{:?}", start.elapsed());
+    Ok(())
+}
+
+async fn assert_recovers_in_time(client: &Client, token: &str) -> Result<()> {
+    let start = Instant::now();
+    wait::until("the store to be used again", async || {
+        client
+            .get_with_token(token, "/api/profile")
+            .await
+            .is_ok_and(|response| response.status == 200)
+    })
+    .await?;
+    assert!(start.elapsed() < MAX_RECOVERY_TIME, "{:?}", start.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_fail_with_503_until_a_stopped_redis_is_back() -> Result<()> {
+    let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    replicas.redis.as_mut().expect("the store has Redis").kill();
+    client
+        .wait_for_response("/ready", |response| response.status == 503)
+        .await?;
+    for path in ["/api/profile", "/api/sessions"] {
+        assert_503_in_time(&client, &token, path).await?;
+    }
+    assert_eq!(client.login("alice").await?.status, 503);
+    assert_eq!(client.get("/health").await?.status, 200);
+    replicas
+        .redis
+        .as_mut()
+        .expect("the store has Redis")
+        .start_again()?;
+    assert_recovers_in_time(&client, &token).await
+}
+
+#[tokio::test]
+async fn requests_fail_with_503_while_redis_hangs() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    let redis = replicas
+        .redis
+        .as_ref()
+        .and_then(|redis| redis.process())
+        .expect("Redis runs");
+    redis.signal(Signal::STOP)?;
+    assert_503_in_time(&client, &token, "/api/sessions").await?;
+    let start = Instant::now();
+    assert_eq!(client.login("alice").await?.status, 503);
+    assert!(start.elapsed() < MAX_RESPONSE_TIME);
+    redis.signal(Signal::CONT)?;
+    assert_recovers_in_time(&client, &token).await
+}
+
+#[tokio::test]
+async fn requests_fail_with_503_while_postgres_hangs_or_is_stopped() -> Result<()> {
+    let mut server = PostgresServer::start()?;
+    let database = server.create_database().await?;
+    let settings = postgres_settings(server.address, &database.name);
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, settings).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    assert_eq!(
+        client.get_with_token(&token, "/api/profile").await?.status,
+        200
+    );
+
+    let process = server.process().expect("PostgreSQL runs");
+    signal_with_children(process.id(), Signal::STOP)?;
+    assert_503_in_time(&client, &token, "/api/profile").await?;
+    signal_with_children(process.id(), Signal::CONT)?;
+    assert_recovers_in_time(&client, &token).await?;
+
+    server.stop_immediately()?;
+    assert_503_in_time(&client, &token, "/api/profile").await?;
+    assert_eq!(client.register("bob").await?.status, 503);
+    assert_eq!(client.get("/health").await?.status, 200);
+    server.start_again()?;
+    assert_recovers_in_time(&client, &token).await?;
+    assert_eq!(client.register("carol").await?.status, 201);
+    assert_eq!(
+        client.login("alice").await?.status,
+        200,
+        "an acknowledged account is lost"
+    );
+    Ok(())
+}
+
+/// Most connections that a replica opens to PostgreSQL.
+const MAX_POOL_SIZE: u32 = 10;
+
+/// Logs alice in more often at once than the pool has connections, and returns the statuses.
+async fn concurrent_logins(client: &Client) -> Result<Vec<u16>> {
+    let mut logins = JoinSet::new();
+    for _ in 0..MAX_POOL_SIZE + 2 {
+        let client = client.clone();
+        logins.spawn(async move { client.login("alice").await });
+    }
+    let responses: Vec<_> = logins.join_all().await.into_iter().collect::<Result<_>>()?;
+    Ok(responses.iter().map(|response| response.status).collect())
+}
+
+#[tokio::test]
+async fn dead_postgres_connections_are_replaced() -> Result<()> {
+    let database = Database::create_on_shared_server().await?;
+    let proxy = FaultProxy::start(database.server).await?;
+    let settings = postgres_settings(proxy.address, &database.name);
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, settings).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    // The delay makes the replica open every connection of the pool and keep all of them in use.
+    proxy.set_delay(Duration::from_millis(100));
+    wait::until("the pool to fill", async || {
+        let _ = concurrent_logins(&client).await;
+        let mut pool_size = 0.0;
+        for state in ["busy", "idle"] {
+            let connections = replicas
+                .metric(0, "auth_api_pool_connections", &[state])
+                .await;
+            pool_size += connections.ok().flatten().unwrap_or_default();
+        }
+        pool_size >= f64::from(MAX_POOL_SIZE)
+    })
+    .await?;
+    proxy.set_delay(Duration::ZERO);
+
+    proxy.blackhole_open_connections();
+    let start = Instant::now();
+    wait::until("all logins to succeed", async || {
+        concurrent_logins(&client)
+            .await
+            .is_ok_and(|statuses| statuses.iter().all(|status| *status == 200))
+    })
+    .await?;
+    assert_recovers_in_time(&client, &token).await?;
+    assert!(
+        start.elapsed() < 2 * MAX_RECOVERY_TIME,
+        "{:?}",
+        start.elapsed()
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dead_redis_connection_is_replaced_under_load() -> Result<()> {
+    let redis = RedisServer::start()?;
+    let proxy = FaultProxy::start(redis.address).await?;
+    let settings = redis_settings(proxy.address);
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, settings).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    let load = tokio::spawn({
+        let (client, token) = (client.clone(), token.clone());
+        async move {
+            loop {
+                let request = client.get_with_token(&token, "/api/sessions");
+                let _ = tokio::time::timeout(MAX_RECOVERY_TIME / 20, request).await;
+            }
+        }
+    });
+    proxy.blackhole_open_connections();
+    assert_503_in_time(&client, &token, "/api/sessions").await?;
+    assert_recovers_in_time(&client, &token).await?;
+    load.abort();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_locked_row_delays_no_other_user() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    client.register("bob").await?;
+    let database = replicas
+        .database
+        .as_ref()
+        .expect("the store has a database");
+    let mut lock_holder = database.connect().await?;
+    let lock = lock_user_row(&mut lock_holder, "alice").await?;
+
+    let blocked_logins = tokio::spawn({
+        let client = client.clone();
+        async move { concurrent_logins(&client).await }
+    });
+    let mut observer = database.connect().await?;
+    database.wait_for_lock_wait(&mut observer).await?;
+    let start = Instant::now();
+    assert_eq!(client.login("bob").await?.status, 200);
+    let statuses = blocked_logins.await??;
+    assert!(statuses.iter().all(|status| *status == 503), "{statuses:?}");
+    assert!(start.elapsed() < MAX_RESPONSE_TIME, "{:?}", start.elapsed());
+    assert_eq!(database.lock_wait_count(&mut observer).await?, 0);
+    lock.rollback().await?;
+    assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}
+
+/// Changes the password of alice while her row is locked, which is answered 503, and asserts that
+/// the change is not applied once the lock is released.
+async fn assert_change_answered_503_is_not_applied_later(
+    database: &Database,
+    settings: Settings,
+) -> Result<()> {
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, settings).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    let mut lock_holder = database.connect().await?;
+    let lock = lock_user_row(&mut lock_holder, "alice").await?;
+
+    let change = json!({"current_password": PASSWORD, "new_password": NEW_PASSWORD});
+    let response = client
+        .post_with_token(&token, "/api/password", Some(&change))
+        .await?;
+    assert_eq!(response.status, 503, "{}", response.text);
+    let mut observer = database.connect().await?;
+    assert_eq!(database.lock_wait_count(&mut observer).await?, 0);
+    lock.rollback().await?;
+    let new_credentials = credentials("alice", NEW_PASSWORD);
+    let rejected = client.post("/api/login", &new_credentials).await?;
+    assert_eq!(rejected.status, 401);
+    assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_change_answered_503_is_not_applied_later() -> Result<()> {
+    let database = Database::create_on_shared_server().await?;
+    let direct = postgres_settings(database.server, &database.name);
+    assert_change_answered_503_is_not_applied_later(&database, direct).await
+}
+
+#[tokio::test]
+async fn a_change_answered_503_is_not_applied_later_behind_a_pooler() -> Result<()> {
+    let database = Database::create_on_shared_server().await?;
+    let pooler = PgBouncer::start(&database)?;
+    assert_change_answered_503_is_not_applied_later(&database, pooler.settings()).await
+}
+
+#[tokio::test]
+async fn a_redis_out_of_memory_still_checks_and_ends_sessions() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 2).await?;
+    let (client, other) = (replicas.client(0)?, replicas.client(1)?);
+    let token = client.register_and_login("alice").await?;
+    let listed = client.get_with_token(&token, "/api/sessions").await?.json();
+    let id = listed["sessions"][0]["id"]
+        .as_str()
+        .expect("the session has an id");
+    let redis = replicas.redis.as_ref().expect("the store has Redis");
+    let redis = redis.connect().await?;
+    // A replica stores the last use of a session once a minute: the next use is stored again.
+    let _: () = redis.hset(format!("session:{id}"), ("used", 0)).await?;
+    let config = CustomCommand::new_static("CONFIG", None, false);
+    let _: () = redis.custom(config, vec!["SET", "maxmemory", "1"]).await?;
+
+    assert_eq!(
+        other.get_with_token(&token, "/api/profile").await?.status,
+        200
+    );
+    assert_eq!(client.login("alice").await?.status, 503);
+    let logout = client.post_with_token(&token, "/api/logout", None).await?;
+    assert_eq!(logout.status, 200, "{}", logout.text);
+    assert_eq!(
+        other.get_with_token(&token, "/api/profile").await?.status,
+        401
+    );
+    Ok(())
+}

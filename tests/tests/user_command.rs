@@ -1,0 +1,123 @@
+//! The command `auth-api user`, with which an operator manages accounts.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use tests::client::{NEW_PASSWORD, PASSWORD, credentials};
+use tests::replicas::Replicas;
+use tests::{Store, on_both_stores, wait};
+
+on_both_stores!(an_operator_manages_accounts, operator_actions_are_audited);
+
+/// Runs `auth-api user` and returns its standard output, or its standard error if it failed.
+fn run_user_command(
+    replicas: &Replicas,
+    arguments: &[&str],
+    input: &str,
+) -> Result<String, String> {
+    let output = replicas
+        .user_command(arguments, input)
+        .expect("the command runs");
+    let text = |bytes| String::from_utf8(bytes).expect("the output is UTF-8");
+    if output.status.success() {
+        Ok(text(output.stdout))
+    } else {
+        Err(text(output.stderr))
+    }
+}
+
+async fn an_operator_manages_accounts(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 2).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    assert_eq!(
+        client.get_with_token(&token, "/api/profile").await?.status,
+        200
+    );
+    let run = |arguments: &[&str], input: &str| run_user_command(&replicas, arguments, input);
+
+    assert!(
+        run(&["create", "bob"], PASSWORD).is_ok_and(|output| output.contains("created account"))
+    );
+    assert!(run(&["create", "bob"], PASSWORD).is_err_and(|error| error.contains("taken")));
+    assert!(run(&["create", "carol"], "short").is_err_and(|error| error.contains("at least 8")));
+    let list = run(&["list"], "").expect("the accounts are listed");
+    assert_eq!(list.lines().count(), 2, "{list}");
+    assert!(run(&["show", "alice"], "").is_ok_and(|output| output.contains("session ")));
+    assert!(run(&["show", "unknown"], "").is_err());
+    assert_eq!(client.login("bob").await?.status, 200);
+
+    run(&["disable", "alice"], "").expect("the account is disabled");
+    assert_eq!(
+        client.get_with_token(&token, "/api/profile").await?.status,
+        401
+    );
+    assert_eq!(client.login("alice").await?.status, 401);
+    run(&["enable", "alice"], "").expect("the account is enabled");
+    assert_eq!(client.login("alice").await?.status, 200);
+
+    run(&["set-password", "alice"], NEW_PASSWORD).expect("the password is set");
+    assert_eq!(client.login("alice").await?.status, 401);
+    let new_login = client
+        .post("/api/login", &credentials("alice", NEW_PASSWORD))
+        .await?;
+    assert_eq!(new_login.status, 200);
+    run(&["delete", "alice"], "").expect("the account is deleted");
+    assert!(
+        run(&["end-sessions", "bob"], "").is_ok_and(|output| output.contains("sessions ended: 1"))
+    );
+    Ok(())
+}
+
+async fn operator_actions_are_audited(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    for (subcommand, input, expected_events) in [
+        ("create", PASSWORD, vec!["register"]),
+        (
+            "set-password",
+            NEW_PASSWORD,
+            vec!["password_set", "logout_all"],
+        ),
+        ("disable", "", vec!["disabled", "logout_all"]),
+        ("enable", "", vec!["enabled"]),
+        ("end-sessions", "", vec!["logout_all"]),
+        ("delete", "", vec!["logout_all", "delete"]),
+    ] {
+        let output = replicas.user_command(&[subcommand, "alice"], input)?;
+        let log = String::from_utf8(output.stderr)?;
+        let records: Vec<Value> = log
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()?;
+        let events: Vec<_> = records.iter().map(|record| &record["event"]).collect();
+        assert_eq!(events, expected_events, "{subcommand}");
+        for record in &records {
+            assert_eq!(
+                (&record["target"], &record["login"]),
+                (&json!("audit"), &json!("alice"))
+            );
+            assert!(record["operator"].is_number(), "{record}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operator_cannot_delete_an_account_while_its_sessions_cannot_be_ended() -> Result<()> {
+    let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let token = replicas.client(0)?.register_and_login("alice").await?;
+    replicas.redis.as_mut().expect("the store has Redis").kill();
+    assert!(run_user_command(&replicas, &["delete", "alice"], "").is_err());
+    replicas
+        .redis
+        .as_mut()
+        .expect("the store has Redis")
+        .start_again()?;
+    assert!(run_user_command(&replicas, &["show", "alice"], "").is_ok());
+    assert!(run_user_command(&replicas, &["delete", "alice"], "").is_ok());
+    let client = replicas.client(0)?;
+    wait::until("Redis to be used again", async || {
+        let response = client.get_with_token(&token, "/api/sessions").await;
+        response.is_ok_and(|response| response.status == 401)
+    })
+    .await
+}
