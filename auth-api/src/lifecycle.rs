@@ -23,7 +23,7 @@ struct LifecycleState {
 }
 
 impl Lifecycle {
-    /// From now on every response is the last one of its connection.
+    /// Begins the shutdown: from now on every response is the last one of its connection.
     pub(crate) fn begin_shutdown(&self) {
         self.0.is_shutting_down.store(true, Ordering::Relaxed);
     }

@@ -101,7 +101,7 @@ fn server_conf(upgrade_socket: &Path) -> ServerConf {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     ServerConf {
         threads: cores,
-        // Longer than our own drain, which logs what it cuts off.
+        // Longer than our own drain, which logs the requests that it aborts.
         grace_period_seconds: Some(DRAIN_TIMEOUT.as_secs() + 5),
         graceful_shutdown_timeout_seconds: Some(1),
         upgrade_sock: upgrade_socket.display().to_string(),

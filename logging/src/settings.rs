@@ -20,7 +20,7 @@ pub struct LogSettings {
 pub enum LogFormat {
     /// One JSON object per line.
     Json,
-    /// Text for people.
+    /// Human-readable text.
     Text,
 }
 

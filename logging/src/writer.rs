@@ -53,7 +53,7 @@ struct Buffer {
     urgency: Urgency,
 }
 
-/// When buffered lines are written.
+/// Time at which buffered lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Urgency {
     /// Within [`FLUSH_INTERVAL`].

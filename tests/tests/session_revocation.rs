@@ -1,5 +1,5 @@
-//! Session revocation: a logout takes effect on every replica before it is answered, even if one of
-//! them is paused or has lost its connection to Redis.
+//! Session revocation: a logout takes effect on every replica before its response is sent, even if
+//! one of them is paused or has lost its connection to Redis.
 
 use anyhow::{Context, Result};
 use fred::clients::Client as RedisClient;

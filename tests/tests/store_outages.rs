@@ -232,8 +232,8 @@ async fn a_locked_row_delays_no_other_user() -> Result<()> {
     Ok(())
 }
 
-/// Changes the password of alice while her row is locked, which is answered 503, and asserts that
-/// the change is not applied once the lock is released.
+/// Changes the password of alice while her row is locked, which is rejected with 503, and asserts
+/// that the change is not applied once the lock is released.
 async fn assert_change_answered_503_is_not_applied_later(
     database: &Database,
     settings: Settings,

@@ -64,8 +64,8 @@ pub(crate) struct AccessTokenKeys {
 }
 
 impl AccessTokenKeys {
-    /// Tokens signed with `previous` are still accepted, so that a key can be rotated without
-    /// ending sessions. A token is valid for `lifetime`.
+    /// Creates the keys. Tokens signed with `previous` are still accepted, so that a key can be
+    /// rotated without ending sessions. A token is valid for `lifetime`.
     pub(crate) fn new(
         key: &SecretSlice<u8>,
         previous: Option<&SecretSlice<u8>>,

@@ -22,8 +22,8 @@ use crate::domain::password_hash::BcryptDigest;
 /// has room for about eight. `make bench WHAT=auth-api` measures logins.
 pub(super) const LANES: usize = 8;
 
-/// Up to this number of lanes the latency from round to round limits the speed, above it the number of
-/// instructions.
+/// Largest number of lanes at which the latency from round to round limits the speed; with more, the
+/// number of instructions does.
 const MAX_LATENCY_BOUND_LANES: usize = 4;
 
 /// Maximum length of a key, with its terminating NUL: 18 words.

@@ -1,7 +1,7 @@
 //! `POST /api/refresh`: exchanges a refresh token for new tokens.
 //!
 //! Each refresh token can be used once. Using one again after the grace period ends the session,
-//! because the token is then in two hands (RFC 9700, section 4.14.2).
+//! because two parties then hold the token (RFC 9700, section 4.14.2).
 
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};

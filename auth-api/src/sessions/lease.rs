@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 pub(super) const LEASE_DURATION: Duration = Duration::from_secs(1);
 /// Interval of heartbeats, short enough that the lease survives a lost or late one.
 pub(super) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
-/// A heartbeat that Redis accepted and that has not returned after this time shows that the
-/// subscriber's connection is dead.
+/// Time after which the subscriber's connection counts as dead if a heartbeat that Redis accepted
+/// has not returned.
 pub(super) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// State of the lease.

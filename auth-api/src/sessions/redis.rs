@@ -177,7 +177,7 @@ impl RedisSessions {
     }
 }
 
-/// Returns a script with the functions that scripts have in common before it.
+/// Returns `script` preceded by the functions that the scripts share.
 fn with_prelude(script: &str) -> Script {
     Script::from_lua([include_str!("redis/prelude.lua"), script].concat())
 }

@@ -15,9 +15,9 @@ use tokio::sync::{Notify, oneshot};
 use crate::domain::user::{Profile, UserId};
 use crate::store::unavailable::Unavailable;
 
-/// While the server executes one query, the next is on its way.
+/// Maximum number of fetchers: while the server executes one query, the next is on its way.
 const MAX_FETCHERS: usize = 2;
-/// A fetcher that has been idle for this long ends and releases its connection.
+/// Idle time after which a fetcher ends and releases its connection.
 const FETCHER_IDLE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Query for the profiles of several users, with the connection that it holds between runs.

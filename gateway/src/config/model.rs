@@ -50,7 +50,7 @@ pub(crate) struct ListenAddresses {
 /// Strategy that selects the endpoint of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BalancingStrategy {
-    /// Of two random endpoints the one with fewer requests in flight (Mitzenmacher 2001).
+    /// The one with fewer requests in flight of two random endpoints (Mitzenmacher 2001).
     LeastRequests,
     RoundRobin,
     Random,

@@ -89,8 +89,8 @@ impl<'y, 'c> Node<'y, 'c> {
         self.report_error(format!("is {}, must be {expected}", self.description()));
     }
 
-    /// [`Self::report_unexpected`] where a number is expected. The hint is about a number in quotes,
-    /// which is a string.
+    /// Like [`Self::report_unexpected`], with a hint if the value is a number in quotes, which is a
+    /// string.
     fn report_no_number(&self, expected: &str) {
         let hint = match &self.yaml.data {
             YamlData::Value(Scalar::String(text)) => {

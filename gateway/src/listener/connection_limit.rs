@@ -58,7 +58,7 @@ impl ConnectionLimit {
     }
 }
 
-/// Permit for one open connection. Dropping it frees the place.
+/// Permit for one open connection. Dropping it frees the slot.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     client: ClientKey,

@@ -32,6 +32,8 @@ pub(crate) struct HttpsApp {
 }
 
 impl HttpsApp {
+    /// Creates the application of the `https` listener.
+    ///
     /// # Errors
     /// Returns an error if the system provides no random numbers for session tickets.
     pub(crate) fn new(

@@ -29,11 +29,12 @@ pub(crate) struct ErrorResponse {
     connection: ConnectionAfter,
 }
 
-/// Fate of an HTTP/1.1 connection after an error response.
+/// Use of an HTTP/1.1 connection after an error response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ConnectionAfter {
     KeepOpen,
-    /// The end of the request is unknown or far away: the next one could not be found.
+    /// The rest of the request cannot be parsed or is too long to read, so the next request cannot
+    /// be read either.
     Close,
 }
 

@@ -135,7 +135,8 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         }
     }
 
-    /// Runs the exchange to its end, and returns a reusable connection to the endpoint's pool.
+    /// Runs the exchange to its end, and puts the connection into the endpoint's pool if it is
+    /// reusable.
     pub(crate) async fn run(mut self) -> ExchangeOutcome {
         self.upstream.send_data(&self.upload.replay_buffer);
         // An endpoint may respond before the client is polled for a body that does not exist.

@@ -5,7 +5,7 @@ use crate::proxy::error_response::ErrorResponse;
 /// Outcome of a request.
 #[derive(Debug)]
 pub(crate) enum RequestOutcome {
-    /// The client has received the response.
+    /// The complete response was sent: over HTTP/1.1 to the socket, over HTTP/2 to the crate `h2`.
     Completed,
     /// No part of a response has been sent to the client: this one is sent.
     Failed(ErrorResponse),

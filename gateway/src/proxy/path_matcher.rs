@@ -27,6 +27,8 @@ pub(super) struct PathMatcher {
 }
 
 impl PathMatcher {
+    /// Compiles `patterns`.
+    ///
     /// # Errors
     /// Returns an error if the patterns together exceed [`MAX_AUTOMATON_SIZE`].
     pub(super) fn new<'p>(patterns: impl IntoIterator<Item = &'p Matcher>) -> Result<Self> {

@@ -39,12 +39,15 @@ pub(crate) struct GatewayState {
     pub(crate) started: SystemTime,
     /// Notified after a configuration was activated.
     pub(crate) config_changed: Notify,
-    /// HTTP/2 connections without requests in flight whose responses are not sent completely.
+    /// Number of HTTP/2 connections whose exchanges are over and whose responses are not completely
+    /// sent. Shutdown waits for them.
     pub(crate) unsent_responses: IntGauge,
     shutting_down: AtomicBool,
 }
 
 impl GatewayState {
+    /// Creates the state with `config` as the active configuration.
+    ///
     /// # Errors
     /// Returns an error if the path patterns together exceed the size limit of the matcher.
     pub(crate) fn new(config: Config, access_log: AccessLog) -> Result<Self> {

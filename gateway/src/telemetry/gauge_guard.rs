@@ -1,4 +1,4 @@
-//! Guards that keep gauges true.
+//! Guard that keeps a gauge accurate.
 
 use prometheus::IntGauge;
 

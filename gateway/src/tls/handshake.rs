@@ -78,6 +78,8 @@ pub(crate) struct TlsAcceptService {
 }
 
 impl TlsAcceptService {
+    /// Creates the acceptor, which selects from `certificates`.
+    ///
     /// # Errors
     /// Returns an error if the system provides no random numbers for session tickets.
     pub(crate) fn new(certificates: &Arc<Certificates>, metrics: &Arc<Metrics>) -> Result<Self> {

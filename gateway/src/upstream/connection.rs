@@ -64,7 +64,7 @@ pub(crate) struct Connection {
     request_framing: Framing,
     /// Method of the request, on which the framing of the response depends.
     method: Method,
-    /// Upgrade that the request asks for.
+    /// Upgrade that the request wants.
     upgrade: Upgrade,
     /// True if the connection was taken from the pool: the endpoint may have closed it meanwhile.
     was_pooled: bool,
@@ -294,7 +294,7 @@ impl Connection {
         Ok(UpstreamEvent::Headers(headers))
     }
 
-    /// Turns the connection into a tunnel for the protocol that the request asked for (RFC 9110,
+    /// Turns the connection into a tunnel for the protocol that the client requested (RFC 9110,
     /// section 15.2.2).
     fn switch_protocols(
         &mut self,

@@ -13,7 +13,7 @@ pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_millis(1250);
 /// for one locked row cannot exhaust the pool.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A connection that was idle for longer is pinged before it is used.
+/// Idle time after which a connection is pinged before it is used.
 pub(super) const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// Longest wait for the reply to that ping. It leaves enough time to open another connection.
 pub(super) const PING_TIMEOUT: Duration = Duration::from_millis(500);

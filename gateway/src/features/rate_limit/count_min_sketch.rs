@@ -1,9 +1,10 @@
 //! Counters of the keys for which the [store](super::store) has no slot: a count-min sketch
 //! (Cormode and Muthukrishnan, 2005) of one quota.
 //!
-//! Whichever algorithm is configured, requests are counted in fixed windows of `duration`, aligned with
-//! the clock. The sketch may count requests of other keys for a key (with 400 keys, for 7 keys
-//! in 10⁵) and never counts too few: when memory is exhausted, a quota gets stricter, never laxer.
+//! Requests are counted in fixed windows of `duration` since the start of the process, whichever
+//! algorithm is configured. The sketch may add requests of other keys to a key's count (with 400 keys
+//! in it, the probability is 7 in 10⁵) and never counts too few: when memory is exhausted, a quota
+//! gets stricter, never laxer.
 
 use std::fmt;
 use std::time::Duration;
