@@ -17,7 +17,7 @@ use crate::hashing::HashingSettings;
 use crate::store::postgres::{PoolMode, PostgresSettings};
 
 /// Lowest bcrypt cost that resists guessing with a stolen hash (OWASP Password Storage).
-pub(crate) const MIN_SAFE_COST: u32 = 12;
+pub(crate) const MIN_SAFE_BCRYPT_COST: u32 = 12;
 /// HS256 requires a key at least as long as its hash (RFC 7518, section 3.2).
 const MIN_KEY_BYTES: usize = 32;
 /// Substrings of keys in examples.
@@ -28,7 +28,7 @@ const EXAMPLE_KEY_PARTS: [&str; 5] = [
     "your-secret",
     "your_secret",
 ];
-const COST_RANGE: RangeInclusive<u32> = 4..=20;
+const BCRYPT_COST_RANGE: RangeInclusive<u32> = 4..=20;
 /// Tokens have a resolution of a second, and the stores cannot represent times millennia away.
 const LIFETIME_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_hours(10 * 365 * 24);
@@ -317,11 +317,11 @@ fn secret_key(environment: &Environment, name: &str) -> Result<Option<SecretSlic
 /// Returns the hashing settings.
 pub(crate) fn hashing(environment: &Environment) -> Result<HashingSettings> {
     let cost = environment.parsed("BCRYPT_COST", "12", "a whole number")?;
-    if !COST_RANGE.contains(&cost) {
+    if !BCRYPT_COST_RANGE.contains(&cost) {
         bail!(
             "BCRYPT_COST is {cost}: it must be from {} to {}",
-            COST_RANGE.start(),
-            COST_RANGE.end()
+            BCRYPT_COST_RANGE.start(),
+            BCRYPT_COST_RANGE.end()
         );
     }
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);

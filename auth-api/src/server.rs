@@ -23,9 +23,9 @@ const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(90);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time without requests after which every gateway is assumed to have closed its connections or to
 /// know that they are about to be closed.
-const QUIET_PERIOD: Duration = Duration::from_secs(1);
-/// Longest wait for the quiet period. A client that sends requests until then ignores `Connection: close`.
-const MAX_QUIET_WAIT: Duration = Duration::from_secs(15);
+const DRAIN_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for idle connections. A client that sends requests until then ignores `Connection: close`.
+const MAX_DRAIN_WAIT: Duration = Duration::from_secs(15);
 /// Interval at which the progress of the shutdown is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Pause after a failed `accept`, usually for lack of file descriptors.
@@ -54,7 +54,7 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, state: AppStat
     lifecycle.begin_shutdown();
     let deadline = tokio::time::Instant::now() + SHUTDOWN_TIMEOUT;
     tokio::select! {
-        () = quiet(&lifecycle, &connections) => {}
+        () = wait_until_idle(&lifecycle, &connections) => {}
         () = accept(&public, &public_router, &connections) => {}
     }
     drop((public, internal));
@@ -83,18 +83,18 @@ async fn accept(listener: &TcpListener, router: &Router, connections: &GracefulS
     }
 }
 
-/// Waits until every connection is closed or no request has arrived for [`QUIET_PERIOD`].
-async fn quiet(lifecycle: &Lifecycle, connections: &GracefulShutdown) {
-    let (start, mut quiet_since) = (Instant::now(), Instant::now());
+/// Waits until every connection is closed or no request has arrived for [`DRAIN_IDLE_TIMEOUT`].
+async fn wait_until_idle(lifecycle: &Lifecycle, connections: &GracefulShutdown) {
+    let (start, mut idle_since) = (Instant::now(), Instant::now());
     let mut seen = lifecycle.requests();
     while connections.count() > 0
-        && quiet_since.elapsed() < QUIET_PERIOD
-        && start.elapsed() < MAX_QUIET_WAIT
+        && idle_since.elapsed() < DRAIN_IDLE_TIMEOUT
+        && start.elapsed() < MAX_DRAIN_WAIT
     {
         tokio::time::sleep(POLL_INTERVAL).await;
         if lifecycle.requests() != seen {
             seen = lifecycle.requests();
-            quiet_since = Instant::now();
+            idle_since = Instant::now();
         }
     }
 }

@@ -15,7 +15,7 @@ mod sqlite;
 
 use std::time::Duration;
 
-pub(crate) use policy::{LoginOutcome, WINDOW};
+pub(crate) use policy::{FAILURE_WINDOW, LoginOutcome};
 pub(crate) use redis::RedisThrottle;
 pub(crate) use sqlite::SqliteThrottle;
 

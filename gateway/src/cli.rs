@@ -109,15 +109,15 @@ fn check(file: &std::path::Path, environment: &Environment) -> Result<()> {
 }
 
 fn healthcheck(mut address: SocketAddr) -> Result<()> {
-    const TIMEOUT: Duration = Duration::from_secs(3);
+    const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
     if address.ip().is_unspecified() {
         address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port());
     }
     let mut response = String::new();
     let mut exchange = || -> std::io::Result<()> {
-        let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
+        let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)?;
+        stream.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
+        stream.set_write_timeout(Some(HEALTHCHECK_TIMEOUT))?;
         stream.write_all(b"GET /health HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n")?;
         stream.read_to_string(&mut response).map(|_| ())
     };

@@ -4,7 +4,7 @@
 //! a system call nor wakes the process that collects the logs. Any other line is written at once,
 //! after those that are buffered.
 //!
-//! Logging never blocks: while standard output accepts nothing, lines beyond [`MAX_BUFFERED`] are
+//! Logging never blocks: while standard output accepts nothing, lines beyond [`MAX_BUFFERED_BYTES`] are
 //! dropped and counted, and the end of the process waits for at most [`FLUSH_TIMEOUT`].
 
 use std::fmt;
@@ -26,15 +26,15 @@ pub const ACCESS_LOG_TARGET: &str = "access";
 /// Longest time that a line of the access log is buffered.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 /// Buffered bytes beyond which lines are dropped.
-const MAX_BUFFERED: usize = 8 << 20;
+const MAX_BUFFERED_BYTES: usize = 8 << 20;
 /// Longest time that a flush at the end of the process takes.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Writer of log lines. Cheap to clone.
 #[derive(Clone)]
-pub struct LogWriter(Arc<Shared>);
+pub struct LogWriter(Arc<WriterShared>);
 
-struct Shared {
+struct WriterShared {
     buffer: Mutex<Buffer>,
     /// Notified when the buffer is no longer empty.
     filled: Condvar,
@@ -92,7 +92,7 @@ impl LogWriter {
             "log_lines_dropped_total",
             "Log lines dropped because standard output was too slow.",
         );
-        let writer = Self(Arc::new(Shared {
+        let writer = Self(Arc::new(WriterShared {
             buffer: Mutex::default(),
             filled: Condvar::new(),
             urgent: Condvar::new(),
@@ -114,7 +114,7 @@ impl LogWriter {
 
     fn put(&self, urgency: Urgency, write: impl FnOnce(&mut Vec<u8>, &[u8])) {
         let mut buffer = self.0.buffer.lock();
-        if buffer.lines.len() > MAX_BUFFERED {
+        if buffer.lines.len() > MAX_BUFFERED_BYTES {
             self.0.dropped.inc();
             return;
         }
@@ -155,7 +155,7 @@ impl LogWriter {
     }
 }
 
-impl Shared {
+impl WriterShared {
     fn write_continuously(&self) {
         let mut lines = Vec::new();
         let mut buffer = self.buffer.lock();

@@ -346,7 +346,7 @@ async fn a_response_in_progress_at_shutdown_arrives_complete() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_request_that_crosses_the_goaway_is_answered() -> Result<()> {
+async fn a_request_that_crosses_the_goaway_is_served() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
     let gateway = Gateway::builder(&[upstream.address])
         .config("premier: {limits: {idle_timeout: 0.3}}")

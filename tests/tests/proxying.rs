@@ -33,7 +33,7 @@ fn pseudo_random_text(length: u32) -> String {
 }
 
 #[tokio::test]
-async fn pipelined_requests_are_answered_in_order() -> Result<()> {
+async fn pipelined_requests_get_responses_in_order() -> Result<()> {
     let upstream =
         MockUpstream::start(|request| MockResponse::new(200, request_target(request))).await?;
     let gateway = Gateway::builder(&[upstream.address]).start().await?;

@@ -81,7 +81,7 @@ async fn a_replica_paused_during_a_logout_rejects_the_token_when_it_resumes() ->
 }
 
 #[tokio::test]
-async fn a_second_logout_is_not_answered_before_the_first_is_acknowledged() -> Result<()> {
+async fn a_second_logout_gets_no_response_before_the_first_is_acknowledged() -> Result<()> {
     let (replicas, redis) = start_two_replicas().await?;
     let (client, other) = (replicas.client(0)?, replicas.client(1)?);
     for _ in 0..5 {
@@ -158,7 +158,7 @@ async fn foreign_messages_do_not_disable_the_session_cache() -> Result<()> {
     let mut publishing = tokio::task::JoinSet::new();
     for number in 0..5000 {
         let redis = redis.clone();
-        let message = format!("unknown 0 user:{}", 1_000_000 + number);
+        let message = format!("nobody 0 user:{}", 1_000_000 + number);
         publishing.spawn(async move { redis.publish::<(), _, _>("sessions:ended", message).await });
     }
     while let Some(published) = publishing.join_next().await {

@@ -234,7 +234,7 @@ async fn a_locked_row_delays_no_other_user() -> Result<()> {
 
 /// Changes the password of alice while her row is locked, which is rejected with 503, and asserts
 /// that the change is not applied once the lock is released.
-async fn assert_change_answered_503_is_not_applied_later(
+async fn assert_change_rejected_with_503_is_not_applied_later(
     database: &Database,
     settings: Settings,
 ) -> Result<()> {
@@ -260,17 +260,17 @@ async fn assert_change_answered_503_is_not_applied_later(
 }
 
 #[tokio::test]
-async fn a_change_answered_503_is_not_applied_later() -> Result<()> {
+async fn a_change_rejected_with_503_is_not_applied_later() -> Result<()> {
     let database = Database::create_on_shared_server().await?;
     let direct = postgres_settings(database.server, &database.name);
-    assert_change_answered_503_is_not_applied_later(&database, direct).await
+    assert_change_rejected_with_503_is_not_applied_later(&database, direct).await
 }
 
 #[tokio::test]
-async fn a_change_answered_503_is_not_applied_later_behind_a_pooler() -> Result<()> {
+async fn a_change_rejected_with_503_is_not_applied_later_behind_a_pooler() -> Result<()> {
     let database = Database::create_on_shared_server().await?;
     let pooler = PgBouncer::start(&database)?;
-    assert_change_answered_503_is_not_applied_later(&database, pooler.settings()).await
+    assert_change_rejected_with_503_is_not_applied_later(&database, pooler.settings()).await
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-const TIMEOUT: Duration = Duration::from_secs(3);
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of the response that are read. It is shorter.
 const MAX_RESPONSE_BYTES: u64 = 4096;
 
@@ -21,9 +21,9 @@ pub(super) fn run(listen: SocketAddr) -> Result<()> {
         ip => ip,
     };
     let address = SocketAddr::new(ip, listen.port());
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)
+    let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)
         .with_context(|| format!("connecting to {address}"))?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
     write!(
         stream,
         "GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"

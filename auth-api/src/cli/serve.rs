@@ -16,7 +16,7 @@ use crate::telemetry::metrics::Metrics;
 pub(super) async fn run(environment: &Environment) -> Result<()> {
     let config = Config::read(environment)?;
     let _flush_guard = logging::start(config.logging);
-    if config.hashing.cost < config::MIN_SAFE_COST {
+    if config.hashing.cost < config::MIN_SAFE_BCRYPT_COST {
         tracing::warn!(
             cost = config.hashing.cost,
             "BCRYPT_COST is too low for production"

@@ -9,7 +9,7 @@ use super::openapi::RequestBody;
 use crate::authentication::Credentials;
 use crate::domain::login::Login;
 use crate::domain::password::Password;
-use crate::throttle::{LockedOut, WINDOW};
+use crate::throttle::{FAILURE_WINDOW, LockedOut};
 
 impl<S: Sync> FromRequest<S> for Credentials {
     type Rejection = ApiError;
@@ -40,7 +40,7 @@ impl RequestBody for Credentials {
 
 /// Returns the errors that authentication can produce, for the OpenAPI document.
 pub(crate) fn possible_errors() -> [ApiError; 4] {
-    let retry_after = WINDOW;
+    let retry_after = FAILURE_WINDOW;
     [
         ApiError::InvalidCredentials,
         ApiError::LockedOut(LockedOut { retry_after }),

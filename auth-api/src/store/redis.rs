@@ -31,16 +31,16 @@ pub(crate) struct Redis {
     client: Client,
     config: Config,
     metrics: StoreMetrics,
-    connection: Arc<Mutex<ConnectionState>>,
+    connection: Arc<Mutex<RedisConnectionState>>,
 }
 
 #[derive(Debug)]
-struct ConnectionState {
+struct RedisConnectionState {
     last_response: Instant,
     is_reconnecting: bool,
 }
 
-impl ConnectionState {
+impl RedisConnectionState {
     fn fresh() -> Self {
         Self {
             last_response: Instant::now(),
@@ -58,7 +58,7 @@ impl Redis {
             client,
             config,
             metrics,
-            connection: Arc::new(Mutex::new(ConnectionState::fresh())),
+            connection: Arc::new(Mutex::new(RedisConnectionState::fresh())),
         })
     }
 
@@ -103,7 +103,7 @@ impl Redis {
             let (client, connection) = (self.client.clone(), Arc::clone(&self.connection));
             tokio::spawn(async move {
                 let _ = client.force_reconnection().await;
-                *connection.lock() = ConnectionState::fresh();
+                *connection.lock() = RedisConnectionState::fresh();
             });
         }
     }

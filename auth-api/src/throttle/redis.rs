@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use fred::types::scripts::Script;
 
-use super::policy::{LoginKey, LoginOutcome, MAX_FAILURES, WINDOW};
+use super::policy::{FAILURE_WINDOW, LoginKey, LoginOutcome, MAX_FAILURES};
 use crate::store::redis::{Redis, argument};
 use crate::store::unavailable::Unavailable;
 
@@ -57,7 +57,7 @@ impl RedisThrottle {
         };
         let arguments = vec![
             argument(MAX_FAILURES),
-            argument(WINDOW.as_millis()),
+            argument(FAILURE_WINDOW.as_millis()),
             argument(outcome),
         ];
         self.0.run(&RECORD, vec![counter(login)], arguments).await

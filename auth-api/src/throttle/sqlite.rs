@@ -2,7 +2,7 @@
 
 use chrono::Utc;
 
-use super::policy::{LoginKey, LoginOutcome, MAX_FAILURES, WINDOW};
+use super::policy::{FAILURE_WINDOW, LoginKey, LoginOutcome, MAX_FAILURES};
 use crate::store::sqlite::{Sqlite, failed};
 use crate::store::unavailable::Unavailable;
 
@@ -50,7 +50,7 @@ impl SqliteThrottle {
                 .await
                 .map_err(failed)?;
         if until.is_none() {
-            let window = i64::try_from(WINDOW.as_millis()).unwrap_or(i64::MAX);
+            let window = i64::try_from(FAILURE_WINDOW.as_millis()).unwrap_or(i64::MAX);
             let query = match outcome {
                 LoginOutcome::Success => {
                     sqlx::query("DELETE FROM failures WHERE login = ?").bind(&login[..])

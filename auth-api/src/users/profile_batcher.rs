@@ -33,16 +33,16 @@ type ProfileResult = Result<Option<Profile>, Unavailable>;
 
 /// Queue of profile requests and the tasks that serve it. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct ProfileBatcher(Arc<Shared>);
+pub(super) struct ProfileBatcher(Arc<BatcherShared>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct BatcherShared {
+    queue: Mutex<ProfileQueue>,
     requested: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct ProfileQueue {
     requests: Vec<ProfileRequest>,
     fetchers: usize,
     idle_fetchers: usize,
@@ -109,7 +109,7 @@ impl ProfileBatcher {
     }
 }
 
-impl Queue {
+impl ProfileQueue {
     /// Takes the requests whose clients still wait. If there is none, counts the fetcher as idle.
     fn take(&mut self) -> Option<Vec<ProfileRequest>> {
         self.requests.retain(|request| !request.reply.is_closed());

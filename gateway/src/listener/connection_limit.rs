@@ -39,13 +39,13 @@ impl ConnectionLimit {
         let guard = GaugeGuard::increment(&metrics.connections);
         let total = usize::try_from(metrics.connections.get()).unwrap_or(0);
         if total > limits.max_connections.min(self.max_by_fd_limit) {
-            metrics.refused_connection(ExceededLimit::Total);
+            metrics.count_rejected_connection(ExceededLimit::Total);
             return None;
         }
         let mut per_client = self.per_client.lock();
         let count = per_client.entry(client).or_default();
         if *count >= limits.max_connections_per_client {
-            metrics.refused_connection(ExceededLimit::PerClient);
+            metrics.count_rejected_connection(ExceededLimit::PerClient);
             return None;
         }
         *count += 1;

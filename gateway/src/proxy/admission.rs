@@ -70,7 +70,7 @@ fn take_quota(
             (status, Ok(delay))
         }
         QuotaDecision::Rejected(status, retry_after) => {
-            route.metrics.quota_refused.inc();
+            route.metrics.quota_rejected.inc();
             let response =
                 ErrorResponse::configured(quota.error_response()).with_retry_after(retry_after);
             (status, Err(response))

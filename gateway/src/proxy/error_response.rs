@@ -48,12 +48,12 @@ impl ErrorResponse {
         StatusCode::PAYLOAD_TOO_LARGE,
         "The request body is too large",
     )
-    .closing();
+    .with_connection_close();
     pub(crate) const BODY_TOO_SLOW: Self = Self::new(
         StatusCode::REQUEST_TIMEOUT,
         "The request took too long to arrive",
     )
-    .closing();
+    .with_connection_close();
     pub(crate) const BAD_GATEWAY: Self = Self::new(StatusCode::BAD_GATEWAY, "Bad gateway");
     const GATEWAY_TIMEOUT: Self = Self::new(StatusCode::GATEWAY_TIMEOUT, "Gateway timeout");
 
@@ -73,7 +73,7 @@ impl ErrorResponse {
     pub(crate) fn malformed_request(error: RequestError) -> Self {
         Self::new(error.status(), "")
             .with_message(error.to_string())
-            .closing()
+            .with_connection_close()
     }
 
     /// Creates a response with a status and a message from the configuration.
@@ -110,7 +110,7 @@ impl ErrorResponse {
         }
     }
 
-    const fn closing(mut self) -> Self {
+    const fn with_connection_close(mut self) -> Self {
         self.connection = ConnectionAfter::Close;
         self
     }

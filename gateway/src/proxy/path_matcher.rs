@@ -80,5 +80,5 @@ fn compile(regexes: &[&str]) -> Result<Regex> {
         .configure(configuration)
         .syntax(pattern_syntax())
         .build_many(regexes)
-        .context("the path patterns together")
+        .context("compiling the path patterns")
 }

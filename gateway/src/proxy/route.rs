@@ -16,7 +16,7 @@ use crate::proxy::path_matcher::PathMatcher;
 use crate::telemetry::metrics::{Metrics, RouteMetrics};
 
 /// Name of the default route in metrics and logs.
-const DEFAULT_ROUTE: &str = "default";
+const DEFAULT_ROUTE_NAME: &str = "default";
 
 /// Path pattern and its features.
 #[derive(Debug)]
@@ -75,7 +75,10 @@ impl Routes {
             .iter()
             .map(|PathRule { pattern, features }| route(pattern.to_string(), features))
             .collect();
-        all.push(route(DEFAULT_ROUTE.to_owned(), &config.default_features));
+        all.push(route(
+            DEFAULT_ROUTE_NAME.to_owned(),
+            &config.default_features,
+        ));
         Ok(Self {
             all,
             matcher: PathMatcher::new(config.paths.iter().map(|rule| rule.pattern.matcher()))?,
@@ -182,9 +185,12 @@ mod tests {
     fn a_path_that_no_pattern_matches_has_the_default_route() {
         assert_eq!(
             matched_pattern(&routes(&["/api/*"]), "/health"),
-            DEFAULT_ROUTE
+            DEFAULT_ROUTE_NAME
         );
-        assert_eq!(matched_pattern(&routes(&[""; 0]), "/health"), DEFAULT_ROUTE);
+        assert_eq!(
+            matched_pattern(&routes(&[""; 0]), "/health"),
+            DEFAULT_ROUTE_NAME
+        );
     }
 
     #[test]
@@ -210,9 +216,9 @@ mod tests {
             let routes = routes(&patterns);
             let first_match = patterns.iter().find(|pattern| {
                 let alone = self::routes(std::slice::from_ref(pattern));
-                matched_pattern(&alone, &path) != DEFAULT_ROUTE
+                matched_pattern(&alone, &path) != DEFAULT_ROUTE_NAME
             });
-            let expected = first_match.map_or(DEFAULT_ROUTE, |pattern| pattern.as_str());
+            let expected = first_match.map_or(DEFAULT_ROUTE_NAME, |pattern| pattern.as_str());
             prop_assert_eq!(matched_pattern(&routes, &path), expected);
         }
     }

@@ -111,7 +111,7 @@ impl GatewayState {
             active_since,
         }));
         self.metrics.set_active_since(unix_seconds(active_since));
-        self.metrics.reload_succeeded();
+        self.metrics.record_reload_success();
         let active = self.current();
         let patterns: HashSet<_> = active.routes.patterns().collect();
         self.metrics

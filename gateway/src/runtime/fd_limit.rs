@@ -3,7 +3,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Files that are not connections: listeners, logs, certificates, health checks.
-const RESERVED: u64 = 100;
+const RESERVED_FILES: u64 = 100;
 
 /// Raises the soft limit to the hard limit. The soft limit is low by default, for programs that use
 /// select(2), which supports 1,024 files.
@@ -21,7 +21,7 @@ pub(crate) fn raise() {
 /// Returns the number of connections, downstream and upstream together, that may be open.
 pub(crate) fn max_connections() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(limit.saturating_sub(RESERVED)).unwrap_or(usize::MAX)
+    usize::try_from(limit.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX)
 }
 
 /// Returns the number of client connections that may be open, each with one upstream connection.

@@ -84,14 +84,14 @@ impl ShutdownSignals {
     /// transfer.
     fn has_listener(&self) -> bool {
         /// `__SO_ACCEPTCON`, as proc(5) has it for /proc/net/unix.
-        const LISTENING: &str = "00010000";
+        const SO_ACCEPTCON_FLAG: &str = "00010000";
         let Ok(sockets) = std::fs::read_to_string("/proc/net/unix") else {
             return true;
         };
         let path = self.upgrade_socket.to_string_lossy();
         sockets.lines().any(|line| {
             let mut fields = line.split_ascii_whitespace();
-            fields.nth(3) == Some(LISTENING) && fields.last() == Some(&path)
+            fields.nth(3) == Some(SO_ACCEPTCON_FLAG) && fields.last() == Some(&path)
         })
     }
 }

@@ -213,7 +213,7 @@ impl Reload {
     ) -> ReloadFailure {
         let last = before.and_then(|state| state.failure.as_ref());
         if last.is_none_or(|failure| failure.reason != reason) {
-            self.gateway.metrics.reload_failed();
+            self.gateway.metrics.record_reload_failure();
             log(&reason);
         }
         let at = Instant::now();

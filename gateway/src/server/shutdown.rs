@@ -49,7 +49,7 @@ fn drain(gateway: &GatewayState) {
             last_busy = Instant::now();
         }
         if start.elapsed() > DRAIN_TIMEOUT {
-            tracing::warn!(in_flight, "drain timeout: requests in flight were cut off");
+            tracing::warn!(in_flight, "drain timeout: requests in flight aborted");
             return;
         }
         thread::sleep(POLL_INTERVAL);

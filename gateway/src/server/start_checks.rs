@@ -28,7 +28,7 @@ pub(super) fn upgrade_socket(environment: &Environment) -> Result<PathBuf> {
 pub(super) fn check_writable(upgrade_socket: &Path) -> Result<()> {
     let folder = upgrade_socket.parent().unwrap_or(upgrade_socket);
     access(folder, Access::WRITE_OK | Access::EXEC_OK)
-        .with_context(|| format!("{UPGRADE_SOCKET}: writing into {}", folder.display()))
+        .with_context(|| format!("{UPGRADE_SOCKET}: cannot write into {}", folder.display()))
 }
 
 /// Checks that the listeners can be bound.

@@ -41,9 +41,9 @@ pub(crate) struct Metrics {
     certificate_expiry: IntGaugeVec,
     reloads: IntCounterVec,
     reload_success: IntGauge,
-    reload_time: IntGauge,
+    last_reload_timestamp: IntGauge,
     handshakes: IntCounterVec,
-    refused_connections: IntCounterVec,
+    rejected_connections: IntCounterVec,
     pub(crate) in_flight: IntGauge,
     pub(crate) connections: IntGauge,
     pub(crate) accepted_connections: IntCounter,
@@ -60,7 +60,7 @@ pub(crate) struct RouteMetrics {
     pub(crate) duration: Histogram,
     pub(crate) quota_passed: IntCounter,
     pub(crate) quota_delayed: IntCounter,
-    pub(crate) quota_refused: IntCounter,
+    pub(crate) quota_rejected: IntCounter,
     pub(crate) slow: IntCounter,
     pub(crate) retries: IntCounter,
 }
@@ -205,7 +205,7 @@ impl Metrics {
                 "last_reload_success",
                 "1 if the configuration on disk is the active one.",
             ),
-            reload_time: registrar.gauge(
+            last_reload_timestamp: registrar.gauge(
                 "last_reload_success_timestamp_seconds",
                 "Time when the active configuration was loaded, in Unix time.",
             ),
@@ -214,7 +214,7 @@ impl Metrics {
                 "TLS handshakes by outcome.",
                 &["outcome"],
             ),
-            refused_connections: registrar.counters(
+            rejected_connections: registrar.counters(
                 "connections_refused_total",
                 "Connections closed because of a connection limit.",
                 &["reason"],
@@ -248,7 +248,7 @@ impl Metrics {
             duration: self.durations.with_label_values(&[pattern]),
             quota_passed: quota_decision("passed"),
             quota_delayed: quota_decision("delayed"),
-            quota_refused: quota_decision("refused"),
+            quota_rejected: quota_decision("refused"),
             slow: self.slow.with_label_values(&[pattern]),
             retries: self.retries.with_label_values(&[pattern]),
         });
@@ -329,19 +329,19 @@ impl Metrics {
     /// Records that the configuration on disk is active since `unix_seconds`.
     pub(crate) fn set_active_since(&self, unix_seconds: i64) {
         self.reload_success.set(1);
-        self.reload_time.set(unix_seconds);
+        self.last_reload_timestamp.set(unix_seconds);
     }
 
-    pub(crate) fn reload_succeeded(&self) {
+    pub(crate) fn record_reload_success(&self) {
         self.reloads.with_label_values(&["success"]).inc();
     }
 
-    pub(crate) fn reload_failed(&self) {
+    pub(crate) fn record_reload_failure(&self) {
         self.reloads.with_label_values(&["failure"]).inc();
         self.reload_success.set(0);
     }
 
-    pub(crate) fn handshake(&self, outcome: HandshakeOutcome) {
+    pub(crate) fn count_handshake(&self, outcome: HandshakeOutcome) {
         let outcome = match outcome {
             HandshakeOutcome::Completed => "done",
             HandshakeOutcome::Failed => "failed",
@@ -350,12 +350,12 @@ impl Metrics {
         self.handshakes.with_label_values(&[outcome]).inc();
     }
 
-    pub(crate) fn refused_connection(&self, limit: ExceededLimit) {
+    pub(crate) fn count_rejected_connection(&self, limit: ExceededLimit) {
         let reason = match limit {
             ExceededLimit::Total => "total",
             ExceededLimit::PerClient => "client",
         };
-        self.refused_connections.with_label_values(&[reason]).inc();
+        self.rejected_connections.with_label_values(&[reason]).inc();
     }
 
     /// Returns all metrics in Prometheus's text format, and its content type.

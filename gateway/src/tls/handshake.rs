@@ -102,16 +102,16 @@ impl TlsAcceptService {
         let handshake = self.acceptor.tls_handshake(*stream);
         match tokio::time::timeout(limit, handshake).await {
             Ok(Ok(stream)) => {
-                self.metrics.handshake(HandshakeOutcome::Completed);
+                self.metrics.count_handshake(HandshakeOutcome::Completed);
                 Some(Box::new(stream))
             }
             Ok(Err(error)) => {
-                self.metrics.handshake(HandshakeOutcome::Failed);
+                self.metrics.count_handshake(HandshakeOutcome::Failed);
                 tracing::debug!(%error, "TLS handshake failed");
                 None
             }
             Err(_) => {
-                self.metrics.handshake(HandshakeOutcome::TimedOut);
+                self.metrics.count_handshake(HandshakeOutcome::TimedOut);
                 None
             }
         }

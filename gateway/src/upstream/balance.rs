@@ -115,7 +115,7 @@ impl<'e, P: Fn(&Endpoint) -> Permission> Candidates<'e, P> {
     /// Returns the time until a circuit breaker lets a probe through, or an estimate for unhealthy
     /// endpoints.
     fn retry_after(&self) -> Duration {
-        const DEFAULT: Duration = Duration::from_secs(1);
+        const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
         self.endpoints
             .iter()
             .filter(|endpoint| endpoint.health() != HealthStatus::Unhealthy)
@@ -124,6 +124,6 @@ impl<'e, P: Fn(&Endpoint) -> Permission> Candidates<'e, P> {
                 Permission::Granted => None,
             })
             .min()
-            .unwrap_or(DEFAULT)
+            .unwrap_or(DEFAULT_RETRY_AFTER)
     }
 }

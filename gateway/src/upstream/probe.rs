@@ -12,7 +12,7 @@ use crate::upstream::endpoint::{ConnectError, Endpoint};
 use crate::upstream::health::HealthStatus;
 
 /// Initial capacity for the headers of a health check.
-const PROBE_HEADERS: usize = 3;
+const PROBE_HEADER_CAPACITY: usize = 3;
 
 impl Endpoint {
     /// Probes the endpoint once and updates its health.
@@ -82,7 +82,7 @@ impl Endpoint {
 
     fn probe_request(&self, settings: &HealthCheckSettings) -> Result<RequestHeader> {
         let path = settings.path.as_bytes();
-        let mut request = RequestHeader::build("GET", path, Some(PROBE_HEADERS))?;
+        let mut request = RequestHeader::build("GET", path, Some(PROBE_HEADER_CAPACITY))?;
         let port = settings.port.unwrap_or(self.server.port);
         request.insert_header("host", &*self.server.authority(port))?;
         request.insert_header("user-agent", "gateway-health-check")?;

@@ -13,7 +13,7 @@ use crate::http::syntax::{self, MAX_HEADERS};
 
 const X_POWERED_BY: HeaderName = HeaderName::from_static("x-powered-by");
 /// Initial capacity for headers, enough for most responses and the headers that the gateway adds.
-const TYPICAL_HEADERS: usize = 16;
+const HEADER_CAPACITY: usize = 16;
 
 /// Response headers that are malformed or have more than one reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -56,7 +56,7 @@ pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
         .reason
         .filter(|reason| !is_canonical && !reason.is_empty());
     let reason = reason.map(|reason| section.slice_ref(reason.as_bytes()));
-    let mut headers = HeaderMap::with_capacity(TYPICAL_HEADERS);
+    let mut headers = HeaderMap::with_capacity(HEADER_CAPACITY);
     let mut connection = ConnectionHeaders::default();
     let (mut content_length, mut is_chunked) = (None, false);
     for header in &*response.headers {

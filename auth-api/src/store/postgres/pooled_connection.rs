@@ -15,11 +15,11 @@ use super::timeouts::OPERATION_TIMEOUT;
 #[derive(Debug)]
 pub(crate) struct PooledConnection {
     connection: PoolConnection<Postgres>,
-    state: ConnectionState,
+    state: PooledConnectionState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ConnectionState {
+enum PooledConnectionState {
     Idle,
     InStatement,
 }
@@ -28,29 +28,29 @@ impl PooledConnection {
     pub(super) async fn acquire(pool: &PgPool) -> Result<Self, sqlx::Error> {
         Ok(Self {
             connection: pool.acquire().await?,
-            state: ConnectionState::Idle,
+            state: PooledConnectionState::Idle,
         })
     }
 
     /// Returns the connection for a statement. If the guard is dropped before
     /// [`Self::finish_statement`], the connection is closed.
     pub(super) fn begin_statement(&mut self) -> &mut PgConnection {
-        self.state = ConnectionState::InStatement;
+        self.state = PooledConnectionState::InStatement;
         &mut self.connection
     }
 
     /// Marks the statement's response as completely received.
     pub(super) fn finish_statement(&mut self) {
-        self.state = ConnectionState::Idle;
+        self.state = PooledConnectionState::Idle;
     }
 }
 
 impl Drop for PooledConnection {
     fn drop(&mut self) {
         match self.state {
-            ConnectionState::InStatement => self.connection.close_on_drop(),
+            PooledConnectionState::InStatement => self.connection.close_on_drop(),
             // At the time limit the connection is dropped, which closes it.
-            ConnectionState::Idle => drop(tokio::spawn(tokio::time::timeout(
+            PooledConnectionState::Idle => drop(tokio::spawn(tokio::time::timeout(
                 OPERATION_TIMEOUT,
                 self.connection.return_to_pool(),
             ))),

@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    const SECOND: u64 = 1_000_000_000;
+    const SECOND_NS: u64 = 1_000_000_000;
 
     fn closed_breaker() -> CircuitBreaker {
         let settings = CircuitBreakerSettings {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     fn at(seconds: u64) -> Instant {
-        Instant(seconds * SECOND)
+        Instant(seconds * SECOND_NS)
     }
 
     /// Returns a breaker that opened at second 1.

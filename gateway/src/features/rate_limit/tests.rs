@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::features::rate_limit::algorithm::COUNTERS_PER_STATE;
 
-const SECOND: u64 = 1_000_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
 
 type Take = fn(&mut QuotaState, QuotaPolicy, Instant) -> AlgorithmDecision;
 
@@ -45,15 +45,15 @@ fn max_in_any_span(passed: &[u64], span: u64) -> usize {
 prop_compose! {
     /// Instants of requests in ascending order, both dense and far apart, over some minutes.
     fn requests()(gaps in proptest::collection::vec(prop_oneof![
-        0..SECOND / 100, 0..SECOND, 0..20 * SECOND
+        0..SECOND_NS / 100, 0..SECOND_NS, 0..20 * SECOND_NS
     ], 1..200)) -> Vec<u64> {
-        gaps.iter().scan(SECOND, |at, gap| { *at += gap; Some(*at) }).collect()
+        gaps.iter().scan(SECOND_NS, |at, gap| { *at += gap; Some(*at) }).collect()
     }
 }
 
 prop_compose! {
     fn policies()(
-        quota in 1..20u32, window_ns in 1..30 * SECOND, bucket_size in 1..20u32
+        quota in 1..20u32, window_ns in 1..30 * SECOND_NS, bucket_size in 1..20u32
     ) -> QuotaPolicy {
         QuotaPolicy { quota, window_ns, bucket_size }
     }
@@ -174,8 +174,13 @@ fn exactly_the_quota_of_concurrent_requests_passes() {
         for _ in 0..8 {
             scope.spawn(|| {
                 for _ in 0..125 {
-                    let decision =
-                        quota.take(&store, client(1), "/a", &HeaderMap::new(), Instant(SECOND));
+                    let decision = quota.take(
+                        &store,
+                        client(1),
+                        "/a",
+                        &HeaderMap::new(),
+                        Instant(SECOND_NS),
+                    );
                     if matches!(decision, QuotaDecision::Passed(_)) {
                         passed.fetch_add(1, Ordering::Relaxed);
                     }
@@ -198,7 +203,7 @@ fn a_hundred_thousand_clients_are_counted_exactly() {
                 client(number),
                 "/a",
                 &HeaderMap::new(),
-                Instant(SECOND),
+                Instant(SECOND_NS),
             );
             if matches!(decision, QuotaDecision::Passed(_)) {
                 *passed.entry(number).or_insert(0) += 1;
@@ -222,7 +227,7 @@ fn a_full_store_makes_quotas_stricter_and_never_laxer() {
                 client(number),
                 "/a",
                 &HeaderMap::new(),
-                Instant(SECOND),
+                Instant(SECOND_NS),
             );
         }
         let third = quota.take(
@@ -230,7 +235,7 @@ fn a_full_store_makes_quotas_stricter_and_never_laxer() {
             client(number),
             "/a",
             &HeaderMap::new(),
-            Instant(SECOND),
+            Instant(SECOND_NS),
         );
         assert!(matches!(third, QuotaDecision::Rejected(..)), "{number}");
     }
@@ -245,7 +250,7 @@ fn an_unchanged_rule_keeps_its_counters() {
             client(1),
             "/a",
             &HeaderMap::new(),
-            Instant(SECOND),
+            Instant(SECOND_NS),
         )
     };
     assert!(matches!(take(&rule(1, 60)), QuotaDecision::Passed(_)));
@@ -258,7 +263,13 @@ fn the_headers_follow_the_ratelimit_headers_draft() {
     let store = QuotaStore::new();
     let quota = Quota::new("/a", &rule(100, 60), &store);
     assert_eq!(quota.policy_header(), "\"default\";q=100;w=60");
-    let decision = quota.take(&store, client(1), "/a", &HeaderMap::new(), Instant(SECOND));
+    let decision = quota.take(
+        &store,
+        client(1),
+        "/a",
+        &HeaderMap::new(),
+        Instant(SECOND_NS),
+    );
     let QuotaDecision::Passed(status) = decision else {
         panic!("{decision:?}");
     };

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 
 /// Tokens that a request deposits.
-const DEPOSIT: i64 = 1;
+const TOKENS_PER_REQUEST: i64 = 1;
 /// Tokens that a retry withdraws: retries are at most a fifth of the requests.
 const RETRY_COST: i64 = 5;
 /// Most tokens that are saved, so that a few failures at low load can be retried.
@@ -27,7 +27,7 @@ impl RetryBudget {
     /// Deposits the tokens of a request.
     pub(crate) fn deposit(&self) {
         if self.0.load(Ordering::Relaxed) < MAX_BALANCE {
-            self.0.fetch_add(DEPOSIT, Ordering::Relaxed);
+            self.0.fetch_add(TOKENS_PER_REQUEST, Ordering::Relaxed);
         }
     }
 

@@ -12,9 +12,9 @@ use crate::http::syntax::is_header_value_byte;
 use crate::telemetry::text;
 
 /// Maximum length of a chunk size with its extensions, in bytes.
-const MAX_CHUNK_SIZE_LINE: usize = 256;
+const MAX_CHUNK_SIZE_LINE_BYTES: usize = 256;
 /// Maximum length of all trailers together, in bytes.
-const MAX_TRAILERS: usize = 8 * 1024;
+const MAX_TRAILER_BYTES: usize = 8 * 1024;
 /// Hexadecimal digits of the largest chunk size, 2^64 - 1.
 const MAX_CHUNK_SIZE_DIGITS: usize = 16;
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -146,8 +146,8 @@ impl ChunkState {
     fn parse_line(self, input: &mut BytesMut) -> Result<Option<BodyDecoder>, BodyError> {
         let max_bytes = match self {
             Self::DataEnd => b"\r\n".len(),
-            Self::Trailers { .. } => MAX_TRAILERS,
-            Self::Size | Self::Data { .. } => MAX_CHUNK_SIZE_LINE,
+            Self::Trailers { .. } => MAX_TRAILER_BYTES,
+            Self::Size | Self::Data { .. } => MAX_CHUNK_SIZE_LINE_BYTES,
         };
         let Some(line_feed) = memchr::memchr(b'\n', input) else {
             return if input.len() < max_bytes {
@@ -167,7 +167,7 @@ impl ChunkState {
             },
             Self::DataEnd if line.is_empty() => BodyDecoder::Chunked(Self::Size),
             Self::Trailers { .. } if line.is_empty() => BodyDecoder::Done,
-            Self::Trailers { bytes } if bytes + line_feed < MAX_TRAILERS => {
+            Self::Trailers { bytes } if bytes + line_feed < MAX_TRAILER_BYTES => {
                 BodyDecoder::Chunked(Self::Trailers {
                     bytes: bytes + line_feed + 1,
                 })
@@ -302,8 +302,11 @@ mod tests {
 
     #[test]
     fn chunk_size_lines_and_trailers_are_limited() {
-        let extension = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(MAX_CHUNK_SIZE_LINE));
-        let trailer = format!("0\r\n{}\r\n", "x: y\r\n".repeat(MAX_TRAILERS / 5));
+        let extension = format!(
+            "1;{}\r\na\r\n0\r\n\r\n",
+            "x".repeat(MAX_CHUNK_SIZE_LINE_BYTES)
+        );
+        let trailer = format!("0\r\n{}\r\n", "x: y\r\n".repeat(MAX_TRAILER_BYTES / 5));
         for chunks in [extension, trailer] {
             for read_size in [1, 1000] {
                 assert!(decode(Framing::Chunked, chunks.as_bytes(), read_size).is_err());

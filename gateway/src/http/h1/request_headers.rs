@@ -20,7 +20,7 @@ use crate::path::RequestTarget;
 /// Bytes of a request line besides its target: longer ones are rejected before their end is read.
 const MAX_REQUEST_LINE_REST: usize = 2 * 1024;
 /// Initial capacity for headers, enough for most requests.
-const TYPICAL_HEADERS: usize = 12;
+const HEADER_CAPACITY: usize = 12;
 
 /// Limits for reading the headers of one request.
 #[derive(Debug, Clone, Copy)]
@@ -124,7 +124,7 @@ fn parse(bytes: &Bytes) -> Result<(RequestHeaders, Persistence), RequestError> {
     let request_line = lines.next().ok_or(RequestError::RequestLine)?;
     let (method, target, version) = parse_request_line(request_line)?;
     let (mut control, mut connection) = (ControlHeaders::default(), ConnectionHeaders::default());
-    let mut headers = HeaderMap::with_capacity(TYPICAL_HEADERS);
+    let mut headers = HeaderMap::with_capacity(HEADER_CAPACITY);
     for (number, line) in lines.enumerate() {
         if number >= MAX_HEADERS {
             return Err(RequestError::HeadersTooLarge);
