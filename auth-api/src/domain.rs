@@ -13,4 +13,5 @@ pub(crate) mod problem;
 pub(crate) mod refresh_token;
 pub(crate) mod session;
 mod strict_json;
+pub(crate) mod time;
 pub(crate) mod user;

@@ -42,7 +42,7 @@ impl Lifecycle {
     }
 
     /// Runs an operation to completion even if its client disconnects: several changes that belong
-    /// together, and the audit event about them.
+    /// together, and the audit event about them. A panic of the operation is one of the caller.
     pub(crate) async fn complete<T: Send + 'static>(
         &self,
         operation: impl Future<Output = T> + Send + 'static,
@@ -52,7 +52,14 @@ impl Lifecycle {
             let _guard = guard;
             operation.await
         });
-        task.await.expect("the task is not aborted")
+        match task.await {
+            Ok(output) => output,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Only the end of the runtime cancels the task, and it ends the caller too.
+                Err(_) => std::future::pending().await,
+            },
+        }
     }
 
     pub(crate) fn has_pending_operations(&self) -> bool {
@@ -73,5 +80,21 @@ impl OperationGuard {
 impl Drop for OperationGuard {
     fn drop(&mut self) {
         self.0.pending_operations.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_operation_that_panics_is_no_longer_pending() {
+        let lifecycle = Lifecycle::default();
+        let operation = lifecycle.complete::<()>(async { panic!("within an operation") });
+        assert!(supervision::catch_unwind(pin!(operation)).await.is_err());
+        assert!(!lifecycle.has_pending_operations());
+        assert_eq!(lifecycle.complete(async { 1 }).await, 1);
     }
 }

@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime};
 use ::logging::{LogSettings, LogWriter};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use supervision::Supervisor;
 
 use crate::config::{Config, Environment, SCHEMA, admin_address};
 use crate::runtime::clock::unix_seconds;
 use crate::server;
-use crate::server::Start;
+use crate::server::{Start, Telemetry};
 use crate::telemetry::logging;
 use crate::tls::certificates;
 
@@ -64,15 +65,21 @@ pub(crate) fn run() -> Result<()> {
         Command::Run(run) => {
             let settings =
                 LogSettings::parse(environment.get("LOG_LEVEL"), environment.get("LOG_FORMAT"))?;
-            let (writer, _flush) = LogWriter::start();
+            let supervisor = Supervisor::new();
+            let (writer, _flush) = LogWriter::start(&supervisor);
             logging::start(settings, writer.clone());
+            supervisor.install_panic_hook();
             let start = if run.upgrade {
                 Start::Upgrade
             } else {
                 Start::Fresh
             };
-            let access_log = logging::access_log(settings, &writer);
-            server::serve(file, environment, start, access_log, writer.dropped())
+            let telemetry = Telemetry {
+                access_log: logging::access_log(settings, &writer),
+                dropped_log_lines: writer.dropped().clone(),
+                supervisor,
+            };
+            server::serve(file, environment, start, telemetry)
         }
         Command::Check { file: argument } => check(&argument.unwrap_or(file), &environment),
         Command::Schema => print(SCHEMA),

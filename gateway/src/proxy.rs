@@ -23,7 +23,10 @@ pub(crate) mod state;
 mod upload;
 mod upstream_request;
 
+use std::pin::pin;
+
 use http::{Method, Version};
+use supervision::{Panicked, catch_unwind};
 
 use crate::http::downstream::{Downstream, wait_until_sent};
 use crate::http::message::{RequestError, RequestHeaders};
@@ -46,12 +49,27 @@ pub(crate) async fn serve(
     timer: &mut IdleTimer,
 ) {
     let mut context = RequestContext::new(gateway, peer, &request.headers);
-    let outcome = match admission::admit(gateway, peer, &mut request, &mut context) {
-        Ok(delay) => {
-            forward::forward_after(delay, gateway, &request, &mut context, downstream, timer).await
-        }
-        Err(response) => RequestOutcome::Failed(response),
+    let outcome = {
+        let exchange = pin!(async {
+            match admission::admit(gateway, peer, &mut request, &mut context) {
+                Ok(delay) => {
+                    forward::forward_after(
+                        delay,
+                        gateway,
+                        &request,
+                        &mut context,
+                        downstream,
+                        timer,
+                    )
+                    .await
+                }
+                Err(response) => RequestOutcome::Failed(response),
+            }
+        });
+        catch_unwind(exchange).await
     };
+    // A request that panics ends alone: other streams of its connection go on, and it is recorded.
+    let outcome = outcome.unwrap_or_else(|Panicked| RequestOutcome::after_panic(downstream));
     finish(outcome, &request.method, &context, downstream, timer).await;
     record::record(gateway, &request, &context, downstream);
 }

@@ -16,6 +16,7 @@ use pingora::server::configuration::{Opt, ServerConf};
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 use prometheus::IntCounter;
+use supervision::Supervisor;
 
 use crate::config::{Config, Environment, ListenAddresses};
 use crate::listener::admin::Admin;
@@ -40,16 +41,23 @@ pub(crate) enum Start {
     Upgrade,
 }
 
-/// Serves until a signal ends the process. `dropped_log_lines` is exposed among the metrics.
+/// Telemetry that is started before the configuration is read.
+#[derive(Debug)]
+pub(crate) struct Telemetry {
+    pub(crate) access_log: AccessLog,
+    pub(crate) dropped_log_lines: IntCounter,
+    pub(crate) supervisor: Supervisor,
+}
+
+/// Serves until a signal ends the process.
 ///
 /// # Errors
-/// Returns an error if the configuration is invalid or a listener cannot be bound.
+/// Returns an error if the configuration is invalid, a listener cannot be bound, or the server panics.
 pub(crate) fn serve(
     file: PathBuf,
     environment: Environment,
     start: Start,
-    access_log: AccessLog,
-    dropped_log_lines: &IntCounter,
+    telemetry: Telemetry,
 ) -> Result<()> {
     signals::ignore_sighup()?;
     fd_limit::raise();
@@ -61,12 +69,18 @@ pub(crate) fn serve(
         Start::Fresh => start_checks::check_addresses_free(listen)?,
         Start::Upgrade => start_checks::check_writable(&upgrade_socket)?,
     }
-    let gateway = Arc::new(GatewayState::new(config, access_log)?);
-    gateway.metrics.register_counter(dropped_log_lines);
+    let gateway = Arc::new(GatewayState::new(config, telemetry.access_log)?);
+    let supervisor = telemetry.supervisor;
+    gateway
+        .metrics
+        .register(Box::new(telemetry.dropped_log_lines));
+    for metric in supervisor.metrics() {
+        gateway.metrics.register(metric);
+    }
 
     let mut server = bootstrap(start, &upgrade_socket);
     let source = ConfigSource { file, environment };
-    add_services(&mut server, listen, &gateway, source)?;
+    add_services(&mut server, listen, &gateway, source, supervisor)?;
     let (https, admin) = (listen.https.to_string(), listen.admin.to_string());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -74,7 +88,7 @@ pub(crate) fn serve(
         admin,
         "listening"
     );
-    shutdown::run(server, ShutdownSignals { upgrade_socket }, &gateway);
+    shutdown::run(server, ShutdownSignals { upgrade_socket }, &gateway)?;
     tracing::info!("shut down");
     Ok(())
 }
@@ -114,6 +128,7 @@ fn add_services(
     listen: ListenAddresses,
     gateway: &Arc<GatewayState>,
     source: ConfigSource,
+    supervisor: Supervisor,
 ) -> Result<()> {
     let connection_limit = ConnectionLimit::new(&gateway.metrics);
     let app = HttpsApp::new(gateway, &connection_limit)?;
@@ -140,13 +155,18 @@ fn add_services(
         server.add_service(http);
     }
 
-    let mut discovery = background_service("discovery", Discovery(Arc::clone(gateway)));
+    let discovery = Discovery {
+        gateway: Arc::clone(gateway),
+        supervisor: supervisor.clone(),
+    };
+    let mut discovery = background_service("discovery", discovery);
     discovery.threads = Some(1);
     https.add_dependency(server.add_service(discovery));
 
     let reload = Reload {
         gateway: Arc::clone(gateway),
         source,
+        supervisor,
     };
     let mut reload = background_service("reload", reload);
     reload.threads = Some(1);

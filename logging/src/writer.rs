@@ -5,7 +5,9 @@
 //! after those that are buffered.
 //!
 //! Logging never blocks: while standard output accepts nothing, lines beyond [`MAX_BUFFERED_BYTES`] are
-//! dropped and counted, and the end of the process waits for at most [`FLUSH_TIMEOUT`].
+//! dropped and counted, and the end of the process waits for at most [`FLUSH_TIMEOUT`]. Lines that
+//! standard output rejects, because it is closed or its disk is full, are counted too. If the thread
+//! panics, it is restarted.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -13,8 +15,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use prometheus::IntCounter;
+use supervision::Supervisor;
 use tracing::Metadata;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -29,6 +32,11 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_BUFFERED_BYTES: usize = 8 << 20;
 /// Longest time that a flush at the end of the process takes.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for the buffer while a panic is logged. The panic may have occurred in a thread that holds
+/// the buffer.
+const PANIC_LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+/// Name of the thread, and of its restarts in the metrics.
+const THREAD: &str = "log_writer";
 
 /// Writer of log lines. Cheap to clone.
 #[derive(Clone)]
@@ -83,14 +91,21 @@ pub struct EventWriter<'w> {
 }
 
 impl LogWriter {
-    /// Starts a writer with its thread.
+    /// Starts a writer with its thread, which `supervisor` restarts if it panics.
     ///
     /// # Panics
     /// Panics if the system cannot start a thread.
-    pub fn start() -> (Self, FlushGuard) {
+    pub fn start(supervisor: &Supervisor) -> (Self, FlushGuard) {
+        Self::start_with_output(supervisor, write_to_stdout)
+    }
+
+    fn start_with_output(
+        supervisor: &Supervisor,
+        output: impl Fn(&[u8]) -> io::Result<()> + Send + 'static,
+    ) -> (Self, FlushGuard) {
         let dropped = IntCounter::new(
             "log_lines_dropped_total",
-            "Log lines dropped because standard output was too slow.",
+            "Log lines dropped because standard output was too slow or rejected them.",
         );
         let writer = Self(Arc::new(WriterShared {
             buffer: Mutex::default(),
@@ -99,10 +114,10 @@ impl LogWriter {
             written: Condvar::new(),
             dropped: dropped.expect("the name is a valid one"),
         }));
-        let shared = Arc::clone(&writer.0);
+        let (shared, supervisor) = (Arc::clone(&writer.0), supervisor.clone());
         thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || shared.write_continuously())
+            .name(THREAD.to_owned())
+            .spawn(move || supervisor.run_blocking(THREAD, || shared.write_continuously(&output)))
             .expect("the system can start a thread");
         (writer.clone(), FlushGuard(writer))
     }
@@ -113,11 +128,10 @@ impl LogWriter {
     }
 
     fn put(&self, urgency: Urgency, write: impl FnOnce(&mut Vec<u8>, &[u8])) {
-        let mut buffer = self.0.buffer.lock();
-        if buffer.lines.len() > MAX_BUFFERED_BYTES {
+        let Some(mut buffer) = self.0.lock_to_append() else {
             self.0.dropped.inc();
             return;
-        }
+        };
         let was_empty = buffer.lines.is_empty();
         let Buffer {
             lines, timestamp, ..
@@ -156,33 +170,80 @@ impl LogWriter {
 }
 
 impl WriterShared {
-    fn write_continuously(&self) {
+    /// Returns the buffer, or `None` if the line has to be dropped.
+    fn lock_to_append(&self) -> Option<MutexGuard<'_, Buffer>> {
+        let buffer = if thread::panicking() {
+            self.buffer.try_lock_for(PANIC_LOCK_TIMEOUT)?
+        } else {
+            self.buffer.lock()
+        };
+        (buffer.lines.len() <= MAX_BUFFERED_BYTES).then_some(buffer)
+    }
+
+    /// Writes buffered lines to `output` without end.
+    fn write_continuously(&self, output: impl Fn(&[u8]) -> io::Result<()>) -> ! {
         let mut lines = Vec::new();
-        let mut buffer = self.buffer.lock();
         loop {
-            while buffer.lines.is_empty() {
-                self.filled.wait(&mut buffer);
-            }
-            if buffer.urgency == Urgency::Buffered {
-                self.urgent.wait_for(&mut buffer, FLUSH_INTERVAL);
-            }
-            buffer.urgency = Urgency::Buffered;
-            std::mem::swap(&mut buffer.lines, &mut lines);
-            buffer.thread = ThreadState::Writing;
-            drop(buffer);
-            write_to_stdout(&lines);
-            lines.clear();
-            buffer = self.buffer.lock();
-            buffer.thread = ThreadState::Waiting;
-            self.written.notify_all();
+            let batch = self.take_lines(lines);
+            lines = match output(&batch.lines) {
+                Ok(()) => batch.finish(),
+                // A standard output that fails leaves no place to report the error.
+                Err(_) => Vec::new(),
+            };
+        }
+    }
+
+    /// Waits for lines and takes all. The next ones are appended to `empty`.
+    fn take_lines(&self, empty: Vec<u8>) -> Batch<'_> {
+        let mut buffer = self.buffer.lock();
+        while buffer.lines.is_empty() {
+            self.filled.wait(&mut buffer);
+        }
+        if buffer.urgency == Urgency::Buffered {
+            self.urgent.wait_for(&mut buffer, FLUSH_INTERVAL);
+        }
+        buffer.urgency = Urgency::Buffered;
+        buffer.thread = ThreadState::Writing;
+        let lines = std::mem::replace(&mut buffer.lines, empty);
+        Batch {
+            shared: self,
+            lines,
         }
     }
 }
 
-fn write_to_stdout(lines: &[u8]) {
-    // A standard output that is closed leaves no place to report the error.
+/// Lines that are being written. Dropping it ends the write; lines that are left in it were not written and
+/// are counted as dropped.
+struct Batch<'s> {
+    shared: &'s WriterShared,
+    lines: Vec<u8>,
+}
+
+impl Batch<'_> {
+    /// Ends the write of all lines and returns the empty buffer.
+    fn finish(mut self) -> Vec<u8> {
+        let mut lines = std::mem::take(&mut self.lines);
+        lines.clear();
+        lines
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.shared.dropped.inc_by(count_lines(&self.lines));
+        self.shared.buffer.lock().thread = ThreadState::Waiting;
+        self.shared.written.notify_all();
+    }
+}
+
+fn count_lines(lines: &[u8]) -> u64 {
+    lines.split_inclusive(|byte| *byte == b'\n').count() as u64
+}
+
+fn write_to_stdout(lines: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(lines).and_then(|()| stdout.flush());
+    stdout.write_all(lines)?;
+    stdout.flush()
 }
 
 impl Drop for FlushGuard {
@@ -229,5 +290,78 @@ impl<'w> MakeWriter<'w> for LogWriter {
 impl fmt::Debug for LogWriter {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("LogWriter").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn append(writer: &LogWriter, line: &[u8]) {
+        writer.append(|lines, _| lines.extend_from_slice(line));
+    }
+
+    #[test]
+    fn the_thread_is_restarted_after_a_panic_and_lost_lines_are_counted() {
+        let supervisor = Supervisor::new();
+        let (written, lines) = mpsc::channel();
+        let (writer, flush_guard) = LogWriter::start_with_output(&supervisor, move |batch| {
+            assert_ne!(batch, b"one\ntwo\n", "a batch whose output panics");
+            let _ = written.send(batch.to_vec());
+            Ok(())
+        });
+        writer.append(|lines, _| lines.extend_from_slice(b"one\ntwo\n"));
+        // Returns although those lines are never written.
+        writer.flush();
+        append(&writer, b"three\n");
+        let received = lines.recv().expect("the thread has been restarted");
+        assert_eq!(received, b"three\n");
+        assert_eq!(writer.dropped().get(), 2);
+        assert_eq!(supervisor.restarts(THREAD), 1);
+        drop(flush_guard);
+    }
+
+    #[test]
+    fn lines_that_the_output_rejects_are_counted() {
+        let rejected = AtomicU32::new(0);
+        let (writer, flush_guard) = LogWriter::start_with_output(&Supervisor::new(), move |_| {
+            match rejected.fetch_add(1, Ordering::Relaxed) {
+                0 => Err(io::ErrorKind::StorageFull.into()),
+                _ => Ok(()),
+            }
+        });
+        append(&writer, b"one\n");
+        writer.flush();
+        append(&writer, b"two\n");
+        drop(flush_guard);
+        assert_eq!(writer.dropped().get(), 1);
+    }
+
+    #[test]
+    fn a_panic_while_a_line_is_appended_can_be_logged() {
+        let supervisor = Supervisor::new();
+        let (writer, _flush_guard) = LogWriter::start_with_output(&supervisor, |_| Ok(()));
+        let guard = AppendsWhileUnwinding(writer.clone());
+        let appended = supervisor.catch_blocking("tested", || {
+            writer.append(|_, _| {
+                let _guard = guard;
+                panic!("within the buffer's lock");
+            });
+        });
+        assert!(appended.is_err());
+        assert_eq!(writer.dropped().get(), 1);
+        append(&writer, b"the lock is free again\n");
+    }
+
+    /// Appends a line in the thread that panics and holds the buffer, as the panic hook does.
+    struct AppendsWhileUnwinding(LogWriter);
+
+    impl Drop for AppendsWhileUnwinding {
+        fn drop(&mut self) {
+            append(&self.0, b"panic\n");
+        }
     }
 }

@@ -100,6 +100,18 @@ impl Replicas {
     /// # Errors
     /// Returns an error if the process cannot be started.
     pub fn start_another(&mut self) -> Result<&mut Replica> {
+        self.start_another_with(None)
+    }
+
+    /// Like [`Replicas::start_another`], with standard output going to `stdout` instead of the log file.
+    ///
+    /// # Errors
+    /// Returns an error if the process cannot be started.
+    pub fn start_another_with_stdout(&mut self, stdout: Stdio) -> Result<&mut Replica> {
+        self.start_another_with(Some(stdout))
+    }
+
+    fn start_another_with(&mut self, stdout: Option<Stdio>) -> Result<&mut Replica> {
         let (address, internal_address) = (address::unused_loopback(), address::unused_loopback());
         let mut command = self.command("auth-api");
         command
@@ -107,7 +119,10 @@ impl Replicas {
             .env("AUTH_API_INTERNAL_LISTEN", internal_address.to_string());
         let name = format!("auth-api-{}", self.instances.len() + 1);
         let log_file = self.folder.path().join(format!("{name}.log"));
-        let process = Process::start(&name, &mut command, &log_file)?;
+        let process = match stdout {
+            Some(stdout) => Process::start_with_stdout(&name, &mut command, stdout, &log_file)?,
+            None => Process::start(&name, &mut command, &log_file)?,
+        };
         self.instances.push(Replica {
             process,
             address,

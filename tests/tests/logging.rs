@@ -9,6 +9,7 @@ use tests::{Edge, Gateway, MockUpstream, Store, on_both_stores, wait};
 on_both_stores!(
     no_log_contains_a_password_or_a_token,
     audit_events_are_logged_at_every_log_level,
+    a_blocked_standard_output_does_not_stop_auth_api,
 );
 
 async fn no_log_contains_a_password_or_a_token(store: Store) -> Result<()> {
@@ -65,6 +66,36 @@ async fn a_blocked_standard_output_blocks_no_request() -> Result<()> {
     }
     drop(client);
     assert!(gateway.process.terminate()?.success());
+    drop(unread_end);
+    Ok(())
+}
+
+async fn a_blocked_standard_output_does_not_stop_auth_api(store: Store) -> Result<()> {
+    let (unread_end, stdout) = std::io::pipe()?;
+    let mut replicas = Replicas::start(store, 0).await?;
+    replicas.start_another_with_stdout(stdout.into())?;
+    replicas.wait_until_ready(0).await?;
+    let client = replicas.client(0)?;
+    assert_eq!(client.register("alice").await?.status, 201);
+    for number in 0..200 {
+        let unknown = format!("unknown {number}");
+        let login = client.login(&unknown);
+        assert_eq!(
+            tokio::time::timeout(wait::TIMEOUT, login).await??.status,
+            401
+        );
+    }
+    // Their lines together are longer than the writer's buffer of 8 MiB.
+    let long_path = format!("/{}", "x".repeat(48 << 10));
+    for _ in 0..250 {
+        assert_eq!(client.get(&long_path).await?.status, 404);
+    }
+    let dropped = replicas.metric(0, "auth_api_log_lines_dropped_total", &[]);
+    assert!(dropped.await?.is_some_and(|lines| lines > 0.0));
+    assert_eq!(client.get("/health").await?.status, 200);
+    assert_eq!(client.login("alice").await?.status, 200);
+    drop(client);
+    assert!(replicas.instances[0].process.terminate()?.success());
     drop(unread_end);
     Ok(())
 }

@@ -15,20 +15,20 @@ use crate::telemetry::metrics::Metrics;
 
 pub(super) async fn run(environment: &Environment) -> Result<()> {
     let config = Config::read(environment)?;
-    let _flush_guard = logging::start(config.logging);
+    let metrics = Metrics::new();
+    let _flush_guard = logging::start(config.logging, &metrics);
     if config.hashing.cost < config::MIN_SAFE_BCRYPT_COST {
         tracing::warn!(
             cost = config.hashing.cost,
             "BCRYPT_COST is too low for production"
         );
     }
-    let metrics = Metrics::new();
     let (users, sessions, throttle) = stores::open(&config.store, config.migrate, &metrics).await?;
     let app = App {
         users,
         sessions,
         throttle,
-        hasher: Hasher::start(config.hashing, metrics.hashing.clone())
+        hasher: Hasher::start(config.hashing, metrics.hashing.clone(), &metrics.supervisor)
             .context("starting the hashing threads")?,
         access_tokens: AccessTokenKeys::new(
             &config.secret_key,

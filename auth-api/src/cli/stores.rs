@@ -18,8 +18,8 @@ use crate::users::{PostgresUsers, SqliteUsers, Users};
 
 /// Runs `auth-api migrate`: applies the migrations.
 pub(super) async fn migrate(environment: &Environment) -> Result<()> {
-    let _flush_guard = logging::start(config::logging(environment)?);
     let metrics = Metrics::new();
+    let _flush_guard = logging::start(config::logging(environment)?, &metrics);
     match config::store(environment)? {
         StoreSettings::Servers { postgres, .. } => {
             apply_migrations(&Postgres::new(*postgres, metrics.store("postgres"))).await
@@ -51,8 +51,8 @@ pub(super) async fn open(
             }
             let redis = Redis::start((**redis).clone(), metrics.store("redis"))?;
             Ok((
-                Users::Postgres(PostgresUsers::new(postgres)),
-                Sessions::Redis(RedisSessions::start(redis.clone())?),
+                Users::Postgres(PostgresUsers::new(postgres, &metrics.supervisor)),
+                Sessions::Redis(RedisSessions::start(redis.clone(), &metrics.supervisor)),
                 Throttle::Redis(RedisThrottle(redis)),
             ))
         }

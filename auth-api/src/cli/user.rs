@@ -60,8 +60,12 @@ pub(super) async fn run(environment: &Environment, command: UserCommand) -> Resu
     let administration = Administration {
         users,
         sessions,
-        hasher: Hasher::start(config::hashing(environment)?, metrics.hashing.clone())
-            .context("starting the hashing threads")?,
+        hasher: Hasher::start(
+            config::hashing(environment)?,
+            metrics.hashing.clone(),
+            &metrics.supervisor,
+        )
+        .context("starting the hashing threads")?,
     };
     administration.run(command).await
 }

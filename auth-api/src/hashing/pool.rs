@@ -4,7 +4,7 @@
 //! concurrent logins would block everything else, and in an unbounded queue every client would wait
 //! until it gives up. So hashing has its own threads, and a job that would wait longer than a limit
 //! is rejected with the time after which to retry. Queued jobs are hashed in batches (see
-//! [`super::bcrypt_lanes`]), and dropped when their client disconnects.
+//! [`super::bcrypt_lanes`]), and dropped when their client disconnects. A job that panics fails alone.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use supervision::{Panicked, Supervisor};
 use tokio::sync::oneshot;
 
 use super::bcrypt_lanes::{self, LANES, Lane};
@@ -26,6 +27,9 @@ const NICENESS: i32 = 10;
 const BATCH_WAIT_DIVISOR: u32 = 4;
 /// Assumed duration of a hash of cost 0, until the first measurement.
 const INITIAL_ESTIMATE: Duration = Duration::from_micros(60);
+
+/// Name of the threads in the metrics.
+const TASK: &str = "hashing";
 
 /// The queue is full: the expected wait exceeds the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -63,6 +67,7 @@ struct Queue {
     /// Moving average of the thread time per job, in nanoseconds.
     job_nanos: AtomicU64,
     metrics: HashingMetrics,
+    supervisor: Supervisor,
 }
 
 #[derive(Debug)]
@@ -75,10 +80,11 @@ struct Job {
 }
 
 impl Hasher {
-    /// Starts the threads, which run until the process exits.
+    /// Starts the threads, which run until the process exits and are restarted by `supervisor`.
     pub(crate) fn start(
         settings: HashingSettings,
         metrics: HashingMetrics,
+        supervisor: &Supervisor,
     ) -> std::io::Result<Self> {
         let estimate = INITIAL_ESTIMATE.saturating_mul(1 << settings.cost);
         let queue = Arc::new(Queue {
@@ -89,12 +95,13 @@ impl Hasher {
             max_wait: settings.max_wait,
             job_nanos: AtomicU64::new(to_nanos(estimate)),
             metrics,
+            supervisor: supervisor.clone(),
         });
         for number in 1..=settings.threads.get() {
             let queue = Arc::clone(&queue);
             std::thread::Builder::new()
                 .name(format!("hashing-{number}"))
-                .spawn(move || queue.run_worker())?;
+                .spawn(move || queue.supervisor.run_blocking(TASK, || queue.run_worker()))?;
         }
         Ok(Self {
             queue,
@@ -170,9 +177,11 @@ impl Hasher {
             queued_at: Instant::now(),
             reply,
         })?;
-        Ok(digest
-            .await
-            .expect("a hashing thread completes every job whose client waits"))
+        match digest.await {
+            Ok(digest) => Ok(digest),
+            // A panic of the job is one of the caller. It has been logged.
+            Err(_) => std::panic::resume_unwind(Box::new(Panicked)),
+        }
     }
 }
 
@@ -195,15 +204,14 @@ impl Queue {
         Duration::from_nanos((queued as u64).saturating_mul(job_nanos) / self.threads)
     }
 
-    fn run_worker(&self) {
+    fn run_worker(&self) -> ! {
         // On Linux this sets the priority of the thread, not of the process. If that is not
         // permitted, the thread keeps the normal one.
         let _ = rustix::process::setpriority_process(None, NICENESS);
         loop {
             let batch = self.take_batch();
-            self.busy_threads.fetch_add(1, Ordering::Relaxed);
+            let _busy = BusyGuard::new(&self.busy_threads);
             self.hash(batch);
-            self.busy_threads.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -255,14 +263,32 @@ impl Queue {
                 salt: job.salt,
             })
             .collect();
-        let digests = bcrypt_lanes::digest(batch[0].cost, &lanes);
+        let digests = self.digest_each(batch[0].cost, &lanes);
         self.update_estimate(start.elapsed(), batch.len());
         for (job, digest) in batch.into_iter().zip(digests) {
             self.metrics
                 .queue_wait
                 .observe((start - job.queued_at).as_secs_f64());
-            // Fails if the client disconnected meanwhile.
-            let _ = job.reply.send(digest);
+            if let Ok(digest) = digest {
+                // Fails if the client disconnected meanwhile.
+                let _ = job.reply.send(digest);
+            }
+        }
+    }
+
+    /// Hashes all lanes together. If that panics, hashes each alone: the others complete.
+    fn digest_each(&self, cost: u32, lanes: &[Lane]) -> Vec<Result<BcryptDigest, Panicked>> {
+        let digest = |lanes| {
+            self.supervisor
+                .catch_blocking(TASK, || bcrypt_lanes::digest(cost, lanes))
+        };
+        match (digest(lanes), lanes) {
+            (Ok(digests), _) => digests.into_iter().map(Ok).collect(),
+            (Err(Panicked), [_]) => vec![Err(Panicked)],
+            (Err(Panicked), several) => several
+                .chunks(1)
+                .map(|lane| digest(lane)?.pop().ok_or(Panicked))
+                .collect(),
         }
     }
 
@@ -275,10 +301,61 @@ impl Queue {
     }
 }
 
+/// Counts a thread as busy until it is dropped.
+struct BusyGuard<'q>(&'q AtomicUsize);
+
+impl<'q> BusyGuard<'q> {
+    fn new(busy_threads: &'q AtomicUsize) -> Self {
+        busy_threads.fetch_add(1, Ordering::Relaxed);
+        Self(busy_threads)
+    }
+}
+
+impl Drop for BusyGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn to_nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn to_gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+
+    /// Cost for which bcrypt panics.
+    const INVALID_COST: u32 = 32;
+
+    #[tokio::test]
+    async fn a_job_that_panics_fails_and_the_threads_go_on() {
+        let metrics = Metrics::new();
+        let settings = HashingSettings {
+            cost: 4,
+            threads: NonZeroUsize::MIN,
+            max_wait: Duration::from_mins(1),
+        };
+        let hasher = Hasher::start(settings, metrics.hashing.clone(), &metrics.supervisor)
+            .expect("the threads start");
+        let password = Password::presented("a password");
+        for _ in 0..3 {
+            let job = pin!(hasher.digest(&password, INVALID_COST, [0; 16]));
+            assert!(supervision::catch_unwind(job).await.is_err());
+        }
+        assert!(hasher.verify_dummy(&password).await.is_ok());
+        assert_eq!(metrics.supervisor.restarts(TASK), 3);
+        assert!(
+            metrics
+                .encode()
+                .contains("auth_api_task_restarts_total{task=\"hashing\"} 3")
+        );
+    }
 }

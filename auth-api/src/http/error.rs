@@ -44,6 +44,8 @@ pub(crate) enum ApiError {
     LockedOut(LockedOut),
     QueueFull(QueueFull),
     Unavailable,
+    /// The handler panicked.
+    Internal,
     NotFound,
     MethodNotAllowed(&'static str),
 }
@@ -110,6 +112,7 @@ impl From<ApiError> for ErrorResponse {
                 STORE_RETRY_AFTER,
                 "Service unavailable",
             ),
+            ApiError::Internal => detail(Status::INTERNAL_SERVER_ERROR, "Internal Server Error"),
             ApiError::NotFound => detail(Status::NOT_FOUND, "Not Found"),
             ApiError::MethodNotAllowed(allowed) => Self {
                 header: Some((ALLOW, HeaderValue::from_static(allowed))),

@@ -1,15 +1,18 @@
 //! Middleware of the public router: access log, metrics, and headers that all responses have in common.
 
+use std::pin::{Pin, pin};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONNECTION, X_CONTENT_TYPE_OPTIONS};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use logging::ACCESS_LOG_TARGET;
+use supervision::{Panicked, catch_unwind};
 
 use super::cache_policy::CachePolicy;
+use super::error::ApiError;
 use crate::state::AppState;
 use crate::telemetry::request_info::{client_address, request_id};
 
@@ -31,7 +34,7 @@ pub(crate) async fn record(
     let client = client_address(request.headers()).to_owned();
     let route = request.extensions().get::<MatchedPath>().cloned();
 
-    let mut response = next.run(request).await;
+    let mut response = respond(pin!(next.run(request))).await;
 
     let duration = start.elapsed();
     let status = response.status().as_u16();
@@ -66,4 +69,26 @@ pub(crate) async fn record(
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     response
+}
+
+/// Returns the response of a handler, or an error response if it panics: its connection stays open, and
+/// the request is recorded like any other.
+async fn respond(handler: Pin<&mut impl Future<Output = Response>>) -> Response {
+    let response = catch_unwind(handler).await;
+    response.unwrap_or_else(|Panicked| ApiError::Internal.into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_an_internal_server_error() {
+        let response = respond(pin!(async { panic!("in a handler") })).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let response = respond(pin!(async { StatusCode::OK.into_response() })).await;
+        assert_eq!(response.status(), StatusCode::OK);
+    }
 }

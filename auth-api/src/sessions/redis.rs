@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use fred::error::Error as RedisError;
 use fred::types::scripts::Script;
+use supervision::Supervisor;
 
 use super::cache::SessionCache;
 use super::invalidation::acknowledgement::InvalidationTracker;
@@ -34,6 +34,9 @@ static END_ALL: LazyLock<Script> =
     LazyLock::new(|| Script::from_lua(include_str!("redis/end_all.lua")));
 static LIST: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/list.lua")));
 
+/// Name of the subscriber in the metrics.
+const SUBSCRIBER_TASK: &str = "session_subscriber";
+
 /// Session as `list.lua` returns it: id, created, last used (ms since 1970), address, user agent.
 type ListedSession = (String, i64, i64, String, String);
 
@@ -46,22 +49,31 @@ pub(crate) struct RedisSessions {
 }
 
 impl RedisSessions {
-    /// Starts the subscriber of invalidations.
-    pub(crate) fn start(redis: Redis) -> Result<Self, RedisError> {
-        let cache = Arc::new(SessionCache::default());
-        let tracker = Arc::new(InvalidationTracker::new());
-        let subscriber = Subscriber::new(
-            redis.clone(),
-            redis.subscriber()?,
-            Arc::clone(&cache),
-            Arc::clone(&tracker),
-        );
-        tokio::spawn(subscriber.run());
-        Ok(Self {
+    /// Starts the subscriber of invalidations, which `supervisor` restarts with a new connection if it ends.
+    pub(crate) fn start(redis: Redis, supervisor: &Supervisor) -> Self {
+        let sessions = Self {
             redis,
-            cache,
-            tracker,
-        })
+            cache: Arc::default(),
+            tracker: Arc::new(InvalidationTracker::new()),
+        };
+        let (supervisor, subscribed) = (supervisor.clone(), sessions.clone());
+        tokio::spawn(async move {
+            let subscribe = || subscribed.clone().process_invalidations();
+            supervisor.keep_running(SUBSCRIBER_TASK, subscribe).await;
+        });
+        sessions
+    }
+
+    async fn process_invalidations(self) {
+        match self.redis.subscriber() {
+            Ok(connection) => {
+                let subscriber = Subscriber::new(self.redis, connection, self.cache, self.tracker);
+                subscriber.run().await;
+            }
+            Err(error) => {
+                tracing::error!(%error, "session invalidations cannot be subscribed to");
+            }
+        }
     }
 
     pub(super) async fn create(&self, session: &NewSession) -> Result<(), Unavailable> {

@@ -2,6 +2,7 @@
 
 mod pooled_connection;
 mod timeouts;
+mod timestamp;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +18,7 @@ use timeouts::{
     ACQUIRE_TIMEOUT, LOCK_TIMEOUT, PING_AFTER_IDLE, PING_TIMEOUT, STARTUP_RETRY_DELAY,
     STARTUP_TIMEOUT, STATEMENT_TIMEOUT,
 };
+pub(crate) use timestamp::Timestamp;
 
 use crate::store::migrations;
 use crate::store::unavailable::Unavailable;
@@ -154,23 +156,17 @@ impl Postgres {
         .await
     }
 
-    pub(crate) async fn fetch_all<T>(&self, query: QueryAs<'_, T>) -> Result<Vec<T>, Unavailable>
-    where
-        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
-    {
+    pub(crate) async fn fetch_all(&self, query: Query<'_>) -> Result<Vec<PgRow>, Unavailable> {
         self.fetch_all_on(&mut None, query).await
     }
 
     /// Runs a query on the `held` connection, or on a pooled one, which is then held. After a
     /// failure none is held.
-    pub(crate) async fn fetch_all_on<T>(
+    pub(crate) async fn fetch_all_on(
         &self,
         held: &mut Option<PooledConnection>,
-        query: QueryAs<'_, T>,
-    ) -> Result<Vec<T>, Unavailable>
-    where
-        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
-    {
+        query: Query<'_>,
+    ) -> Result<Vec<PgRow>, Unavailable> {
         let query = query.persistent(self.settings.pool_mode.keeps_prepared_statements());
         self.run(held, async |connection: &mut PgConnection| {
             query.fetch_all(connection).await

@@ -49,6 +49,15 @@ impl RedisConnectionState {
     }
 }
 
+/// Reconnection in progress. Another one is possible after it was dropped.
+struct Reconnection(Arc<Mutex<RedisConnectionState>>);
+
+impl Drop for Reconnection {
+    fn drop(&mut self) {
+        *self.0.lock() = RedisConnectionState::fresh();
+    }
+}
+
 impl Redis {
     /// Starts to connect, without waiting: Redis may start after this program.
     pub(crate) fn start(config: Config, metrics: StoreMetrics) -> Result<Self, RedisError> {
@@ -100,10 +109,11 @@ impl Redis {
             && self.client.is_connected()
         {
             connection.is_reconnecting = true;
-            let (client, connection) = (self.client.clone(), Arc::clone(&self.connection));
+            let client = self.client.clone();
+            let reconnection = Reconnection(Arc::clone(&self.connection));
             tokio::spawn(async move {
+                let _reconnection = reconnection;
                 let _ = client.force_reconnection().await;
-                *connection.lock() = RedisConnectionState::fresh();
             });
         }
     }

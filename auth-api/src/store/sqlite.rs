@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
+use crate::domain::time;
 use crate::store::migrations;
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::metrics::{PoolUsage, StoreMetrics};
@@ -104,7 +105,7 @@ pub(crate) fn failed(error: sqlx::Error) -> Unavailable {
     Unavailable::because(STORE, &error)
 }
 
-/// Converts a stored time, in microseconds since 1970.
+/// Converts a stored time, in microseconds since 1970. Returns `None` for one that clients cannot represent.
 pub(crate) fn time_from_micros(micros: i64) -> Option<DateTime<Utc>> {
-    DateTime::from_timestamp_micros(micros)
+    time::from_micros(micros)
 }

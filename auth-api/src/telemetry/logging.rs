@@ -7,11 +7,15 @@ use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
-/// Starts logging to standard output. Dropping the guard writes the buffered lines.
-pub(crate) fn start(settings: LogSettings) -> FlushGuard {
-    let (writer, flush_guard) = LogWriter::start();
+use crate::telemetry::metrics::Metrics;
+
+/// Starts logging to standard output, panics included. Dropping the guard writes the buffered lines.
+pub(crate) fn start(settings: LogSettings, metrics: &Metrics) -> FlushGuard {
+    let (writer, flush_guard) = LogWriter::start(&metrics.supervisor);
+    metrics.register_shared(Box::new(writer.dropped().clone()));
     let colours = colours(settings, &std::io::stdout());
     logging::install(filter(settings), settings.format, colours, writer);
+    metrics.supervisor.install_panic_hook();
     flush_guard
 }
 

@@ -3,15 +3,20 @@
 
 use std::time::{Duration, Instant};
 
+use prometheus::core::Collector;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+use supervision::Supervisor;
 
 /// Every metric of the program. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     registry: Registry,
+    /// Metrics of the crates that both programs share, whose names begin with the program's name here.
+    shared_registry: Registry,
+    pub(crate) supervisor: Supervisor,
     requests: IntCounterVec,
     request_durations: HistogramVec,
     pub(crate) logins: IntCounterVec,
@@ -96,6 +101,8 @@ impl StoreTimer<'_> {
     }
 }
 
+/// Prefix of the names of shared metrics.
+const PREFIX: &str = "auth_api";
 const VALID_METRIC: &str = "metric names and labels are valid and registered once";
 /// Upper bounds of the histograms' buckets, in seconds.
 const DURATION_BUCKETS: &[f64] = &[
@@ -170,13 +177,24 @@ impl Metrics {
                 ),
             },
             registry,
+            shared_registry: Registry::new_custom(Some(PREFIX.to_owned()), None)
+                .expect(VALID_METRIC),
+            supervisor: Supervisor::new(),
         };
         metrics.register();
+        for metric in metrics.supervisor.metrics() {
+            metrics.register_shared(metric);
+        }
         metrics
     }
 
+    /// Exposes a metric of a shared crate.
+    pub(crate) fn register_shared(&self, metric: Box<dyn Collector>) {
+        self.shared_registry.register(metric).expect(VALID_METRIC);
+    }
+
     fn register(&self) {
-        let all: [Box<dyn prometheus::core::Collector>; 12] = [
+        let all: [Box<dyn Collector>; 12] = [
             Box::new(self.requests.clone()),
             Box::new(self.request_durations.clone()),
             Box::new(self.logins.clone()),
@@ -237,8 +255,10 @@ impl Metrics {
 
     /// Encodes all metrics in the Prometheus text format.
     pub(crate) fn encode(&self) -> String {
+        let mut all = self.registry.gather();
+        all.extend(self.shared_registry.gather());
         TextEncoder::new()
-            .encode_to_string(&self.registry.gather())
+            .encode_to_string(&all)
             .expect("every metric is registered with a name and a type")
     }
 }

@@ -1,13 +1,16 @@
 //! User accounts in PostgreSQL, in the table of the Python service.
 
 use chrono::{DateTime, Utc};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use supervision::Supervisor;
 
-use super::profile_batcher::{FetchProfiles, ProfileBatcher};
+use super::profile_batcher::{FetchProfiles, FetchedProfile, ProfileBatcher};
 use super::rows::{to_account, to_status};
 use crate::domain::login::Login;
 use crate::domain::password_hash::PasswordHash;
 use crate::domain::user::{Account, AccountStatus, AccountSummary, DeleteOutcome, Profile, UserId};
-use crate::store::postgres::{OPERATION_TIMEOUT, PooledConnection, Postgres, QueryAs, STORE};
+use crate::store::postgres::{OPERATION_TIMEOUT, PooledConnection, Postgres, STORE, Timestamp};
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::metrics::PoolUsage;
 
@@ -18,20 +21,19 @@ pub(crate) struct PostgresUsers {
     profiles: ProfileBatcher,
 }
 
-type ProfileRow = (i64, String, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
-type SummaryRow = (
-    i64,
-    String,
-    Option<DateTime<Utc>>,
-    Option<DateTime<Utc>>,
-    bool,
-);
+/// Columns that [`to_profile`] reads.
+macro_rules! profile_columns {
+    () => {
+        "id::bigint, login, created_at, last_login"
+    };
+}
 
 impl PostgresUsers {
-    pub(crate) fn new(postgres: Postgres) -> Self {
+    /// `supervisor` restarts the tasks that fetch profiles.
+    pub(crate) fn new(postgres: Postgres, supervisor: &Supervisor) -> Self {
         Self {
             postgres,
-            profiles: ProfileBatcher::default(),
+            profiles: ProfileBatcher::new(supervisor),
         }
     }
 
@@ -63,8 +65,11 @@ impl PostgresUsers {
             "SELECT id::bigint, password_hash, disabled_at IS NOT NULL FROM users WHERE login = $1",
         )
         .bind(login.as_str());
-        let row: Option<(i64, String, bool)> = self.postgres.fetch_optional(select).await?;
-        Ok(row.map(|(id, hash, is_disabled)| to_account(id, login, hash, is_disabled)))
+        // The Python service's table is accepted as it is: without NOT NULL, a hash may be missing.
+        let row: Option<(i64, Option<String>, bool)> = self.postgres.fetch_optional(select).await?;
+        Ok(row.map(|(id, hash, is_disabled)| {
+            to_account(id, login, hash.unwrap_or_default(), is_disabled)
+        }))
     }
 
     pub(super) async fn login_and_status(
@@ -142,23 +147,25 @@ impl PostgresUsers {
         count: u32,
     ) -> Result<Vec<AccountSummary>, Unavailable> {
         // In ORDER BY, `id` alone would mean the output column `id::bigint`, which has no index.
-        let select = sqlx::query_as(
-            "SELECT id::bigint, login, created_at, last_login, disabled_at IS NOT NULL FROM users
+        let select = sqlx::query(concat!(
+            "SELECT ",
+            profile_columns!(),
+            ", disabled_at IS NOT NULL AS is_disabled FROM users
              WHERE id > $1 ORDER BY users.id LIMIT $2",
-        )
+        ))
         .bind(after.0)
         .bind(i64::from(count));
-        let rows: Vec<SummaryRow> = self.postgres.fetch_all(select).await?;
-        let summary = |(id, login, created_at, last_login, is_disabled)| AccountSummary {
-            profile: Profile {
-                id: UserId(id),
-                login,
-                created_at,
-                last_login,
-            },
-            status: to_status(is_disabled),
+        let rows = self.postgres.fetch_all(select).await?;
+        let summary = |row: &PgRow| {
+            Ok(AccountSummary {
+                profile: to_profile(row)?,
+                status: to_status(row.try_get("is_disabled")?),
+            })
         };
-        Ok(rows.into_iter().map(summary).collect())
+        rows.iter()
+            .map(summary)
+            .collect::<Result<_, sqlx::Error>>()
+            .map_err(|error| Unavailable::because(STORE, &error))
     }
 
     pub(super) async fn delete(&self, user: UserId) -> Result<DeleteOutcome, Unavailable> {
@@ -183,22 +190,47 @@ struct ProfileQuery {
 }
 
 impl FetchProfiles for ProfileQuery {
-    async fn fetch(&mut self, users: &[UserId]) -> Result<Vec<Profile>, Unavailable> {
+    async fn fetch(&mut self, users: &[UserId]) -> Result<Vec<FetchedProfile>, Unavailable> {
         let ids: Vec<_> = users.iter().map(|user| user.0).collect();
-        let select: QueryAs<'_, ProfileRow> = sqlx::query_as(
-            "SELECT id::bigint, login, created_at, last_login FROM users WHERE id = ANY($1)",
-        )
+        let select = sqlx::query(concat!(
+            "SELECT ",
+            profile_columns!(),
+            " FROM users WHERE id = ANY($1)"
+        ))
         .bind(ids);
         let rows = self
             .postgres
             .fetch_all_on(&mut self.connection, select)
             .await?;
-        let profile = |(id, login, created_at, last_login)| Profile {
-            id: UserId(id),
-            login,
-            created_at,
-            last_login,
-        };
-        Ok(rows.into_iter().map(profile).collect())
+        Ok(rows.iter().filter_map(to_fetched_profile).collect())
     }
+}
+
+/// Converts a row, whose failure is one of its user alone. Returns `None` if not even the id can be read.
+fn to_fetched_profile(row: &PgRow) -> Option<FetchedProfile> {
+    let failed = |error: sqlx::Error| Unavailable::because(STORE, &error);
+    let id = row.try_get("id").map_err(failed).ok()?;
+    Some((UserId(id), to_profile(row).map_err(failed)))
+}
+
+fn to_profile(row: &PgRow) -> Result<Profile, sqlx::Error> {
+    let id = row.try_get("id")?;
+    let time = |column| {
+        let stored: Option<Timestamp> = row.try_get(column)?;
+        let time = stored.and_then(Timestamp::to_datetime);
+        if stored.is_some() && time.is_none() {
+            tracing::warn!(
+                user = id,
+                column,
+                "stored time is outside the years 1 to 9999 and is returned as null"
+            );
+        }
+        Ok::<_, sqlx::Error>(time)
+    };
+    Ok(Profile {
+        id: UserId(id),
+        login: row.try_get("login")?,
+        created_at: time("created_at")?,
+        last_login: time("last_login")?,
+    })
 }

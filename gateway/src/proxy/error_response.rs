@@ -54,6 +54,9 @@ impl ErrorResponse {
         "The request took too long to arrive",
     )
     .with_connection_close();
+    pub(crate) const INTERNAL_ERROR: Self =
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error")
+            .with_connection_close();
     pub(crate) const BAD_GATEWAY: Self = Self::new(StatusCode::BAD_GATEWAY, "Bad gateway");
     const GATEWAY_TIMEOUT: Self = Self::new(StatusCode::GATEWAY_TIMEOUT, "Gateway timeout");
 

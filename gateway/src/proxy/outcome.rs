@@ -1,5 +1,6 @@
 //! Outcomes of a request.
 
+use crate::http::downstream::Downstream;
 use crate::proxy::error_response::ErrorResponse;
 
 /// Outcome of a request.
@@ -13,4 +14,14 @@ pub(crate) enum RequestOutcome {
     Truncated,
     /// The client disconnected.
     ClientDisconnected,
+}
+
+impl RequestOutcome {
+    /// Returns the outcome of a request whose handling panicked.
+    pub(crate) fn after_panic(downstream: &impl Downstream) -> Self {
+        match downstream.status() {
+            None => Self::Failed(ErrorResponse::INTERNAL_ERROR),
+            Some(_) => Self::Truncated,
+        }
+    }
 }

@@ -11,6 +11,7 @@ use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
 use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
+use supervision::Supervisor;
 
 use crate::config::Server;
 use crate::proxy::state::GatewayState;
@@ -22,35 +23,50 @@ const UNHEALTHY_PROBE_FACTOR: u32 = 4;
 /// Longest time that the first round may delay the start.
 const START_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Name of the task in the metrics.
+const TASK: &str = "discovery";
+
 /// Background task that keeps the endpoints and their health up to date.
 #[derive(Debug)]
-pub(crate) struct Discovery(pub(crate) Arc<GatewayState>);
+pub(crate) struct Discovery {
+    pub(crate) gateway: Arc<GatewayState>,
+    pub(crate) supervisor: Supervisor,
+}
 
 #[async_trait]
 impl BackgroundService for Discovery {
     async fn start_with_ready_notifier(
         &self,
-        mut shutdown: ShutdownWatch,
+        shutdown: ShutdownWatch,
         ready: ServiceReadyNotifier,
     ) {
+        let mut ready = Some(ready);
+        self.supervisor
+            .run(TASK, || self.run(shutdown.clone(), ready.take()))
+            .await;
+    }
+}
+
+impl Discovery {
+    /// Runs rounds without end. After the first one, or if it panics, `ready` is dropped, which starts the
+    /// listener.
+    async fn run(&self, mut shutdown: ShutdownWatch, ready: Option<ServiceReadyNotifier>) {
         let connector = Connector::new(None);
         let mut unresolved = HashSet::new();
         // The listener waits for the first round, so that the first request finds the endpoints.
         {
             let mut first = pin!(self.round(ProbeScope::AllEndpoints, &connector, &mut unresolved));
-            if tokio::time::timeout(START_TIMEOUT, &mut first)
+            let is_complete = tokio::time::timeout(START_TIMEOUT, &mut first)
                 .await
-                .is_ok()
-            {
-                ready.notify_ready();
-            } else {
-                ready.notify_ready();
+                .is_ok();
+            drop(ready);
+            if !is_complete {
                 first.await;
             }
         }
         for round in 1_u32.. {
             let is_full_round = round.is_multiple_of(UNHEALTHY_PROBE_FACTOR)
-                || self.0.upstreams.endpoints().is_empty();
+                || self.gateway.upstreams.endpoints().is_empty();
             let mut scope = if is_full_round {
                 ProbeScope::AllEndpoints
             } else {
@@ -59,24 +75,22 @@ impl BackgroundService for Discovery {
             tokio::select! {
                 () = tokio::time::sleep(self.interval()) => {}
                 // The new configuration may name other servers.
-                () = self.0.config_changed.notified() => scope = ProbeScope::AllEndpoints,
+                () = self.gateway.config_changed.notified() => scope = ProbeScope::AllEndpoints,
                 // The endpoints stay up to date while requests in flight are drained.
                 Ok(()) = shutdown.changed() => {}
             }
             self.round(scope, &connector, &mut unresolved).await;
         }
     }
-}
 
-impl Discovery {
     async fn round(
         &self,
         scope: ProbeScope,
         connector: &Connector,
         unresolved: &mut HashSet<Server>,
     ) {
-        let active = self.0.snapshot();
-        let upstreams = &self.0.upstreams;
+        let active = self.gateway.snapshot();
+        let upstreams = &self.gateway.upstreams;
         if scope == ProbeScope::AllEndpoints {
             upstreams.resolve(&active.config.servers, unresolved).await;
             let all = upstreams.endpoints();
@@ -91,6 +105,6 @@ impl Discovery {
     }
 
     fn interval(&self) -> Duration {
-        self.0.current().config.health_check.interval / UNHEALTHY_PROBE_FACTOR
+        self.gateway.current().config.health_check.interval / UNHEALTHY_PROBE_FACTOR
     }
 }

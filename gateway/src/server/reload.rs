@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
+use supervision::Supervisor;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, Environment};
@@ -83,7 +84,11 @@ impl FileVersion {
 pub(crate) struct Reload {
     pub(crate) gateway: Arc<GatewayState>,
     pub(crate) source: ConfigSource,
+    pub(crate) supervisor: Supervisor,
 }
+
+/// Name of the task in the metrics.
+const TASK: &str = "reload";
 
 /// State after the configuration on disk was read.
 struct ReloadState {
@@ -100,7 +105,16 @@ struct ReloadFailure {
 
 #[async_trait]
 impl BackgroundService for Reload {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        self.supervisor
+            .run(TASK, || self.watch(shutdown.clone()))
+            .await;
+    }
+}
+
+impl Reload {
+    /// Reloads the configuration at every change, until the shutdown.
+    async fn watch(&self, mut shutdown: ShutdownWatch) {
         let mut hangup = match signal(SignalKind::hangup()) {
             Ok(hangup) => hangup,
             Err(error) => {
@@ -130,9 +144,7 @@ impl BackgroundService for Reload {
             state = self.reload(Some(&state));
         }
     }
-}
 
-impl Reload {
     fn file_versions(&self) -> Vec<FileVersion> {
         self.source.file_versions(&self.gateway.current().config)
     }
@@ -159,7 +171,11 @@ impl Reload {
     fn reload(&self, before: Option<&ReloadState>) -> ReloadState {
         loop {
             let versions = self.file_versions();
-            let failure = self.try_to_activate(before);
+            let activation = || self.try_to_activate(before);
+            let failure = self
+                .supervisor
+                .catch_blocking(TASK, activation)
+                .unwrap_or_else(|panicked| Some(self.unusable(before, &panicked.to_string())));
             let names_other_files = || {
                 let now = self.file_versions();
                 let names = |all: &[FileVersion]| all.iter().map(|one| one.file.clone()).collect();
@@ -196,13 +212,18 @@ impl Reload {
         log_warnings(&config);
         warn_about_fixed_settings(&active.config, &config);
         if let Err(error) = self.gateway.activate(config) {
-            return Some(self.failure(before, format!("{error:#}"), |error| {
-                tracing::error!(%error, "configuration cannot be used: the previous one stays active");
-            }));
+            return Some(self.unusable(before, &format!("{error:#}")));
         }
         let hash = &self.gateway.current().config.hash;
         tracing::info!(hash, "configuration reloaded");
         None
+    }
+
+    /// Records that a valid configuration cannot be used.
+    fn unusable(&self, before: Option<&ReloadState>, reason: &str) -> ReloadFailure {
+        self.failure(before, reason.to_owned(), |error| {
+            tracing::error!(%error, "configuration cannot be used: the previous one stays active");
+        })
     }
 
     fn failure(

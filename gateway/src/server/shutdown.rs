@@ -3,7 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, anyhow};
 use pingora::server::{ExecutionPhase, RunArgs, Server};
+use tokio::sync::broadcast::error::RecvError;
 
 use crate::proxy::state::GatewayState;
 use crate::runtime::signals::ShutdownSignals;
@@ -18,10 +20,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Runs Pingora's server until a signal ends it and the last request is complete. Pingora itself would
 /// always wait for the whole of [`DRAIN_TIMEOUT`], so it runs on a thread of its own, which is not
 /// waited for.
-pub(super) fn run(server: Server, signals: ShutdownSignals, gateway: &GatewayState) {
+///
+/// # Errors
+/// Returns an error if the server panics: the exit status tells the process's supervisor to start it again.
+pub(super) fn run(server: Server, signals: ShutdownSignals, gateway: &GatewayState) -> Result<()> {
     let mut phases = server.watch_execution_phase();
     let shutdown_signal = Box::new(signals);
-    thread::spawn(move || server.run(RunArgs { shutdown_signal }));
+    let thread = thread::spawn(move || server.run(RunArgs { shutdown_signal }));
     loop {
         match phases.blocking_recv() {
             Ok(
@@ -31,11 +36,16 @@ pub(super) fn run(server: Server, signals: ShutdownSignals, gateway: &GatewaySta
                 gateway.begin_shutdown();
             }
             Ok(ExecutionPhase::ShutdownGracePeriod) => break,
-            Ok(ExecutionPhase::ShutdownRuntimes | ExecutionPhase::Terminated) | Err(_) => return,
-            Ok(_) => {}
+            Ok(ExecutionPhase::ShutdownRuntimes | ExecutionPhase::Terminated) => return Ok(()),
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            // The thread has ended and dropped the server.
+            Err(RecvError::Closed) => {
+                return thread.join().map_err(|_| anyhow!("the server panicked"));
+            }
         }
     }
     drain(gateway);
+    Ok(())
 }
 
 /// Waits until every connection is closed, or until the connections that clients keep open have had no

@@ -228,9 +228,10 @@ impl Metrics {
         }
     }
 
-    /// Exposes a counter that another part owns.
-    pub(crate) fn register_counter(&self, counter: &IntCounter) {
-        Registrar(&self.registry).register(Ok(counter.clone()));
+    /// Exposes a metric that another part owns.
+    pub(crate) fn register(&self, metric: Box<dyn Collector>) {
+        let registered = self.registry.register(metric);
+        registered.expect("each metric is registered once");
     }
 
     /// Returns the metrics of a path pattern: always the same ones for a pattern.

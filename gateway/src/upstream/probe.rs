@@ -1,11 +1,13 @@
 //! Active health checks: the gateway sends each endpoint a request of its own periodically.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
+use supervision::catch_unwind;
 
 use crate::config::HealthCheckSettings;
 use crate::upstream::endpoint::{ConnectError, Endpoint};
@@ -17,9 +19,11 @@ const PROBE_HEADER_CAPACITY: usize = 3;
 impl Endpoint {
     /// Probes the endpoint once and updates its health.
     pub(super) async fn probe(&self, connector: &Connector, settings: &HealthCheckSettings) {
-        let probe = self.send_probe(connector, settings);
+        let probe = pin!(self.send_probe(connector, settings));
+        // One endpoint whose response causes a panic must not end the probes of the others.
+        let probe = catch_unwind(probe);
         let result = match tokio::time::timeout(settings.timeout, probe).await {
-            Ok(result) => result,
+            Ok(result) => result.unwrap_or_else(|panicked| Err(panicked.into())),
             Err(_) => Err(anyhow!("no response within {:?}", settings.timeout)),
         };
         if let Err(error) = &result

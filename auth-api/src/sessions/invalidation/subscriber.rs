@@ -43,7 +43,7 @@ impl Subscriber {
         }
     }
 
-    /// Processes messages for as long as the program runs.
+    /// Processes messages for as long as the connection's client exists.
     pub(crate) async fn run(mut self) {
         let (mut messages, mut reconnected, mut failed) = (
             self.connection.message_rx(),
@@ -72,7 +72,6 @@ impl Subscriber {
                 _ = heartbeats.tick() => self.maintain().await,
             }
         }
-        self.subscription_lost();
     }
 
     async fn subscribe(&mut self) {
@@ -182,5 +181,13 @@ impl Subscriber {
         let redis = self.redis.clone();
         // In a task of its own, because the subscriber must not wait for Redis.
         tokio::spawn(async move { redis.publish(&sender.channel(), acknowledgement).await });
+    }
+}
+
+/// Ends the caching of sessions with the subscriber, also if it panics.
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.cache.subscription_lost();
+        self.tracker.subscription_lost();
     }
 }

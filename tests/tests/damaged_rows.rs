@@ -1,0 +1,139 @@
+//! Rows of users that neither this program nor the Python service writes: each concerns its own user alone.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use tests::client::{Client, credentials};
+use tests::replicas::Replicas;
+use tests::{Store, on_both_stores};
+
+on_both_stores!(a_time_that_clients_cannot_represent_is_null_for_its_own_user);
+
+/// Statements that damage a column of Alice's row, by the column.
+fn damaging_statements(store: Store) -> &'static [(&'static str, &'static str)] {
+    match store {
+        Store::PostgresRedis => &[
+            (
+                "last_login",
+                "UPDATE users SET last_login = 'infinity' WHERE login = 'alice'",
+            ),
+            (
+                "last_login",
+                "UPDATE users SET last_login = '-infinity' WHERE login = 'alice'",
+            ),
+            (
+                "last_login",
+                "UPDATE users SET last_login = '294276-12-31 23:59:59+00' WHERE login = 'alice'",
+            ),
+            (
+                "created_at",
+                "UPDATE users SET created_at = '0044-03-15 12:00:00+00 BC' WHERE login = 'alice'",
+            ),
+            (
+                "created_at",
+                "UPDATE users SET created_at = '4713-01-01 00:00:00+00 BC' WHERE login = 'alice'",
+            ),
+            (
+                "created_at",
+                "UPDATE users SET created_at = 'infinity' WHERE login = 'alice'",
+            ),
+            (
+                "created_at",
+                "UPDATE users SET created_at = NULL WHERE login = 'alice'",
+            ),
+        ],
+        Store::Embedded => &[
+            (
+                "last_login",
+                "UPDATE users SET last_login = 9223372036854775807 WHERE login = 'alice'",
+            ),
+            (
+                "created_at",
+                "UPDATE users SET created_at = -9223372036854775808 WHERE login = 'alice'",
+            ),
+            (
+                "created_at",
+                "UPDATE users SET created_at = 253402300800000000 WHERE login = 'alice'",
+            ),
+        ],
+    }
+}
+
+async fn a_time_that_clients_cannot_represent_is_null_for_its_own_user(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    let client = replicas.client(0)?;
+    let alice = client.register_and_login("alice").await?;
+    let bob = client.register_and_login("bob").await?;
+    for (column, statement) in damaging_statements(store) {
+        replicas.execute(statement).await?;
+        // Concurrent requests share a query.
+        let mut profiles = tokio::task::JoinSet::new();
+        for number in 0..20 {
+            let (client, token) = (client.clone(), [&alice, &bob][number % 2].clone());
+            profiles.spawn(async move { client.get_with_token(&token, "/api/profile").await });
+        }
+        while let Some(response) = profiles.join_next().await {
+            let response = response??;
+            assert_eq!(response.status, 200, "{statement}: {}", response.text);
+            let profile = response.json();
+            assert_eq!(
+                profile[*column] == Value::Null,
+                profile["login"] == "alice",
+                "{statement}: {profile}"
+            );
+        }
+        let list = replicas.user_command(&["list"], "")?;
+        assert!(list.status.success(), "{statement}");
+        assert_eq!(String::from_utf8(list.stdout)?.lines().count(), 2);
+        let show = replicas.user_command(&["show", "alice"], "")?;
+        assert!(show.status.success(), "{statement}");
+        sessions_work(&client, statement).await?;
+    }
+    let panics = replicas.metric(0, "auth_api_panics_total", &[]).await?;
+    assert_eq!(panics, Some(0.0));
+    Ok(())
+}
+
+/// Checks that Alice can log in, refresh her tokens, and list and end her sessions.
+async fn sessions_work(client: &Client, statement: &str) -> Result<()> {
+    let login = client.login("alice").await?;
+    assert_eq!(login.status, 200, "{statement}: {}", login.text);
+    let body = json!({"refresh_token": login.json()["refresh_token"]});
+    let refreshed = client.post("/api/refresh", &body).await?;
+    assert_eq!(refreshed.status, 200, "{statement}: {}", refreshed.text);
+    let token = refreshed.access_token()?;
+    let sessions = client.get_with_token(&token, "/api/sessions").await?;
+    assert_eq!(sessions.status, 200, "{statement}: {}", sessions.text);
+    let logout = client.post_with_token(&token, "/api/logout", None).await?;
+    assert_eq!(logout.status, 200, "{statement}: {}", logout.text);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_missing_password_hash_matches_no_password_and_concerns_its_own_user() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    let alice = client.register_and_login("alice").await?;
+    client.register("bob").await?;
+    for statement in [
+        "UPDATE users SET password_hash = '' WHERE login = 'alice'",
+        "ALTER TABLE users ALTER password_hash DROP NOT NULL",
+        "UPDATE users SET password_hash = NULL WHERE login = 'alice'",
+    ] {
+        replicas.execute(statement).await?;
+    }
+    for password in ["", "securepassword123"] {
+        let body = credentials("alice", password);
+        assert_eq!(client.post("/api/login", &body).await?.status, 401);
+    }
+    assert_eq!(client.login("bob").await?.status, 200);
+    let profile = client.get_with_token(&alice, "/api/profile").await?;
+    assert_eq!(profile.status, 200, "{}", profile.text);
+    assert!(replicas.user_command(&["list"], "")?.status.success());
+    assert!(
+        replicas
+            .user_command(&["show", "alice"], "")?
+            .status
+            .success()
+    );
+    Ok(())
+}
