@@ -28,6 +28,14 @@ for secret in secret_key db_password redis_password grafana_password; do
     }
 done
 
+# Keys that only verify, while the secret key is rotated. A Swarm refuses an empty secret.
+for secret in secret_key_previous secret_key_next; do
+    [ -e "secrets/$secret" ] || {
+        echo >"secrets/$secret"
+        chmod 644 "secrets/$secret"
+    }
+done
+
 [ -e ssl/cert.pem ] || {
     docker/self-signed-certificate.sh ssl/cert.pem ssl/key.pem 90
     created "a self-signed certificate in ssl/: replace it before clients connect"

@@ -13,6 +13,7 @@ use logging::LogSettings;
 use secrecy::SecretSlice;
 use sqlx::postgres::PgConnectOptions;
 
+use crate::domain::secret_keys::SecretKeys;
 use crate::hashing::HashingSettings;
 use crate::store::postgres::{PoolMode, PostgresSettings};
 
@@ -39,8 +40,7 @@ pub(crate) struct Config {
     pub(crate) internal_listen: SocketAddr,
     pub(crate) store: StoreSettings,
     pub(crate) migrate: MigrateMode,
-    pub(crate) secret_key: SecretSlice<u8>,
-    pub(crate) previous_secret_key: Option<SecretSlice<u8>>,
+    pub(crate) secret_keys: SecretKeys,
     pub(crate) access_token_lifetime: Duration,
     pub(crate) session_lifetime: Duration,
     pub(crate) hashing: HashingSettings,
@@ -146,7 +146,6 @@ impl Config {
     /// # Errors
     /// Returns an error that names the first setting that is missing or invalid.
     pub(crate) fn read(environment: &Environment) -> Result<Self> {
-        let key = secret_key(environment, "SECRET_KEY")?;
         Ok(Self {
             listen: listen(environment)?,
             internal_listen: environment.parsed(
@@ -156,11 +155,7 @@ impl Config {
             )?,
             store: store(environment)?,
             migrate: migrate(environment)?,
-            secret_key: key.context(
-                "SECRET_KEY is not set: it signs access tokens and must have at least 32 bytes \
-                 (openssl rand -base64 48)",
-            )?,
-            previous_secret_key: secret_key(environment, "SECRET_KEY_PREVIOUS")?,
+            secret_keys: secret_keys(environment)?,
             access_token_lifetime: environment.lifetime("ACCESS_TOKEN_TTL", "86400")?,
             session_lifetime: environment.lifetime("REFRESH_TOKEN_TTL", "2592000")?,
             hashing: hashing(environment)?,
@@ -294,10 +289,36 @@ fn migrate(environment: &Environment) -> Result<MigrateMode> {
     }
 }
 
-fn secret_key(environment: &Environment, name: &str) -> Result<Option<SecretSlice<u8>>> {
-    let Some(key) = environment.get(name)? else {
-        return Ok(None);
+/// Returns the key that signs tokens, with those that verify them too while a key is rotated.
+fn secret_keys(environment: &Environment) -> Result<SecretKeys> {
+    let current = environment.get("SECRET_KEY")?.context(
+        "SECRET_KEY is not set: it signs access tokens and must have at least 32 bytes \
+         (openssl rand -base64 48)",
+    )?;
+    let current = secret_key("SECRET_KEY", &current)?;
+    let mut verifying_only = Vec::new();
+    for name in ["SECRET_KEY_PREVIOUS", "SECRET_KEY_NEXT"] {
+        let keys = environment.get(name)?.unwrap_or_default();
+        verifying_only.extend(verifying_keys(name, &keys)?);
+    }
+    Ok(SecretKeys::new(current, verifying_only))
+}
+
+/// Returns the keys in `text`, which white space separates. `SECRET_KEY` may contain white space
+/// itself, so such a text is also a key as a whole.
+fn verifying_keys(name: &str, text: &str) -> Result<Vec<SecretSlice<u8>>> {
+    let words: Vec<_> = text.split_whitespace().collect();
+    let is_phrase = words.iter().all(|word| word.len() < MIN_KEY_BYTES);
+    let keys = match words[..] {
+        [] => return Ok(Vec::new()),
+        _ if is_phrase => vec![text],
+        [word] if word == text => vec![word],
+        _ => [&words[..], &[text]].concat(),
     };
+    keys.into_iter().map(|key| secret_key(name, key)).collect()
+}
+
+fn secret_key(name: &str, key: &str) -> Result<SecretSlice<u8>> {
     if key.len() < MIN_KEY_BYTES {
         bail!(
             "{name} has {} bytes: it must have at least {MIN_KEY_BYTES} (openssl rand -base64 48)",
@@ -311,7 +332,7 @@ fn secret_key(environment: &Environment, name: &str) -> Result<Option<SecretSlic
     {
         bail!("{name} is a key from an example: generate your own (openssl rand -base64 48)");
     }
-    Ok(Some(key.into_bytes().into()))
+    Ok(key.as_bytes().to_vec().into())
 }
 
 /// Returns the hashing settings.
@@ -353,6 +374,8 @@ mod tests {
             ("SECRET_KEY", ""),
             ("SECRET_KEY", "short"),
             ("SECRET_KEY", "change-me-please-change-me-please-change-me"),
+            ("SECRET_KEY_PREVIOUS", "short"),
+            ("SECRET_KEY_NEXT", "0123456789abcdef0123456789abcdef short"),
             ("DB_HOST", "localhost"),
             ("REDIS_HOST", "localhost"),
             ("BCRYPT_COST", "3"),
@@ -379,6 +402,33 @@ mod tests {
         let invalid_mode = [servers[0], servers[1], ("DB_POOL_MODE", "statement")];
         let error = read(&invalid_mode).err().expect("no such mode").to_string();
         assert!(error.contains("DB_POOL_MODE"), "{error}");
+    }
+
+    #[test]
+    fn previous_and_next_keys_are_separated_by_white_space() {
+        use secrecy::ExposeSecret;
+        let verifying = |variables: &[(&str, &str)]| -> Vec<String> {
+            let keys = read(variables).unwrap().secret_keys;
+            let text = |key: &SecretSlice<u8>| key.expose_secret().to_vec();
+            keys.verifying()
+                .skip(1)
+                .map(|key| String::from_utf8(text(key)).unwrap())
+                .collect()
+        };
+        let [one, two, three] =
+            [1, 2, 3].map(|number| format!("0123456789abcdef-0123456789abcdef-{number}"));
+        let previous = format!("{one}\n{two}\n");
+        let set = [
+            ("SECRET_KEY_PREVIOUS", previous.as_str()),
+            ("SECRET_KEY_NEXT", three.as_str()),
+        ];
+        let keys = verifying(&set);
+        for key in [&one, &two, &three] {
+            assert!(keys.contains(key), "{key}");
+        }
+        assert!(verifying(&[("SECRET_KEY_NEXT", " \n")]).is_empty());
+        let phrase = "a passphrase of more than thirty-two bytes";
+        assert_eq!(verifying(&[("SECRET_KEY_PREVIOUS", phrase)]), [phrase]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub(crate) mod password_hash;
 pub(crate) mod principal;
 pub(crate) mod problem;
 pub(crate) mod refresh_token;
+pub(crate) mod secret_keys;
 pub(crate) mod session;
 mod strict_json;
 pub(crate) mod time;

@@ -30,15 +30,8 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
         throttle,
         hasher: Hasher::start(config.hashing, metrics.hashing.clone(), &metrics.supervisor)
             .context("starting the hashing threads")?,
-        access_tokens: AccessTokenKeys::new(
-            &config.secret_key,
-            config.previous_secret_key.as_ref(),
-            config.access_token_lifetime,
-        ),
-        refresh_tokens: RefreshTokenKeys::new(
-            &config.secret_key,
-            config.previous_secret_key.as_ref(),
-        ),
+        access_tokens: AccessTokenKeys::new(&config.secret_keys, config.access_token_lifetime),
+        refresh_tokens: RefreshTokenKeys::new(&config.secret_keys),
         session_lifetime: config.session_lifetime,
         metrics,
         lifecycle: Lifecycle::default(),

@@ -5,12 +5,13 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use secrecy::{ExposeSecret, SecretSlice};
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::login::Login;
 use super::principal::{Principal, SessionId};
+use super::secret_keys::SecretKeys;
 use super::strict_json::StrictObject;
 use super::user::UserId;
 
@@ -57,28 +58,23 @@ struct Claims {
 /// Keys that sign and verify access tokens.
 pub(crate) struct AccessTokenKeys {
     signing: EncodingKey,
-    /// The current key, then the previous one.
+    /// The current key, then the others.
     verifying: Vec<DecodingKey>,
     validation: Validation,
     lifetime: Duration,
 }
 
 impl AccessTokenKeys {
-    /// Creates the keys. Tokens signed with `previous` are still accepted, so that a key can be
-    /// rotated without ending sessions. A token is valid for `lifetime`.
-    pub(crate) fn new(
-        key: &SecretSlice<u8>,
-        previous: Option<&SecretSlice<u8>>,
-        lifetime: Duration,
-    ) -> Self {
+    /// Creates the keys. A token is valid for `lifetime`.
+    pub(crate) fn new(keys: &SecretKeys, lifetime: Duration) -> Self {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.leeway = 0;
         validation.validate_aud = false;
         validation.set_issuer(&[ISSUER]);
         Self {
-            signing: EncodingKey::from_secret(key.expose_secret()),
-            verifying: std::iter::once(key)
-                .chain(previous)
+            signing: EncodingKey::from_secret(keys.current().expose_secret()),
+            verifying: keys
+                .verifying()
                 .map(|key| DecodingKey::from_secret(key.expose_secret()))
                 .collect(),
             validation,
@@ -167,7 +163,7 @@ mod tests {
     const HOUR: Duration = Duration::from_hours(1);
 
     fn keys(key: &str) -> AccessTokenKeys {
-        AccessTokenKeys::new(&SecretSlice::from(key.as_bytes().to_vec()), None, HOUR)
+        AccessTokenKeys::new(&SecretKeys::of(key, &[]), HOUR)
     }
 
     fn alice() -> (Login, Principal) {
@@ -269,15 +265,18 @@ mod tests {
     }
 
     #[test]
-    fn a_token_signed_with_the_previous_key_is_accepted() {
+    fn a_token_signed_with_a_previous_or_next_key_is_accepted() {
         let (login, principal) = alice();
-        let old = SecretSlice::from(b"the old key".to_vec());
-        let both = AccessTokenKeys::new(
-            &SecretSlice::from(b"the new key".to_vec()),
-            Some(&old),
-            HOUR,
+        let others = ["a previous key", "an older key", "the next key"];
+        let keys_of_all = AccessTokenKeys::new(&SecretKeys::of("the key", &others), HOUR);
+        for signing in others {
+            let token = keys(signing).sign(&login, principal, Utc::now());
+            assert_eq!(keys_of_all.verify(&token), Ok(principal), "{signing}");
+        }
+        let foreign = keys("another key").sign(&login, principal, Utc::now());
+        assert_eq!(
+            keys_of_all.verify(&foreign),
+            Err(InvalidAccessToken::Malformed)
         );
-        let token = keys("the old key").sign(&login, principal, Utc::now());
-        assert_eq!(both.verify(&token), Ok(principal));
     }
 }

@@ -18,6 +18,7 @@ use subtle::ConstantTimeEq;
 
 use super::digest::sha256;
 use super::principal::{Principal, SessionId};
+use super::secret_keys::SecretKeys;
 use super::user::UserId;
 
 const USER_BYTES: usize = 8;
@@ -44,19 +45,16 @@ pub(crate) struct RefreshToken {
 
 /// MAC keys of refresh tokens.
 pub(crate) struct RefreshTokenKeys {
-    /// The current key, then the previous one.
+    /// The current key, then the others.
     mac_keys: Vec<hmac::Key>,
 }
 
 impl RefreshTokenKeys {
-    /// Derives the MAC keys. Tokens made with `previous` are still accepted, so that a key can be
-    /// rotated without ending sessions.
-    pub(crate) fn new(key: &SecretSlice<u8>, previous: Option<&SecretSlice<u8>>) -> Self {
-        let mac_keys = std::iter::once(key)
-            .chain(previous)
-            .map(derive_mac_key)
-            .collect();
-        Self { mac_keys }
+    /// Derives the MAC keys.
+    pub(crate) fn new(keys: &SecretKeys) -> Self {
+        Self {
+            mac_keys: keys.verifying().map(derive_mac_key).collect(),
+        }
     }
 
     /// Returns the text form of `token`, for the response that issues it.
@@ -172,8 +170,8 @@ impl fmt::Debug for SealedSuccessor {
 mod tests {
     use super::*;
 
-    fn key(text: &str) -> SecretSlice<u8> {
-        SecretSlice::from(text.as_bytes().to_vec())
+    fn keys(current: &str, others: &[&str]) -> RefreshTokenKeys {
+        RefreshTokenKeys::new(&SecretKeys::of(current, others))
     }
 
     fn token() -> RefreshToken {
@@ -186,23 +184,20 @@ mod tests {
     #[test]
     fn a_token_is_accepted_after_a_key_rotation() {
         let token = token();
-        let text = RefreshTokenKeys::new(&key("old"), None).encode(&token);
-        let rotated = RefreshTokenKeys::new(&key("new"), Some(&key("old")));
-        let decoded = rotated.decode(&text).unwrap();
-        assert_eq!(
-            (decoded.principal, decoded.hash()),
-            (token.principal, token.hash())
-        );
-        assert!(
-            RefreshTokenKeys::new(&key("new"), None)
-                .decode(&text)
-                .is_none()
-        );
+        let text = keys("old", &[]).encode(&token);
+        for rotated in [keys("new", &["older", "old"]), keys("older", &["old"])] {
+            let decoded = rotated.decode(&text).unwrap();
+            assert_eq!(
+                (decoded.principal, decoded.hash()),
+                (token.principal, token.hash())
+            );
+        }
+        assert!(keys("new", &[]).decode(&text).is_none());
     }
 
     #[test]
     fn a_token_that_was_not_issued_is_rejected() {
-        let keys = RefreshTokenKeys::new(&key("a"), None);
+        let keys = keys("a", &[]);
         let text = keys.encode(&token());
         for other in [
             "",
