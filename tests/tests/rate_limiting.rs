@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::json;
+use tests::raw_connection::{RawConnection, parse_status};
 use tests::{Edge, Gateway, MockUpstream, Store};
 use tokio::task::JoinSet;
 
@@ -126,5 +127,62 @@ premier:
         start.elapsed() >= Duration::from_millis(200),
         "two requests are delayed by 100 ms each"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_with_many_paths_exhausts_only_its_own_quota() -> Result<()> {
+    const TWO_PER_WINDOW: &str = "
+premier:
+  paths:
+    - pattern: '/api/*'
+      features: {rate_limit: {quota: 2, duration: 864000}}
+";
+    /// Paths that a client may have counted apart.
+    const MAX_PATHS: u32 = 1024;
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(TWO_PER_WINDOW)
+        .start()
+        .await?;
+    let client = gateway.client()?;
+    for number in 0..MAX_PATHS {
+        let response = client.get(&format!("/api/{number}")).await?;
+        assert_eq!(response.status, 200, "path {number}");
+    }
+    for expected in [200, 200, 429, 429] {
+        let response = client.get(&format!("/api/new/{expected}")).await?;
+        assert_eq!(response.status, expected);
+    }
+    assert_eq!(client.get("/api/0").await?.status, 200);
+    assert_eq!(client.get("/api/0").await?.status, 429);
+    let other = gateway.client()?;
+    for expected in [200, 200, 429] {
+        assert_eq!(other.get("/api/new/429").await?.status, expected);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_divides_a_header_into_lines_has_no_further_quota() -> Result<()> {
+    const ONE_PER_KEY: &str = "
+premier:
+  default_features: {rate_limit: {quota: 1, duration: 864000, per: ['header:x-api-key']}}
+";
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(ONE_PER_KEY)
+        .start()
+        .await?;
+    let status = async |lines: &str| -> Result<u16> {
+        let mut connection = RawConnection::connect(&gateway).await?;
+        let request =
+            format!("GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}\r\n");
+        connection.send(request).await?;
+        Ok(parse_status(&connection.read_to_string().await?))
+    };
+    assert_eq!(status("X-Api-Key: a\r\nX-Api-Key: b\r\n").await?, 200);
+    assert_eq!(status("X-Api-Key: a, b\r\n").await?, 429);
+    assert_eq!(status("X-Api-Key: a\r\nX-Api-Key: c\r\n").await?, 200);
     Ok(())
 }

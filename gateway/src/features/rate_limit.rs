@@ -4,20 +4,25 @@
 //! state of each key, and an algorithm decides by it: [`fixed_window`], [`sliding_window`],
 //! [`token_bucket`] or [`leaky_bucket`]. Keys that have no slot in the store are counted by a
 //! [count-min sketch](count_min_sketch).
+//!
+//! A client that uses more keys than [`key_limit`] permits has one further key for all the others, and each
+//! of their requests has to pass under both.
 
 mod algorithm;
 mod count_min_sketch;
 mod fixed_window;
+mod key_limit;
 mod leaky_bucket;
 mod sliding_window;
 mod store;
 mod token_bucket;
 
 use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BufMut;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::client::ClientKey;
 use crate::config::{ErrorResponseSettings, QuotaKeyPart, RateLimitAlgorithm, RateLimitSettings};
@@ -25,7 +30,9 @@ use crate::runtime::clock::{Instant, nanoseconds, whole_seconds};
 use crate::telemetry::text;
 use algorithm::{AlgorithmDecision, QuotaPolicy, QuotaState};
 use count_min_sketch::CountMinSketch;
+use key_limit::EpochLength;
 pub(crate) use store::QuotaStore;
+use store::{CountingRule, KeyLimitExceeded, SlotAccess};
 
 /// Name of the quota policy in `RateLimit` and `RateLimit-Policy`. A response carries one at most.
 const POLICY_NAME: &str = "default";
@@ -40,7 +47,8 @@ pub(crate) struct Quota {
     per: Vec<QuotaKeyPart>,
     error_response: ErrorResponseSettings,
     policy_header: HeaderValue,
-    overflow: CountMinSketch,
+    epoch_length: EpochLength,
+    overflow: Arc<CountMinSketch>,
 }
 
 /// Status of a quota for one key, as the `RateLimit` header reports it.
@@ -76,8 +84,18 @@ impl Quota {
             per: rule.per.clone(),
             error_response: rule.error_response.clone(),
             policy_header: policy_header(policy, rule.algorithm),
-            overflow: CountMinSketch::default(),
+            epoch_length: EpochLength::of(policy),
+            overflow: Arc::new(CountMinSketch::new(rule.algorithm, policy)),
         }
+    }
+
+    /// Keeps the counters outside of the store of the quota that this one replaces, if pattern and rule
+    /// are the same.
+    pub(crate) fn replacing(mut self, previous: Option<&Self>) -> Self {
+        if let Some(previous) = previous.filter(|previous| previous.id == self.id) {
+            self.overflow = Arc::clone(&previous.overflow);
+        }
+        self
     }
 
     /// Returns the value of `RateLimit-Policy`.
@@ -100,9 +118,11 @@ impl Quota {
         now: Instant,
     ) -> QuotaDecision {
         let key = self.key(store, client, path, headers);
+        let count = Count { quota: self, now };
+        let access = SlotAccess::Charged(self.epoch_length.owner(client, now));
         let decision = store
-            .update(key, now, |state| self.apply_algorithm(state, now))
-            .unwrap_or_else(|_full| self.overflow.take(key, self.policy, now));
+            .update(key, access, now, &count)
+            .unwrap_or_else(|_exceeded| count.take_over_key_limit(store, client, key));
         match decision {
             AlgorithmDecision::Passed {
                 remaining,
@@ -131,15 +151,6 @@ impl Quota {
         }
     }
 
-    fn apply_algorithm(&self, state: &mut QuotaState, now: Instant) -> AlgorithmDecision {
-        match self.algorithm {
-            RateLimitAlgorithm::FixedWindow => fixed_window::take(state, self.policy, now),
-            RateLimitAlgorithm::SlidingWindow => sliding_window::take(state, self.policy, now),
-            RateLimitAlgorithm::TokenBucket => token_bucket::take(state, self.policy, now),
-            RateLimitAlgorithm::LeakyBucket => leaky_bucket::take(state, self.policy, now),
-        }
-    }
-
     fn key(&self, store: &QuotaStore, client: ClientKey, path: &str, headers: &HeaderMap) -> u64 {
         let mut hasher = store.hasher().build_hasher();
         self.id.hash(&mut hasher);
@@ -147,13 +158,87 @@ impl Quota {
             match part {
                 QuotaKeyPart::Client => client.hash(&mut hasher),
                 QuotaKeyPart::Path => path.hash(&mut hasher),
-                QuotaKeyPart::Header(name) => headers
-                    .get(name)
-                    .map(HeaderValue::as_bytes)
-                    .hash(&mut hasher),
+                QuotaKeyPart::Header(name) => hash_header(headers, name, &mut hasher),
             }
         }
         hasher.finish()
+    }
+}
+
+/// Hashes the combined value of a header (RFC 9110, section 5.3): however a client divides it into
+/// lines, it has one key.
+fn hash_header(headers: &HeaderMap, name: &HeaderName, hasher: &mut impl Hasher) {
+    let mut length = 0_usize;
+    for (number, line) in headers.get_all(name).iter().enumerate() {
+        if number > 0 {
+            hasher.write(b", ");
+            length += 2;
+        }
+        hasher.write(line.as_bytes());
+        length += line.len();
+    }
+    // The length separates the value from the next part of the key.
+    (headers.contains_key(name), length).hash(hasher);
+}
+
+/// Counting of one request by the rule of a quota.
+struct Count<'q> {
+    quota: &'q Quota,
+    now: Instant,
+}
+
+impl Count<'_> {
+    /// Decides about a request of a client that has as many keys as it may: it has to pass both under the
+    /// one key for the rest of the client's requests, and under its own, which gets no slot. What
+    /// the first one takes is lost if the second one rejects the request: the client alone bears it.
+    fn take_over_key_limit(
+        &self,
+        store: &QuotaStore,
+        client: ClientKey,
+        key: u64,
+    ) -> AlgorithmDecision {
+        let rest = store.hash((self.quota.id, client));
+        let update = |key, access| match store.update(key, access, self.now, self) {
+            Ok(decision) => decision,
+            Err(KeyLimitExceeded) => self.take_without_slot(key),
+        };
+        match update(rest, SlotAccess::Free) {
+            passed @ AlgorithmDecision::Passed { .. } => {
+                passed.and(update(key, SlotAccess::ExistingOnly))
+            }
+            rejected @ AlgorithmDecision::Rejected { .. } => rejected,
+        }
+    }
+}
+
+impl CountingRule for Count<'_> {
+    fn take_from_slot(&self, state: &mut QuotaState) -> AlgorithmDecision {
+        let (policy, now) = (self.quota.policy, self.now);
+        match self.quota.algorithm {
+            RateLimitAlgorithm::FixedWindow => fixed_window::take(state, policy, now),
+            RateLimitAlgorithm::SlidingWindow => sliding_window::take(state, policy, now),
+            RateLimitAlgorithm::TokenBucket => token_bucket::take(state, policy, now),
+            RateLimitAlgorithm::LeakyBucket => leaky_bucket::take(state, policy, now),
+        }
+    }
+
+    fn take_without_slot(&self, key: u64) -> AlgorithmDecision {
+        self.quota.overflow.take(key, self.now)
+    }
+
+    fn initial_state(&self, key: u64) -> (QuotaState, Instant) {
+        let (policy, now) = (self.quota.policy, self.now);
+        let count = self.quota.overflow.count(key, now);
+        if count == 0 {
+            return Default::default();
+        }
+        match self.quota.algorithm {
+            RateLimitAlgorithm::FixedWindow => fixed_window::state_after(count, policy, now),
+            RateLimitAlgorithm::SlidingWindow => sliding_window::state_after(count, policy, now),
+            RateLimitAlgorithm::TokenBucket | RateLimitAlgorithm::LeakyBucket => {
+                token_bucket::state_after(count, policy, now)
+            }
+        }
     }
 }
 

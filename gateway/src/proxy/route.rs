@@ -40,8 +40,8 @@ pub(crate) struct Routes {
 }
 
 impl Routes {
-    /// Compiles the routes of a configuration. Circuit breakers of `previous` with equal pattern and
-    /// settings are kept.
+    /// Compiles the routes of a configuration. Circuit breakers and quota counters of `previous` with
+    /// equal pattern and settings are kept.
     ///
     /// # Errors
     /// Returns an error if the patterns together exceed the size limit of the matcher.
@@ -52,11 +52,12 @@ impl Routes {
         previous: Option<&Self>,
     ) -> Result<Self> {
         let previous_breakers = previous.map_or_else(HashMap::new, Self::breakers_by_pattern);
+        let previous_quotas = previous.map_or_else(HashMap::new, Self::quotas_by_pattern);
         let route = |pattern: String, features: &Features| Route {
-            quota: features
-                .rate_limit
-                .as_ref()
-                .map(|rule| Quota::new(&pattern, rule, store)),
+            quota: features.rate_limit.as_ref().map(|rule| {
+                let previous = previous_quotas.get(&*pattern).copied();
+                Quota::new(&pattern, rule, store).replacing(previous)
+            }),
             monitoring: features.monitoring,
             timeout: features.timeout.clone(),
             retry: features.retry.clone(),
@@ -116,6 +117,15 @@ impl Routes {
             .iter()
             .rev()
             .filter_map(|route| Some((route.pattern.as_str(), route.breakers.as_ref()?)))
+            .collect()
+    }
+
+    /// Returns the quotas by pattern, of each pattern the first one, as [`Self::breakers_by_pattern`].
+    fn quotas_by_pattern(&self) -> HashMap<&str, &Quota> {
+        self.all
+            .iter()
+            .rev()
+            .filter_map(|route| Some((route.pattern.as_str(), route.quota.as_ref()?)))
             .collect()
     }
 

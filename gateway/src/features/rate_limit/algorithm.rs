@@ -35,6 +35,36 @@ pub(super) enum AlgorithmDecision {
     },
 }
 
+impl AlgorithmDecision {
+    /// Returns the decision about a request that has to pass under two keys.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (
+                Self::Passed {
+                    remaining,
+                    reset,
+                    delay,
+                    expiry,
+                },
+                Self::Passed {
+                    remaining: other_remaining,
+                    reset: other_reset,
+                    delay: other_delay,
+                    expiry: other_expiry,
+                },
+            ) => Self::Passed {
+                remaining: remaining.min(other_remaining),
+                reset: reset.max(other_reset),
+                delay: delay.max(other_delay),
+                expiry: expiry.max(other_expiry),
+            },
+            (rejected @ Self::Rejected { .. }, _) | (_, rejected @ Self::Rejected { .. }) => {
+                rejected
+            }
+        }
+    }
+}
+
 /// Parameters of a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct QuotaPolicy {
@@ -56,5 +86,12 @@ impl QuotaPolicy {
     pub(super) fn drain_time_ns(self) -> u64 {
         self.emission_interval_ns()
             .saturating_mul(u64::from(self.bucket_size))
+    }
+
+    /// Returns the longest time in nanoseconds after which a state equals that of a new key.
+    pub(super) fn max_lifetime_ns(self) -> u64 {
+        // A sliding window expires one slot late.
+        let window = self.window_ns.saturating_add(self.window_ns / 8);
+        window.max(self.drain_time_ns())
     }
 }

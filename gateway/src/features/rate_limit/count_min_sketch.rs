@@ -1,17 +1,23 @@
 //! Counters of the keys for which the [store](super::store) has no slot: a count-min sketch
 //! (Cormode and Muthukrishnan, 2005) of one quota.
 //!
-//! Requests are counted in fixed windows of `duration` since the start of the process, whichever
-//! algorithm is configured. The sketch may add requests of other keys to a key's count (with 400 keys
-//! in it, the probability is 7 in 10⁵) and never counts too few: when memory is exhausted, a quota
-//! gets stricter, never laxer.
+//! Requests are counted in windows of `duration` since the start of the process. A fixed window counts the
+//! current one. The other algorithms count the last one too, which covers any span of `duration`, and
+//! permit no more in both than a burst.
+//!
+//! The sketch may add requests of other keys to a key's count (with 400 keys in it, the probability is 7 in
+//! 10⁵) and never counts too few: when memory is exhausted, a quota gets stricter, never laxer. A key that gets a slot
+//! later begins with what the sketch has counted for it.
 
 use std::fmt;
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use pingora_limits::estimator::Estimator;
 
+use crate::config::RateLimitAlgorithm;
 use crate::features::rate_limit::algorithm::{AlgorithmDecision, QuotaPolicy};
 use crate::runtime::clock::Instant;
 
@@ -20,46 +26,148 @@ const ROWS: usize = 4;
 /// Counters per row.
 const COLUMNS: usize = 4096;
 
-/// Sketch of the current window. Its memory is allocated by the first request that it counts.
-#[derive(Default)]
-pub(super) struct CountMinSketch(Mutex<Option<SketchWindow>>);
+/// Sketches of the current and the last window. Their memory is allocated by the first request that
+/// they count.
+pub(super) struct CountMinSketch {
+    algorithm: RateLimitAlgorithm,
+    policy: QuotaPolicy,
+    windows: Mutex<Option<SketchWindows>>,
+    /// Number of the first window in which no counted request is of importance any more.
+    unused_from: AtomicU64,
+}
 
-struct SketchWindow {
-    /// Number of the window since the start of the process.
+struct SketchWindows {
+    /// Number of the current window since the start of the process.
     number: u64,
-    passed: Estimator,
+    current: Estimator,
+    last: Estimator,
 }
 
 impl CountMinSketch {
-    pub(super) fn take(&self, key: u64, policy: QuotaPolicy, now: Instant) -> AlgorithmDecision {
-        let window_ns = policy.window_ns.max(1);
-        let number = now.0 / window_ns;
-        let window_end = Instant((number + 1).saturating_mul(window_ns));
-        // The lock makes reading and counting atomic, which the estimator is not.
-        let mut window = self.0.lock();
-        let window = window.get_or_insert_with(|| SketchWindow {
-            number,
-            passed: Estimator::new(ROWS, COLUMNS),
-        });
-        if window.number != number {
-            window.passed.reset();
-            window.number = number;
+    pub(super) fn new(algorithm: RateLimitAlgorithm, policy: QuotaPolicy) -> Self {
+        Self {
+            algorithm,
+            policy,
+            windows: Mutex::default(),
+            unused_from: AtomicU64::default(),
         }
+    }
+
+    pub(super) fn take(&self, key: u64, now: Instant) -> AlgorithmDecision {
+        let (number, window_ns) = (self.window_number(now), self.window_ns());
+        // The lock makes reading and counting atomic, which the estimator is not.
+        let mut windows = self.windows.lock();
+        let windows = windows.get_or_insert_with(|| SketchWindows::new(number));
+        windows.advance_to(number);
+        let window_end = Instant((windows.number + 1).saturating_mul(window_ns));
+        let last = self.count_of_last_window(windows, key);
         // Counting returns the estimate: to read it before would hash the key once more.
-        let count = u32::try_from(window.passed.incr(key, 1)).unwrap_or(u32::MAX);
-        if count > policy.quota {
-            window.passed.decr(key, 1);
+        let current = to_count(windows.current.incr(key, 1));
+        let (count, limit) = (current.saturating_add(last), self.limit());
+        if count > limit {
+            windows.current.decr(key, 1);
+            // The current window becomes the last one, and counts until the next one ends.
+            let remaining_windows = u64::from(self.counts_last_window() && current > limit);
+            let end = Instant(window_end.0.saturating_add(remaining_windows * window_ns));
             return AlgorithmDecision::Rejected {
-                retry_after: window_end.since(now),
+                retry_after: end.since(now),
             };
         }
+        let counted_windows = if self.counts_last_window() { 2 } else { 1 };
+        self.unused_from
+            .store(windows.number + counted_windows, Ordering::Relaxed);
+        let delay_ns = match self.algorithm {
+            RateLimitAlgorithm::LeakyBucket => self
+                .policy
+                .emission_interval_ns()
+                .saturating_mul(u64::from(count - 1)),
+            RateLimitAlgorithm::FixedWindow
+            | RateLimitAlgorithm::SlidingWindow
+            | RateLimitAlgorithm::TokenBucket => 0,
+        };
         AlgorithmDecision::Passed {
-            remaining: policy.quota - count,
+            remaining: limit - count,
             reset: window_end.since(now),
-            delay: Duration::ZERO,
+            delay: Duration::from_nanos(delay_ns),
             expiry: window_end,
         }
     }
+
+    /// Returns an upper bound of the requests of a key that count at `now`. While the sketch is not used,
+    /// this costs no lock.
+    pub(super) fn count(&self, key: u64, now: Instant) -> u32 {
+        let number = self.window_number(now);
+        // The requests of a key are ordered by the lock of its bucket in the store.
+        if number >= self.unused_from.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let mut windows = self.windows.lock();
+        let Some(windows) = windows.as_mut() else {
+            return 0;
+        };
+        windows.advance_to(number);
+        let current = to_count(windows.current.get(key));
+        current.saturating_add(self.count_of_last_window(windows, key))
+    }
+
+    /// Returns the number of requests that may pass in the counted windows.
+    fn limit(&self) -> u32 {
+        match self.algorithm {
+            RateLimitAlgorithm::FixedWindow | RateLimitAlgorithm::SlidingWindow => {
+                self.policy.quota
+            }
+            RateLimitAlgorithm::TokenBucket | RateLimitAlgorithm::LeakyBucket => {
+                self.policy.quota.min(self.policy.bucket_size)
+            }
+        }
+    }
+
+    fn counts_last_window(&self) -> bool {
+        self.algorithm != RateLimitAlgorithm::FixedWindow
+    }
+
+    fn count_of_last_window(&self, windows: &SketchWindows, key: u64) -> u32 {
+        if self.counts_last_window() {
+            to_count(windows.last.get(key))
+        } else {
+            0
+        }
+    }
+
+    fn window_ns(&self) -> u64 {
+        self.policy.window_ns.max(1)
+    }
+
+    fn window_number(&self, now: Instant) -> u64 {
+        now.0 / self.window_ns()
+    }
+}
+
+impl SketchWindows {
+    fn new(number: u64) -> Self {
+        Self {
+            number,
+            current: Estimator::new(ROWS, COLUMNS),
+            last: Estimator::new(ROWS, COLUMNS),
+        }
+    }
+
+    /// Begins the window `number`. A request that began before the current window counts in it.
+    fn advance_to(&mut self, number: u64) {
+        if number <= self.number {
+            return;
+        }
+        mem::swap(&mut self.current, &mut self.last);
+        self.current.reset();
+        if number - self.number > 1 {
+            self.last.reset();
+        }
+        self.number = number;
+    }
+}
+
+fn to_count(estimate: isize) -> u32 {
+    u32::try_from(estimate).unwrap_or(u32::MAX)
 }
 
 impl fmt::Debug for CountMinSketch {

@@ -31,3 +31,13 @@ pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) ->
         expiry: window_end,
     }
 }
+
+/// Returns the state in which `count` requests have passed at once, and its expiry.
+pub(super) fn state_after(count: u32, policy: QuotaPolicy, now: Instant) -> (QuotaState, Instant) {
+    let mut state = QuotaState {
+        time: now.0.saturating_add(policy.window_ns),
+        ..QuotaState::default()
+    };
+    state.counters[0] = count;
+    (state, Instant(state.time))
+}

@@ -17,12 +17,11 @@ use crate::runtime::clock::Instant;
 const SLOTS: u64 = COUNTERS_PER_STATE as u64;
 
 pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) -> AlgorithmDecision {
-    let slot_ns = policy.window_ns.div_ceil(SLOTS - 1).max(1);
+    let slot_ns = slot_length_ns(policy);
     let current = now.0 / slot_ns;
     advance(state, current);
     let passed: u32 = state.counters.iter().sum();
-    // First instant at which no span that ends then or later overlaps the slot.
-    let slot_expiry = |slot: u64| Instant((slot + SLOTS).saturating_mul(slot_ns));
+    let slot_expiry = |slot| slot_expiry(slot, slot_ns);
     if passed >= policy.quota {
         let slot = oldest_slot_that_frees(state, current, passed - policy.quota + 1);
         return AlgorithmDecision::Rejected {
@@ -36,6 +35,27 @@ pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) ->
         delay: Duration::ZERO,
         expiry: slot_expiry(current),
     }
+}
+
+/// Returns the state in which `count` requests have passed at once, and its expiry.
+pub(super) fn state_after(count: u32, policy: QuotaPolicy, now: Instant) -> (QuotaState, Instant) {
+    let slot_ns = slot_length_ns(policy);
+    let current = now.0 / slot_ns;
+    let mut state = QuotaState {
+        time: current,
+        ..QuotaState::default()
+    };
+    state.counters[index(current)] = count;
+    (state, slot_expiry(current, slot_ns))
+}
+
+fn slot_length_ns(policy: QuotaPolicy) -> u64 {
+    policy.window_ns.div_ceil(SLOTS - 1).max(1)
+}
+
+/// Returns the first instant at which no span that ends then or later overlaps the slot.
+fn slot_expiry(slot: u64, slot_ns: u64) -> Instant {
+    Instant((slot + SLOTS).saturating_mul(slot_ns))
 }
 
 fn index(slot: u64) -> usize {

@@ -275,3 +275,177 @@ fn the_headers_follow_the_ratelimit_headers_draft() {
     };
     assert_eq!(status.header_value(), "\"default\";r=99;t=60");
 }
+
+fn quota(pattern: &str, rule: &str, store: &QuotaStore) -> Quota {
+    let yaml = format!(
+        "premier: {{paths: [{{pattern: '{pattern}', features: {{rate_limit: {{{rule}}}}}}}]}}"
+    );
+    let environment = crate::config::Environment::for_tests();
+    let config = crate::config::Config::parse("gateway.yml".as_ref(), &yaml, &environment).unwrap();
+    let rule = config.paths[0].features.rate_limit.as_ref().unwrap();
+    Quota::new(pattern, rule, store)
+}
+
+/// Takes from a quota for a path at a second. Returns whether the request passes.
+fn passes(quota: &Quota, store: &QuotaStore, number: u32, path: &str, second: u64) -> bool {
+    let now = Instant(second * SECOND_NS);
+    let decision = quota.take(store, client(number), path, &HeaderMap::new(), now);
+    !matches!(decision, QuotaDecision::Rejected(..))
+}
+
+const ALGORITHMS: [&str; 4] = [
+    "fixed_window",
+    "sliding_window",
+    "token_bucket",
+    "leaky_bucket",
+];
+
+#[test]
+fn a_client_with_any_number_of_keys_leaves_room_for_others() {
+    for algorithm in ["fixed_window", "token_bucket"] {
+        for per in ["client, endpoint", "endpoint"] {
+            let store = QuotaStore::new();
+            let rule = format!("quota: 2, duration: 600, algorithm: {algorithm}, per: [{per}]");
+            let quota = quota("/api/*", &rule, &store);
+            let mut passed = 0;
+            // The first ones are more than the store has slots. Epochs of 2^40 ns, about 1,100 s.
+            for (second, count) in [(1000, 300_000), (1300, 5000), (1600, 5000)] {
+                for number in 0..count {
+                    let path = format!("/api/{second}/{number}");
+                    passed += usize::from(passes(&quota, &store, 0, &path, second));
+                }
+            }
+            assert!(passed < 4096, "{algorithm} per {per}: {passed}");
+            let inexact = (1..5000)
+                .filter(|number| {
+                    let path = format!("/api/of/{number}");
+                    let pass = || passes(&quota, &store, *number, &path, 1600);
+                    [pass(), pass(), pass()] != [true, true, false]
+                })
+                .count();
+            assert_eq!(inexact, 0, "{algorithm} per {per}");
+        }
+    }
+}
+
+#[test]
+fn a_client_over_its_key_limit_has_one_quota_for_the_rest() {
+    for algorithm in ALGORITHMS {
+        let store = QuotaStore::new();
+        let rule = format!("quota: 3, duration: 600, algorithm: {algorithm}");
+        let quota = quota("/api/*", &rule, &store);
+        for number in 0..key_limit::MAX_KEYS_PER_CLIENT {
+            let path = format!("/api/{number}");
+            assert!(passes(&quota, &store, 1, &path, 1000), "{path}");
+        }
+        let rest: Vec<_> = (0..5)
+            .map(|number| passes(&quota, &store, 1, &format!("/api/new/{number}"), 1000))
+            .collect();
+        assert_eq!(rest, [true, true, true, false, false], "{algorithm}");
+        let known = || passes(&quota, &store, 1, "/api/0", 1000);
+        assert_eq!([known(), known(), known()], [true, true, false]);
+        assert!(passes(&quota, &store, 2, "/api/new/4", 1000), "{algorithm}");
+    }
+}
+
+#[test]
+fn a_key_that_outlives_an_epoch_is_not_counted_anew() {
+    for algorithm in ["sliding_window", "token_bucket"] {
+        let store = QuotaStore::new();
+        let rule = format!("quota: 3, duration: 600, algorithm: {algorithm}");
+        let quota = quota("/api/*", &rule, &store);
+        // Epochs of 2^40 ns, about 1,100 s.
+        let login = |second| passes(&quota, &store, 1, "/api/login", second);
+        assert_eq!([1090; 4].map(login), [true, true, true, false]);
+        for number in 0..key_limit::MAX_KEYS_PER_CLIENT {
+            passes(&quota, &store, 1, &format!("/api/{number}"), 1101);
+        }
+        assert!(!login(1101), "{algorithm}");
+    }
+}
+
+#[test]
+fn a_key_that_gets_a_slot_keeps_what_the_sketch_has_counted() {
+    for algorithm in ALGORITHMS {
+        let store = QuotaStore::new();
+        let filler = quota("/filler", "quota: 1, duration: 1", &store);
+        for number in 0..1_000_000 {
+            passes(&filler, &store, number, "/filler", 1000);
+        }
+        let rule = format!("quota: 2, duration: 600, algorithm: {algorithm}");
+        let quota = quota("/a", &rule, &store);
+        // Most of these clients have no slot before the states above have expired.
+        for number in 0..100 {
+            assert!(passes(&quota, &store, number, "/a", 1000));
+            assert!(passes(&quota, &store, number, "/a", 1000));
+        }
+        for number in 0..100 {
+            assert!(!passes(&quota, &store, number, "/a", 1010), "{algorithm}");
+        }
+    }
+}
+
+#[test]
+fn the_sketch_permits_no_more_than_a_burst_in_any_window() {
+    for (algorithm, expected) in [
+        ("sliding_window", 3),
+        ("token_bucket", 2),
+        ("leaky_bucket", 2),
+    ] {
+        let store = QuotaStore::new();
+        let rule = format!("quota: 3, duration: 600, algorithm: {algorithm}, bucket_size: 2");
+        let quota = quota("/a", &rule, &store);
+        // The windows of the sketch are aligned with the clock: one ends at 1,200 s.
+        let take = |second| quota.overflow.take(7, Instant(second * SECOND_NS));
+        let passed = [1198, 1199, 1199, 1201, 1201, 1202].map(take);
+        let passed = passed
+            .iter()
+            .filter(|one| matches!(one, AlgorithmDecision::Passed { .. }));
+        assert_eq!(passed.count(), expected, "{algorithm}");
+    }
+}
+
+#[test]
+fn the_sketch_of_an_unchanged_rule_survives_a_reload() {
+    let store = QuotaStore::new();
+    let rule = "quota: 2, duration: 600";
+    let before = quota("/a", rule, &store);
+    let take = |quota: &Quota| {
+        let decision = quota.overflow.take(7, Instant(1000 * SECOND_NS));
+        matches!(decision, AlgorithmDecision::Passed { .. })
+    };
+    assert_eq!(
+        [take(&before), take(&before), take(&before)],
+        [true, true, false]
+    );
+    assert!(!take(&quota("/a", rule, &store).replacing(Some(&before))));
+    assert!(take(&quota("/b", rule, &store).replacing(Some(&before))));
+    assert!(take(
+        &quota("/a", "quota: 3, duration: 600", &store).replacing(Some(&before))
+    ));
+}
+
+#[test]
+fn all_lines_of_a_header_are_one_key() {
+    let store = QuotaStore::new();
+    let quota = quota(
+        "/a",
+        "quota: 1, duration: 600, per: ['header:x-api-key', 'header:x-tenant']",
+        &store,
+    );
+    let passes = |lines: &[(&'static str, &str)]| {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, value.parse().unwrap());
+        }
+        let decision = quota.take(&store, client(1), "/a", &headers, Instant(1000 * SECOND_NS));
+        matches!(decision, QuotaDecision::Passed(_))
+    };
+    assert!(passes(&[("x-api-key", "a"), ("x-api-key", "b")]));
+    assert!(!passes(&[("x-api-key", "a, b")]));
+    assert!(passes(&[("x-api-key", "a"), ("x-api-key", "c")]));
+    assert!(passes(&[("x-api-key", "a")]));
+    assert!(passes(&[("x-tenant", "a")]));
+    assert!(passes(&[]));
+    assert!(passes(&[("x-api-key", "")]));
+}

@@ -26,3 +26,16 @@ pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) ->
         expiry: Instant(full_at),
     }
 }
+
+/// Returns the state in which `count` requests have passed at once, and its expiry.
+pub(super) fn state_after(count: u32, policy: QuotaPolicy, now: Instant) -> (QuotaState, Instant) {
+    let taken = policy
+        .emission_interval_ns()
+        .saturating_mul(u64::from(count))
+        .min(policy.drain_time_ns());
+    let state = QuotaState {
+        time: now.0.saturating_add(taken),
+        ..QuotaState::default()
+    };
+    (state, Instant(state.time))
+}
