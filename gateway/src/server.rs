@@ -4,6 +4,7 @@ pub(crate) mod discovery;
 pub(crate) mod reload;
 mod shutdown;
 mod start_checks;
+mod upgrade;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::runtime::signals::{self, ShutdownSignals};
 use crate::server::discovery::Discovery;
 use crate::server::reload::{ConfigSource, Reload};
 use crate::server::shutdown::DRAIN_TIMEOUT;
+use crate::server::upgrade::HandedOverSockets;
 use crate::telemetry::access_log::AccessLog;
 
 /// Source of the listening sockets.
@@ -65,10 +67,14 @@ pub(crate) fn serve(
     reload::log_warnings(&config);
     let listen = config.listen;
     let upgrade_socket = start_checks::upgrade_socket(&environment)?;
-    match start {
-        Start::Fresh => start_checks::check_addresses_free(listen)?,
-        Start::Upgrade => start_checks::check_writable(&upgrade_socket)?,
-    }
+    let handed_over = match start {
+        Start::Fresh => None,
+        Start::Upgrade => {
+            start_checks::check_writable(&upgrade_socket)?;
+            Some(HandedOverSockets::receive(&upgrade_socket, listen)?)
+        }
+    };
+    start_checks::check_addresses_free(listen, handed_over.as_ref())?;
     let gateway = Arc::new(GatewayState::new(config, telemetry.access_log)?);
     let supervisor = telemetry.supervisor;
     gateway
@@ -78,7 +84,7 @@ pub(crate) fn serve(
         gateway.metrics.register(metric);
     }
 
-    let mut server = bootstrap(start, &upgrade_socket);
+    let mut server = bootstrap(handed_over, &upgrade_socket)?;
     let source = ConfigSource { file, environment };
     add_services(&mut server, listen, &gateway, source, supervisor)?;
     let (https, admin) = (listen.https.to_string(), listen.admin.to_string());
@@ -93,22 +99,24 @@ pub(crate) fn serve(
     Ok(())
 }
 
-/// Creates Pingora's server. For an upgrade, waits for the sockets of the running gateway.
-fn bootstrap(start: Start, upgrade_socket: &Path) -> Server {
+/// Creates Pingora's server, which listens on the sockets of the running gateway if it has handed them over.
+fn bootstrap(handed_over: Option<HandedOverSockets>, upgrade_socket: &Path) -> Result<Server> {
     let options = Opt {
-        upgrade: start == Start::Upgrade,
+        upgrade: handed_over.is_some(),
         ..Opt::default()
     };
-    let mut server = Server::new_with_opt_and_conf(options, server_conf(upgrade_socket));
-    if start == Start::Upgrade {
-        let socket = upgrade_socket.display();
-        tracing::info!(
-            %socket,
-            "waiting for the sockets of the running gateway: send it SIGQUIT within 5 seconds"
-        );
-    }
-    server.bootstrap();
-    server
+    let start = |socket: &Path| {
+        let mut server = Server::new_with_opt_and_conf(options, server_conf(socket));
+        server.bootstrap();
+        server
+    };
+    let Some(sockets) = handed_over else {
+        return Ok(start(upgrade_socket));
+    };
+    let mut server = sockets.pass_on(upgrade_socket, start)?;
+    // The next gateway waits at the public one.
+    server.configuration = Arc::new(server_conf(upgrade_socket));
+    Ok(server)
 }
 
 fn server_conf(upgrade_socket: &Path) -> ServerConf {

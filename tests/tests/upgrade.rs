@@ -1,9 +1,16 @@
 //! Upgrades of the gateway without downtime: a new process takes over the sockets of a running one.
 
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::Result;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::Signal;
 use tests::client::Protocol;
 use tests::{Gateway, MockUpstream, wait};
@@ -93,5 +100,30 @@ async fn sighup_does_not_stop_a_gateway_that_waits_to_take_over() -> Result<()> 
         .wait_for_response("/", |response| response.status == 200)
         .await?;
     assert!(second.terminate()?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn sockets_that_were_not_asked_for_are_not_used() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut second = gateway.start_second(&["run", "--upgrade"])?;
+    second.wait_for_log("waiting for the sockets").await?;
+    let path = gateway.config_file().with_file_name("upgrade.sock");
+    let mode = std::fs::metadata(&path)?.permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let other = TcpListener::bind("127.0.0.1:0")?;
+    let name = gateway.address.to_string();
+    let sockets = [other.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&sockets));
+    let stream = UnixStream::connect(&path)?;
+    let message = [IoSlice::new(name.as_bytes())];
+    sendmsg(&stream, &message, &mut ancillary, SendFlags::empty())?;
+    assert!(!second.wait_for_exit()?.success());
+    second.wait_for_log("is bound to").await?;
+    assert_eq!(gateway.client()?.get("/").await?.status, 200);
     Ok(())
 }

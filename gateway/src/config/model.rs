@@ -47,6 +47,13 @@ pub(crate) struct ListenAddresses {
     pub(crate) public_port: u16,
 }
 
+impl ListenAddresses {
+    /// Returns the addresses of all listeners.
+    pub(crate) fn all(self) -> impl Iterator<Item = SocketAddr> {
+        [self.https, self.admin].into_iter().chain(self.http)
+    }
+}
+
 /// Strategy that selects the endpoint of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BalancingStrategy {

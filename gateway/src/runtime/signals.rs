@@ -1,17 +1,21 @@
 //! Signals: SIGTERM, SIGINT and SIGQUIT end the process, SIGHUP must not.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
+use rustix::process::geteuid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 /// Longest time between SIGQUIT and the start of the new gateway.
 const NEW_GATEWAY_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// User id of root.
+const ROOT: u32 = 0;
 
 /// Installs a handler for SIGHUP, whose default action would terminate the process before the reload
 /// task listens for it.
@@ -80,11 +84,15 @@ impl ShutdownSignals {
         true
     }
 
-    /// Returns whether a process listens at the socket, by the kernel's list: connecting would start the
-    /// transfer.
+    /// Returns whether a process of this user or of root listens at the socket, by the owner of the file and
+    /// the kernel's list: connecting would start the transfer.
     fn has_listener(&self) -> bool {
         /// `__SO_ACCEPTCON`, as proc(5) has it for /proc/net/unix.
         const SO_ACCEPTCON_FLAG: &str = "00010000";
+        let owner = std::fs::symlink_metadata(&self.upgrade_socket).map(|metadata| metadata.uid());
+        if !owner.is_ok_and(|uid| uid == ROOT || uid == geteuid().as_raw()) {
+            return false;
+        }
         let Ok(sockets) = std::fs::read_to_string("/proc/net/unix") else {
             return true;
         };

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{Access, access};
 
 use crate::config::{Environment, ListenAddresses};
+use crate::server::upgrade::HandedOverSockets;
 
 const UPGRADE_SOCKET: &str = "GATEWAY_UPGRADE_SOCKET";
 
@@ -31,11 +32,14 @@ pub(super) fn check_writable(upgrade_socket: &Path) -> Result<()> {
         .with_context(|| format!("{UPGRADE_SOCKET}: cannot write into {}", folder.display()))
 }
 
-/// Checks that the listeners can be bound.
+/// Checks that the listeners that were not handed over can be bound.
 ///
 /// # Errors
 /// Returns an error that names the first listener that cannot, with its address.
-pub(super) fn check_addresses_free(listen: ListenAddresses) -> Result<()> {
+pub(super) fn check_addresses_free(
+    listen: ListenAddresses,
+    handed_over: Option<&HandedOverSockets>,
+) -> Result<()> {
     let listeners = [
         ("https", Some(listen.https)),
         ("admin", Some(listen.admin)),
@@ -45,6 +49,9 @@ pub(super) fn check_addresses_free(listen: ListenAddresses) -> Result<()> {
     let mut held = Vec::new();
     for (key, address) in listeners {
         let Some(address) = address else { continue };
+        if handed_over.is_some_and(|sockets| sockets.contains(address)) {
+            continue;
+        }
         let listener = TcpListener::bind(address)
             .with_context(|| format!("premier.listen.{key}: listening on {address}"))?;
         held.push(listener);

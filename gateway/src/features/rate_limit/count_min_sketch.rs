@@ -6,7 +6,8 @@
 //! permit no more in both than a burst.
 //!
 //! The sketch may add requests of other keys to a key's count (with 400 keys in it, the probability is 7 in
-//! 10⁵) and never counts too few: when memory is exhausted, a quota gets stricter, never laxer. A key that gets a slot
+//! 10⁵) and never counts too few: when memory is exhausted, a quota gets stricter, never laxer. A key that gets
+//! a slot
 //! later begins with what the sketch has counted for it.
 
 use std::fmt;
