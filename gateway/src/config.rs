@@ -16,6 +16,7 @@ mod server;
 mod suggestion;
 
 pub(crate) use certificate::Certificate;
+pub(crate) use error::ConfigErrors;
 pub(crate) use interpolate::Environment;
 pub(crate) use load::admin_address;
 pub(crate) use model::{

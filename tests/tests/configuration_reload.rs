@@ -1,6 +1,9 @@
 //! Reloads of the configuration file and of certificates while the gateway runs.
 
+use std::fs::File;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 use rustix::process::Signal;
@@ -139,7 +142,7 @@ async fn a_replaced_file_of_the_same_age_and_length_is_reloaded() -> Result<()> 
     let modified = std::fs::metadata(&config_file)?.modified()?;
     let replacement = config_file.with_extension("new");
     std::fs::write(&replacement, config_with_quota(7))?;
-    std::fs::File::options()
+    File::options()
         .write(true)
         .open(&replacement)?
         .set_modified(modified)?;
@@ -148,6 +151,34 @@ async fn a_replaced_file_of_the_same_age_and_length_is_reloaded() -> Result<()> 
         .wait_for_response("/a", |response| {
             response.header("ratelimit-policy").contains("q=7")
         })
+        .await
+}
+
+#[tokio::test]
+async fn a_file_that_is_being_written_does_not_take_effect_in_part() -> Result<()> {
+    /// Time between two writes, and their number.
+    const PAUSE: Duration = Duration::from_millis(100);
+    const PARTS: u32 = 25;
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(&config_with_quota(1))
+        .start()
+        .await?;
+    let client = gateway.client()?;
+    assert_eq!(client.get("/a").await?.status, 200);
+    let config = config_with_quota(2);
+    // What is there after the first part is a valid configuration without a quota for `/a`.
+    let (first, rest) = config.split_at(config.find("    - pattern").expect("it has patterns"));
+    let mut file = File::create(gateway.config_file())?;
+    file.write_all(first.as_bytes())?;
+    for part in 0..PARTS {
+        tokio::time::sleep(PAUSE).await;
+        assert_eq!(client.get("/a").await?.status, 429, "after part {part}");
+        writeln!(file, "    # part {part}")?;
+    }
+    file.write_all(rest.as_bytes())?;
+    client
+        .wait_for_response("/a", |response| response.status == 200)
         .await
 }
 

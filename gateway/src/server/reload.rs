@@ -1,8 +1,15 @@
 //! Reload of the configuration without a restart: on SIGHUP, and when the file, a certificate or a
 //! key changes. An invalid configuration changes nothing and is retried periodically, since a file
 //! that it names may appear later, such as a mounted secret.
+//!
+//! A file that is written in place is incomplete for a while, and what is there already may be valid. So
+//! changed files are read after they have not changed for [`SETTLING_TIME`], longer if the last line of
+//! the configuration has no line break, and are read again if they changed meanwhile. A writer that
+//! pauses for longer is not noticed: it has to write another file and rename it. SIGHUP does not
+//! wait: its sender says that the files are complete.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,14 +21,19 @@ use pingora::services::background::BackgroundService;
 use supervision::Supervisor;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, Environment};
+use crate::config::{Config, ConfigErrors, Environment};
 use crate::proxy::state::GatewayState;
 use crate::runtime::fd_limit;
 
 /// Interval at which the files are polled. Polling costs one system call per file, and notices what
 /// inotify does not: changes on network file systems, and mounted secrets that are replaced by
 /// renaming their folder.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Time for which changed files have to stay unchanged before they are read.
+const SETTLING_TIME: Duration = Duration::from_secs(1);
+/// The same for a configuration whose last line has no line break, as it is while a part of the line has
+/// been written.
+const INCOMPLETE_LINE_SETTLING_TIME: Duration = Duration::from_secs(5);
 /// Interval at which an invalid configuration is retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Interval at which warnings about certificates are repeated.
@@ -49,7 +61,7 @@ impl ConfigSource {
 }
 
 /// File and its identity; `None` if it does not exist.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileVersion {
     file: PathBuf,
     identity: Option<FileIdentity>,
@@ -57,7 +69,7 @@ pub(crate) struct FileVersion {
 
 /// Attributes of which at least one differs after any change of a file: a new file has another inode
 /// number, and the time of the last status change (ctime) is set by the kernel alone.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct FileIdentity {
     device: u64,
     inode: u64,
@@ -89,6 +101,31 @@ pub(crate) struct Reload {
 
 /// Name of the task in the metrics.
 const TASK: &str = "reload";
+
+/// Versions of the files, and since when they have been the same.
+struct Observation {
+    versions: Vec<FileVersion>,
+    since: Instant,
+}
+
+impl Observation {
+    fn begin(versions: Vec<FileVersion>) -> Self {
+        let since = Instant::now();
+        Self { versions, since }
+    }
+
+    fn update(&mut self, versions: Vec<FileVersion>) {
+        if versions != self.versions {
+            *self = Self::begin(versions);
+        }
+    }
+}
+
+/// Configuration on disk, and the versions of the files before they were read.
+struct Reading {
+    versions: Vec<FileVersion>,
+    config: Result<Config, ConfigErrors>,
+}
 
 /// State after the configuration on disk was read.
 struct ReloadState {
@@ -124,6 +161,7 @@ impl Reload {
         };
         // The files may have changed since the start.
         let mut state = self.reload(None);
+        let mut observed = Observation::begin(self.file_versions());
         let mut warned_at = Instant::now();
         loop {
             if warned_at.elapsed() >= WARNING_INTERVAL {
@@ -131,17 +169,21 @@ impl Reload {
                 self.gateway.certificates.log_warnings();
             }
             tokio::select! {
-                // SIGHUP always logs the result, even one that was logged before.
-                _ = hangup.recv() => state.failure = None,
+                _ = hangup.recv() => {
+                    // The result is always logged, even one that was logged before.
+                    state.failure = None;
+                    state = self.reload(Some(&state));
+                }
                 () = tokio::time::sleep(POLL_INTERVAL) => {
-                    if !self.is_due(&state) {
-                        continue;
+                    observed.update(self.file_versions());
+                    if self.is_due(&state, &observed)
+                        && let Some(reloaded) = self.reload_if_unchanged(&state)
+                    {
+                        state = reloaded;
                     }
-                    self.wait_until_unchanged().await;
                 }
                 _ = shutdown.changed() => return,
             }
-            state = self.reload(Some(&state));
         }
     }
 
@@ -149,50 +191,67 @@ impl Reload {
         self.source.file_versions(&self.gateway.current().config)
     }
 
-    fn is_due(&self, state: &ReloadState) -> bool {
+    fn is_due(&self, state: &ReloadState, observed: &Observation) -> bool {
         let retry_is_due = |failure: &ReloadFailure| failure.at.elapsed() >= RETRY_INTERVAL;
-        state.failure.as_ref().is_some_and(retry_is_due) || self.file_versions() != state.versions
+        let has_cause =
+            observed.versions != state.versions || state.failure.as_ref().is_some_and(retry_is_due);
+        has_cause && observed.since.elapsed() >= self.settling_time()
     }
 
-    /// Waits until the files stay unchanged for an interval: a certificate and its key are written one
-    /// after the other.
-    async fn wait_until_unchanged(&self) {
-        const UNCHANGED_INTERVAL: Duration = Duration::from_millis(50);
-        loop {
-            let before = self.file_versions();
-            tokio::time::sleep(UNCHANGED_INTERVAL).await;
-            if self.file_versions() == before {
-                return;
-            }
+    /// Returns the time for which the files have to stay unchanged before they are read.
+    fn settling_time(&self) -> Duration {
+        if ends_with_line_break(&self.source.file).unwrap_or(true) {
+            SETTLING_TIME
+        } else {
+            INCOMPLETE_LINE_SETTLING_TIME
         }
     }
 
     /// Reads the configuration on disk and activates it if it is valid.
     fn reload(&self, before: Option<&ReloadState>) -> ReloadState {
+        self.apply(before, self.read())
+    }
+
+    fn apply(&self, before: Option<&ReloadState>, mut reading: Reading) -> ReloadState {
         loop {
-            let versions = self.file_versions();
-            let activation = || self.try_to_activate(before);
+            let names = |all: &[FileVersion]| -> Vec<PathBuf> {
+                all.iter().map(|one| one.file.clone()).collect()
+            };
+            let versions = reading.versions;
+            let activation = || self.try_to_activate(before, reading.config);
             let failure = self
                 .supervisor
                 .catch_blocking(TASK, activation)
                 .unwrap_or_else(|panicked| Some(self.unusable(before, &panicked.to_string())));
-            let names_other_files = || {
-                let now = self.file_versions();
-                let names = |all: &[FileVersion]| all.iter().map(|one| one.file.clone()).collect();
-                let (before, now): (Vec<_>, Vec<_>) = (names(&versions), names(&now));
-                before != now
-            };
             // Files that the new configuration names have no version from before they were read.
-            if failure.is_some() || !names_other_files() {
+            if failure.is_some() || names(&versions) == names(&self.file_versions()) {
                 return ReloadState { versions, failure };
             }
+            reading = self.read();
+        }
+    }
+
+    /// As [`Self::reload`], but returns `None` and changes nothing if the files change while they are read.
+    fn reload_if_unchanged(&self, before: &ReloadState) -> Option<ReloadState> {
+        let reading = self.read();
+        (self.file_versions() == reading.versions).then(|| self.apply(Some(before), reading))
+    }
+
+    fn read(&self) -> Reading {
+        Reading {
+            versions: self.file_versions(),
+            config: Config::load(&self.source.file, &self.source.environment),
         }
     }
 
     /// Activates the configuration on disk, or returns the reason why it cannot be used. The reason is
     /// logged unless it was the reason before.
-    fn try_to_activate(&self, before: Option<&ReloadState>) -> Option<ReloadFailure> {
-        let config = match Config::load(&self.source.file, &self.source.environment) {
+    fn try_to_activate(
+        &self,
+        before: Option<&ReloadState>,
+        loaded: Result<Config, ConfigErrors>,
+    ) -> Option<ReloadFailure> {
+        let config = match loaded {
             Ok(config) => config,
             Err(errors) => {
                 let count = errors.count();
@@ -240,6 +299,20 @@ impl Reload {
         let at = Instant::now();
         ReloadFailure { reason, at }
     }
+}
+
+/// Returns whether the last byte of a file is a line break. An empty file ends with none.
+///
+/// # Errors
+/// Returns an error if the file cannot be read.
+fn ends_with_line_break(file: &Path) -> io::Result<bool> {
+    let mut file = File::open(file)?;
+    let mut last = [0];
+    if file.seek(SeekFrom::End(0))? > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    Ok(last == *b"\n")
 }
 
 /// Logs the warnings of a configuration.
