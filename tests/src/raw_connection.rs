@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -53,6 +54,28 @@ impl RawConnection {
         Self::handshake(gateway, HOST, &gateway.certificate, alpn_protocols).await
     }
 
+    /// Connects to a gateway under the name `name` (SNI) as a client that supports only RSA keys, trusting
+    /// only `certificate`, without ALPN.
+    ///
+    /// # Errors
+    /// Returns an error if the connection or the TLS handshake fails.
+    pub async fn connect_with_rsa_only(
+        gateway: &Gateway,
+        name: &str,
+        certificate: &Certificate,
+    ) -> Result<Self> {
+        const RSA_SCHEMES: [SignatureScheme; 2] = [
+            SignatureScheme::RSA_PSS_SHA256,
+            SignatureScheme::RSA_PKCS1_SHA256,
+        ];
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        let algorithms = &mut provider.signature_verification_algorithms;
+        let mut mapping = algorithms.mapping.to_vec();
+        mapping.retain(|(scheme, _)| RSA_SCHEMES.contains(scheme));
+        algorithms.mapping = mapping.leak();
+        Self::handshake_with(provider, gateway, name, certificate, Vec::new()).await
+    }
+
     /// Sends bytes on a new connection ([`RawConnection::connect`]) and reads until the gateway
     /// closes it.
     ///
@@ -70,10 +93,20 @@ impl RawConnection {
         certificate: &Certificate,
         alpn_protocols: Vec<Vec<u8>>,
     ) -> Result<Self> {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        Self::handshake_with(provider, gateway, name, certificate, alpn_protocols).await
+    }
+
+    async fn handshake_with(
+        provider: CryptoProvider,
+        gateway: &Gateway,
+        name: &str,
+        certificate: &Certificate,
+        alpn_protocols: Vec<Vec<u8>>,
+    ) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(certificate.pem.as_bytes())?)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();

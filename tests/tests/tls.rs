@@ -1,5 +1,7 @@
 //! TLS of the gateway: certificate selection by server name, key exchange, HSTS.
 
+use std::path::Path;
+
 use anyhow::Result;
 use tests::certificate::Certificate;
 use tests::raw_connection::{RawConnection, parse_status};
@@ -71,5 +73,34 @@ async fn the_key_exchange_is_post_quantum_hybrid() -> Result<()> {
     let gateway = Gateway::builder(&[upstream.address]).start().await?;
     let connection = RawConnection::connect(&gateway).await?;
     assert_eq!(connection.key_exchange_group(), "X25519MLKEM768");
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_two_certificates_for_a_name_the_one_that_the_client_supports_is_served() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let ecdsa = Certificate::generate(folder.path(), "ecdsa", &["localhost"])?;
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gateway/src/config/fixtures");
+    let cert_file = fixtures.join("rsa-cert.pem");
+    let rsa = Certificate {
+        pem: std::fs::read_to_string(&cert_file)?,
+        cert_file,
+        key_file: fixtures.join("rsa-key.pem"),
+    };
+    let config = format!(
+        "premier: {{tls: {{certificates: [{{cert: {:?}, key: {:?}}}, {{cert: {:?}, key: {:?}}}]}}}}",
+        ecdsa.cert_file, ecdsa.key_file, rsa.cert_file, rsa.key_file
+    );
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(&config)
+        .start()
+        .await?;
+    RawConnection::connect_with_server_name(&gateway, "localhost", &ecdsa).await?;
+    let mut connection = RawConnection::connect_with_rsa_only(&gateway, "localhost", &rsa).await?;
+    connection
+        .send("GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await?;
+    assert_eq!(parse_status(&connection.read_to_string().await?), 200);
     Ok(())
 }

@@ -5,12 +5,26 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::InconsistentKeys;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::{InconsistentKeys, SignatureScheme};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
+
+/// Signature schemes of TLS 1.2 and 1.3 that a supported key may have.
+const SIGNATURE_SCHEMES: [SignatureScheme; 10] = [
+    SignatureScheme::ECDSA_NISTP256_SHA256,
+    SignatureScheme::ECDSA_NISTP384_SHA384,
+    SignatureScheme::ECDSA_NISTP521_SHA512,
+    SignatureScheme::ED25519,
+    SignatureScheme::RSA_PSS_SHA256,
+    SignatureScheme::RSA_PSS_SHA384,
+    SignatureScheme::RSA_PSS_SHA512,
+    SignatureScheme::RSA_PKCS1_SHA256,
+    SignatureScheme::RSA_PKCS1_SHA384,
+    SignatureScheme::RSA_PKCS1_SHA512,
+];
 
 /// Files of a certificate chain and its private key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +95,27 @@ impl Certificate {
             names: chain.names,
             not_before: chain.not_before,
             not_after: chain.not_after,
+        })
+    }
+
+    /// Returns whether a client that supports only `schemes` can use the certificate.
+    pub(crate) fn supports_any(&self, schemes: &[SignatureScheme]) -> bool {
+        self.key.key.choose_scheme(schemes).is_some()
+    }
+
+    /// Returns whether every client that could be served `self` is served one of `earlier` certificates:
+    /// together they have its names, with keys that the same clients support.
+    pub(super) fn is_hidden_by(&self, earlier: &[Self]) -> bool {
+        let has_same_schemes = |other: &&Self| {
+            SIGNATURE_SCHEMES
+                .iter()
+                .all(|scheme| !self.supports_any(&[*scheme]) || other.supports_any(&[*scheme]))
+        };
+        self.names.iter().all(|name| {
+            earlier
+                .iter()
+                .filter(has_same_schemes)
+                .any(|other| other.names.contains(name))
         })
     }
 
@@ -165,8 +200,15 @@ fn read_key(file: &Path) -> Result<Arc<dyn SigningKey>, String> {
     })
 }
 
+/// Reads a file in PEM format, without byte order marks: a file that is put together from others may have
+/// one before each section, and the first line of that section would not be recognised.
 fn read(file: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(file).map_err(|error| format!("cannot be read: {error}"))
+    const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+    let mut text = std::fs::read(file).map_err(|error| format!("cannot be read: {error}"))?;
+    while let Some(start) = memchr::memmem::find(&text, BYTE_ORDER_MARK) {
+        text.drain(start..start + BYTE_ORDER_MARK.len());
+    }
+    Ok(text)
 }
 
 fn describe_pem_error(error: &pem::Error) -> String {
@@ -233,6 +275,8 @@ impl fmt::Debug for Certificate {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
 
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/fixtures");
@@ -286,6 +330,36 @@ mod tests {
             .replace(FIXTURES, "FIXTURES")
             .replace(&folder.path().display().to_string(), "FOLDER");
         insta::assert_snapshot!(problems);
+    }
+
+    #[test]
+    fn byte_order_marks_hide_no_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = |name: &str| std::fs::read_to_string(Path::new(FIXTURES).join(name)).unwrap();
+        let create = |name: &str, text: &str| {
+            let file = folder.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            file
+        };
+        let chain = format!(
+            "\u{feff}{}\u{feff}{}",
+            text("cert.pem"),
+            text("rsa-cert.pem")
+        );
+        let cert = create("cert.pem", &chain);
+        let key = create("key.pem", &format!("\u{feff}{}", text("key.pem")));
+        assert_eq!(load(&cert, &key).unwrap().key.cert.len(), 2);
+    }
+
+    #[test]
+    fn a_certificate_is_hidden_by_one_with_its_names_and_kind_of_key() {
+        let fixture = |name: &str| Path::new(FIXTURES).join(name);
+        let ecdsa = load(&fixture("cert.pem"), &fixture("key.pem")).unwrap();
+        let rsa = load(&fixture("rsa-cert.pem"), &fixture("rsa-key.pem")).unwrap();
+        assert!(ecdsa.is_hidden_by(slice::from_ref(&ecdsa)));
+        assert!(!ecdsa.is_hidden_by(slice::from_ref(&rsa)));
+        assert!(!rsa.is_hidden_by(slice::from_ref(&ecdsa)));
+        assert!(rsa.is_hidden_by(&[ecdsa, rsa.clone()]));
     }
 
     #[test]

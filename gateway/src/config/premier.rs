@@ -22,7 +22,7 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
 
     let keyspace = premier.get_or("keyspace", "asgi-gateway".to_owned(), Node::string);
     let listen = parse_listen(&mut premier);
-    let certificates = parse_certificates(&mut premier);
+    let certificates = parse_certificates(&mut premier, warnings);
     let servers = parse_servers(&mut premier);
     let strategy = parse_strategy(&mut premier);
     let health_check = parse_health_check(&mut premier);
@@ -52,7 +52,10 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
     })
 }
 
-fn parse_certificates(premier: &mut Mapping<'_, '_>) -> Option<Vec<Certificate>> {
+fn parse_certificates(
+    premier: &mut Mapping<'_, '_>,
+    warnings: &mut Vec<String>,
+) -> Option<Vec<Certificate>> {
     let mut tls = premier.mapping("tls").ok()?;
     let list = tls.as_mut().and_then(|tls| tls.get("certificates"));
     if let Some(tls) = tls {
@@ -78,7 +81,21 @@ fn parse_certificates(premier: &mut Mapping<'_, '_>) -> Option<Vec<Certificate>>
             })
             .ok()
     })?;
+    warn_about_certificates(&certificates, warnings);
     list.require_not_empty(certificates)
+}
+
+/// Warns about certificates that no client is served.
+fn warn_about_certificates(certificates: &[Certificate], warnings: &mut Vec<String>) {
+    for (index, certificate) in certificates.iter().enumerate().skip(1) {
+        if certificate.is_hidden_by(&certificates[..index]) {
+            warnings.push(format!(
+                "tls.certificates: {} is never served: earlier certificates with the same kind of key \
+                 have all of its names",
+                certificate.files.cert.display()
+            ));
+        }
+    }
 }
 
 fn default_certificate(premier: &Mapping<'_, '_>) -> Option<Certificate> {

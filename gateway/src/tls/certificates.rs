@@ -1,20 +1,21 @@
-//! TLS certificates, selected by SNI and replaced without a restart, and the TLS configuration: 1.2 and
+//! TLS certificates, selected by SNI and the signature schemes of the client, and replaced without a restart; and the TLS configuration: 1.2 and
 //! 1.3, AEAD and forward secrecy only, X25519MLKEM768 before X25519 and P-256 (Mozilla's
 //! intermediate profile; RFC 9325).
 
 use std::collections::HashMap;
 use std::fs;
+use std::iter;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Result;
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, SignatureScheme};
 
 use crate::config::Certificate;
 use crate::runtime::clock::unix_seconds;
@@ -30,7 +31,10 @@ pub(crate) struct Certificates(ArcSwap<CertificateSet>);
 struct CertificateSet {
     /// Never empty. The first is for clients that send no server name, or an unknown one.
     all: Vec<Certificate>,
-    by_name: HashMap<String, usize>,
+    /// Certificates of each name, in the order of the configuration.
+    by_name: HashMap<String, Vec<usize>>,
+    /// The first certificate, and the others that share a name with it.
+    default: Vec<usize>,
 }
 
 impl Certificates {
@@ -59,40 +63,68 @@ impl Certificates {
             .collect()
     }
 
-    /// Returns the names of the certificate that is served for `server_name`.
+    /// Returns the names of the certificates that are served for `server_name`: several if clients support
+    /// different kinds of keys.
     pub(crate) fn names_for(&self, server_name: &str) -> Vec<String> {
-        self.0.load().find(Some(server_name)).names.clone()
+        let set = self.0.load();
+        let candidates = set.candidates(Some(server_name));
+        candidates.flat_map(|one| one.names.clone()).collect()
     }
 }
 
 impl CertificateSet {
     fn new(all: &[Certificate]) -> Self {
-        let mut by_name = HashMap::new();
+        let mut by_name = HashMap::<_, Vec<_>>::new();
         for (number, certificate) in all.iter().enumerate() {
             for name in &certificate.names {
-                by_name.entry(name.clone()).or_insert(number);
+                by_name.entry(name.clone()).or_default().push(number);
             }
         }
+        let shares_name =
+            |one: &Certificate| one.names.iter().any(|name| all[0].names.contains(name));
+        let others = (1..all.len()).filter(|number| shares_name(&all[*number]));
         Self {
+            default: iter::once(0).chain(others).collect(),
             all: all.to_vec(),
             by_name,
         }
     }
 
-    fn find(&self, server_name: Option<&str>) -> &Certificate {
-        let number = server_name.and_then(|name| {
+    /// Returns the certificates for a server name: those that have it, then those with a wildcard that covers
+    /// it, or the default ones if there are none.
+    fn candidates(&self, server_name: Option<&str>) -> impl Iterator<Item = &Certificate> {
+        let of_name = |name: &str| self.by_name.get(name).map_or(&[][..], Vec::as_slice);
+        let (exact, covering) = server_name.map_or((&[][..], &[][..]), |name| {
             let name = name.to_ascii_lowercase();
-            self.by_name
-                .get(&name)
-                .or_else(|| self.by_name.get(&wildcard(&name)?))
+            let wildcard = wildcard(&name);
+            (
+                of_name(&name),
+                wildcard.map_or(&[][..], |name| of_name(&name)),
+            )
         });
-        &self.all[number.copied().unwrap_or(0)]
+        let is_unknown = exact.is_empty() && covering.is_empty();
+        let default = if is_unknown { &self.default[..] } else { &[] };
+        let numbers = exact.iter().chain(covering).chain(default);
+        numbers.map(|number| &self.all[*number])
+    }
+
+    /// Returns the first certificate for a server name whose key the client supports, or else the first one,
+    /// with which the handshake fails.
+    fn find(&self, server_name: Option<&str>, schemes: &[SignatureScheme]) -> &Certificate {
+        let mut candidates = self.candidates(server_name).peekable();
+        let first = candidates.peek().copied().unwrap_or(&self.all[0]);
+        candidates
+            .find(|one| one.supports_any(schemes))
+            .unwrap_or(first)
     }
 }
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.load().find(hello.server_name()).key))
+        let set = self.0.load();
+        // rustls leaves out the schemes that do not fit the cipher suites of a TLS 1.2 client.
+        let certificate = set.find(hello.server_name(), hello.signature_schemes());
+        Some(Arc::clone(&certificate.key))
     }
 }
 
