@@ -73,20 +73,32 @@ fn is_trusted(address: IpAddr, trusted_proxies: &[IpNet]) -> bool {
         .any(|network| network.contains(&address))
 }
 
+/// Returns the elements of `X-Forwarded-For` in the order in which proxies appended them, all lines
+/// together (RFC 9110, section 5.3). Empty ones are skipped (section 5.6.1.2). They are bytes because a
+/// client may have sent any.
+pub(crate) fn forwarded_for_elements(
+    headers: &HeaderMap,
+) -> impl DoubleEndedIterator<Item = &[u8]> {
+    headers
+        .get_all(FORWARDED_FOR)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|element| !element.is_empty())
+}
+
 /// Returns the last address of `X-Forwarded-For` that is not a trusted proxy, or the first address if all
-/// are trusted. An element that is not an address ends the chain: only the addresses after it count.
+/// are trusted. An element that is not an address ends the chain: only the addresses after it count, as
+/// for nginx's `real_ip_recursive`.
 fn last_untrusted(headers: &HeaderMap, trusted_proxies: &[IpNet]) -> Option<IpAddr> {
     let mut last = None;
-    let lines = headers.get_all(FORWARDED_FOR).iter().collect::<Vec<_>>();
-    for line in lines.into_iter().rev() {
-        for element in line.to_str().ok()?.rsplit(',') {
-            let Some(address) = parse_element(element.trim()) else {
-                return last;
-            };
-            last = Some(address);
-            if !is_trusted(address, trusted_proxies) {
-                return last;
-            }
+    for element in forwarded_for_elements(headers).rev() {
+        let Some(address) = str::from_utf8(element).ok().and_then(parse_element) else {
+            return last;
+        };
+        last = Some(address);
+        if !is_trusted(address, trusted_proxies) {
+            return last;
         }
     }
     last
@@ -106,12 +118,21 @@ fn parse_element(element: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     fn client_address(peer: &str, forwarded: &[&str]) -> String {
+        client_address_of_bytes(peer, forwarded.iter().map(|line| line.as_bytes()))
+    }
+
+    fn client_address_of_bytes<'l>(
+        peer: &str,
+        forwarded: impl IntoIterator<Item = &'l [u8]>,
+    ) -> String {
         let mut headers = HeaderMap::new();
         for line in forwarded {
-            headers.append(FORWARDED_FOR, line.parse().unwrap());
+            headers.append(FORWARDED_FOR, HeaderValue::from_bytes(line).unwrap());
         }
         let trusted_proxies = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
         ClientIdentity::of_request(peer.parse().unwrap(), &headers, &trusted_proxies)
@@ -144,6 +165,22 @@ mod tests {
             client_address("::ffff:10.0.0.1", &["198.51.100.7:99"]),
             "198.51.100.7"
         );
+    }
+
+    #[test]
+    fn a_client_cannot_hide_its_address_behind_bytes_that_are_no_address() {
+        for lines in [
+            &[&b"\xff"[..], b"198.51.100.7"][..],
+            &[b"\xff, 198.51.100.7"],
+            &[b"6.6.6.6, \xff\xfe,198.51.100.7, 10.9.9.9"],
+            &[b"\t, ,", b"198.51.100.7"],
+            &[b"198.51.100.7,"],
+            &[b"198.51.100.7", b""],
+            &[b"198.51.100.7 , ,\t", b",", b"10.9.9.9"],
+        ] {
+            let address = client_address_of_bytes("10.0.0.1", lines.iter().copied());
+            assert_eq!(address, "198.51.100.7", "{lines:?}");
+        }
     }
 
     #[test]

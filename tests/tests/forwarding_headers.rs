@@ -95,3 +95,42 @@ premier:
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn a_client_behind_a_trusted_proxy_cannot_hide_its_address() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let config = r"
+premier:
+  trusted_proxies: [127.0.0.0/8]
+  default_features: {rate_limit: {quota: 2, duration: 864000}}
+";
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(config)
+        .start()
+        .await?;
+    let mut statuses = Vec::new();
+    // The proxy appended 192.0.2.1 to what the client sent.
+    for forwarded_for in [
+        &b"X-Forwarded-For: \xff, 192.0.2.1\r\n"[..],
+        b"X-Forwarded-For: \xff\r\nX-Forwarded-For: 192.0.2.1,\r\n",
+        b"X-Forwarded-For: , 192.0.2.1\r\nX-Forwarded-For:\r\n",
+    ] {
+        let request = [
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n",
+            forwarded_for,
+            b"\r\n",
+        ]
+        .concat();
+        let response = RawConnection::exchange(&gateway, request).await?;
+        statuses.push(parse_status(&response));
+    }
+    assert_eq!(statuses, [200, 200, 429]);
+    for request in upstream.received_requests() {
+        let request = request.to_lowercase();
+        assert!(
+            request.contains("x-forwarded-for: 192.0.2.1, 127.0.0.1\r\n"),
+            "{request}"
+        );
+    }
+    Ok(())
+}

@@ -9,7 +9,7 @@ use bytes::BufMut;
 use http::header::{COOKIE, FORWARDED, HOST, TE, TRAILER};
 use http::{HeaderMap, HeaderName};
 
-use crate::client::{ClientIdentity, FORWARDED_FOR, PeerTrust};
+use crate::client::{ClientIdentity, FORWARDED_FOR, PeerTrust, forwarded_for_elements};
 use crate::http::h1::encode::{put_header, put_request_line};
 use crate::http::h1::framing;
 use crate::http::h1::hop_by_hop::WEBSOCKET;
@@ -125,12 +125,15 @@ fn put_cookies(output: &mut Vec<u8>, headers: &HeaderMap) {
     output.put_slice(b"\r\n");
 }
 
-/// Appends the peer to `X-Forwarded-For` of a trusted proxy, or starts a new one.
+/// Appends the peer to `X-Forwarded-For` of a trusted proxy, or starts a new one. Elements with bytes other
+/// than printable ASCII, which only a client can have sent, are left out: an upstream might ignore the
+/// whole list because of them.
 fn put_forwarded_for(output: &mut Vec<u8>, headers: &HeaderMap, client: &ClientIdentity) {
     output.put_slice(b"x-forwarded-for: ");
     if client.trust == PeerTrust::TrustedProxy {
-        for line in headers.get_all(FORWARDED_FOR) {
-            output.put_slice(line.as_bytes().trim_ascii());
+        let is_printable = |element: &&[u8]| element.iter().all(|byte| (b' '..=b'~').contains(byte));
+        for element in forwarded_for_elements(headers).filter(is_printable) {
+            output.put_slice(element);
             output.put_slice(b", ");
         }
     }
