@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use tests::raw_connection::parse_status;
+use tests::raw_connection::{RawConnection, parse_status};
 use tests::{Gateway, MockUpstream, address, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -75,6 +75,53 @@ async fn the_http_listener_redirects_to_https() -> Result<()> {
             response.headers()["location"].to_str()?,
             format!("https://example.org{port}/a?b=c")
         );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn http_1_0_requests_need_no_host_on_any_listener() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let http = address::unused_loopback();
+    let gateway = Gateway::builder(&[upstream.address])
+        .set("GATEWAY_HTTP", &http.to_string())
+        .start()
+        .await?;
+    // The first one is the default health check of HAProxy, for which 2xx and 3xx are successes.
+    for (listener, request, status) in [
+        (gateway.admin_address, "OPTIONS / HTTP/1.0\r\n\r\n", 204),
+        (gateway.admin_address, "GET /health HTTP/1.0\r\n\r\n", 200),
+        (http, "OPTIONS / HTTP/1.0\r\n\r\n", 308),
+    ] {
+        let response = exchange(listener, request).await?;
+        assert_eq!(parse_status(&response), status, "{request:?}: {response}");
+    }
+    let response = RawConnection::exchange(&gateway, "OPTIONS / HTTP/1.0\r\n\r\n").await?;
+    assert_eq!(parse_status(&response), 200, "{response}");
+    let request = upstream.received_requests().concat().to_lowercase();
+    assert!(request.contains("\r\nhost: localhost\r\n"), "{request}");
+    assert_eq!(
+        parse_status(&exchange(http, "GET / HTTP/1.1\r\n\r\n").await?),
+        400
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_admin_listener_serves_no_public_name() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    for (host, status) in [
+        ("localhost:9901", 200),
+        ("127.0.0.1:9901", 200),
+        ("[::1]", 200),
+        ("gateway", 200),
+        ("rebound.example.org", 421),
+        ("rebound.example.org:9901", 421),
+    ] {
+        let request = format!("GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let response = exchange(gateway.admin_address, &request).await?;
+        assert_eq!(parse_status(&response), status, "{host}: {response}");
     }
     Ok(())
 }

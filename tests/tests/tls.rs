@@ -26,18 +26,21 @@ async fn certificates_are_selected_by_server_name() -> Result<()> {
         ("two.example", &two),
         ("www.two.example", &two),
     ] {
-        let mut connection =
-            RawConnection::connect_with_server_name(&gateway, server_name, certificate).await?;
-        connection
-            .send(format!(
-                "GET / HTTP/1.1\r\nHost: {server_name}\r\nConnection: close\r\n\r\n"
-            ))
-            .await?;
-        assert_eq!(
-            parse_status(&connection.read_to_string().await?),
-            200,
-            "{server_name}"
-        );
+        // The final dot of a fully qualified name is not part of the server name (RFC 6066, section 3).
+        for host in [server_name.to_owned(), format!("{server_name}.")] {
+            let mut connection =
+                RawConnection::connect_with_server_name(&gateway, server_name, certificate).await?;
+            connection
+                .send(format!(
+                    "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+                ))
+                .await?;
+            assert_eq!(
+                parse_status(&connection.read_to_string().await?),
+                200,
+                "{host}"
+            );
+        }
     }
     // The first certificate is served for unknown names, for which it is not valid.
     let unknown = RawConnection::connect_with_server_name(&gateway, "other.example", &one).await;

@@ -1,6 +1,8 @@
 //! Trait through which both versions of HTTP have their requests served.
 
-use http::{Method, Version};
+use std::net::SocketAddr;
+
+use http::{HeaderValue, Method, Version};
 use prometheus::IntGauge;
 
 use crate::config::Limits;
@@ -12,6 +14,10 @@ use crate::runtime::idle_timer::IdleTimer;
 pub(crate) trait RequestHandler {
     /// Returns the limits for the next request. They change when the configuration is reloaded.
     fn limits(&self) -> Limits;
+
+    /// Returns the host of a request of HTTP/1.0 that names none, on a connection to the address `local`: a
+    /// default that fits the context of the connection (RFC 9112, section 3.3).
+    fn default_host(&self, local: SocketAddr) -> Option<HeaderValue>;
 
     /// Returns the gauge of HTTP/2 connections whose exchanges are over and whose responses are not
     /// yet sent. Shutdown waits for them.

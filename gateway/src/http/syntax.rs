@@ -8,9 +8,41 @@ pub(crate) const MAX_HEADERS: usize = 100;
 pub(crate) const MAX_TARGET_BYTES: usize = 8 * 1024;
 /// Maximum length of a host name in bytes (RFC 1035, section 2.3.4).
 const MAX_HOST_BYTES: usize = 255;
-const MAX_PORT_DIGITS: usize = 5;
 
-/// Checks that a target can be written into a request line (RFC 9112, section 3.2).
+/// Bytes that a target may have before the query. They are those that the crate `http` accepts, which parses
+/// the targets of HTTP/2: characters that need percent-encoding are rejected, except those that clients
+/// often send as they are.
+const PATH_BYTES: [bool; 256] = target_bytes(b"#?<>`");
+/// Bytes that the query of a target may have.
+const QUERY_BYTES: [bool; 256] = target_bytes(b"#\"<>");
+
+/// Returns the table of printable ASCII characters without `excluded`.
+const fn target_bytes(excluded: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        table[byte as usize] = true;
+        byte += 1;
+    }
+    let mut index = 0;
+    while index < excluded.len() {
+        table[excluded[index] as usize] = false;
+        index += 1;
+    }
+    table
+}
+
+/// Returns a target without its fragment, which is no part of it (RFC 3986, section 3.5). The crate `http`
+/// removes it from the targets of HTTP/2.
+pub(crate) fn without_fragment(target: &[u8]) -> &[u8] {
+    match memchr::memchr(b'#', target) {
+        Some(end) => &target[..end],
+        None => target,
+    }
+}
+
+/// Checks that a target without fragment can be written into a request line (RFC 9112, section 3.2). The
+/// verdict is the same for both versions of HTTP.
 ///
 /// # Errors
 /// Returns an error if the target is too long, empty, or has a byte that is no part of a URI.
@@ -18,8 +50,11 @@ pub(crate) fn check_target(target: &[u8]) -> Result<(), RequestError> {
     if target.len() > MAX_TARGET_BYTES {
         return Err(RequestError::TargetTooLong);
     }
-    let is_allowed = |byte: &u8| byte.is_ascii_graphic() && *byte != b'#';
-    if target.is_empty() || !target.iter().all(is_allowed) {
+    let path_length = memchr::memchr(b'?', target).unwrap_or(target.len());
+    let (path, query) = target.split_at(path_length);
+    let consists_of =
+        |part: &[u8], table: &[bool; 256]| part.iter().all(|byte| table[usize::from(*byte)]);
+    if target.is_empty() || !consists_of(path, &PATH_BYTES) || !consists_of(query, &QUERY_BYTES) {
         return Err(RequestError::Target);
     }
     Ok(())
@@ -65,7 +100,9 @@ pub(crate) fn is_authority(text: &[u8]) -> bool {
     let is_port_valid = match port {
         [] => true,
         [b':', digits @ ..] => {
-            digits.len() <= MAX_PORT_DIGITS && digits.iter().all(u8::is_ascii_digit)
+            digits.is_empty()
+                || digits.iter().all(u8::is_ascii_digit)
+                    && str::from_utf8(digits).is_ok_and(|digits| digits.parse::<u16>().is_ok())
         }
         _ => false,
     };
@@ -73,6 +110,25 @@ pub(crate) fn is_authority(text: &[u8]) -> bool {
         && host.len() <= MAX_HOST_BYTES
         && host.iter().all(is_host_byte)
         && is_port_valid
+}
+
+/// Returns an authority without its port. An IPv6 address keeps its brackets.
+pub(crate) fn without_port(authority: &str) -> &str {
+    let end = match authority.rfind(']') {
+        Some(bracket) => bracket + 1,
+        None => authority.find(':').unwrap_or(authority.len()),
+    };
+    &authority[..end]
+}
+
+/// Returns the host of an authority as it is compared: without port, without the brackets of an IPv6 address,
+/// and without the dot that ends a fully qualified name (RFC 3986, section 3.2.2).
+pub(crate) fn host_name(authority: &str) -> &str {
+    let host = without_port(authority);
+    let address = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    address.unwrap_or_else(|| host.strip_suffix('.').unwrap_or(host))
 }
 
 /// Returns whether a byte may occur in a token, such as a header name (RFC 9110, section 5.6.2). It is
@@ -92,4 +148,62 @@ pub(crate) fn is_token_byte(byte: u8) -> bool {
         table
     };
     TABLE[usize::from(byte)]
+}
+
+#[cfg(test)]
+mod tests {
+    use http::uri::PathAndQuery;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn targets_have_the_same_verdict_as_in_http_2(target in "/[!-~\u{e4}]{0,20}") {
+            let in_http_2 = PathAndQuery::try_from(target.as_str());
+            let in_http_2 = in_http_2.ok().filter(|target| target.as_str().is_ascii());
+            let target = without_fragment(target.as_bytes());
+            let verdict = check_target(target);
+            prop_assert_eq!(verdict.is_ok(), in_http_2.is_some());
+            if let Some(in_http_2) = in_http_2 {
+                prop_assert_eq!(target, in_http_2.as_str().as_bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn an_authority_has_a_valid_host_and_port() {
+        for valid in [
+            "a",
+            "a.",
+            "a:0",
+            "a:65535",
+            "a:",
+            "[::1]",
+            "[::1]:443",
+            "a_b",
+        ] {
+            assert!(is_authority(valid.as_bytes()), "{valid}");
+        }
+        for invalid in [
+            "", ":1", "a:65536", "a:99999", "a:+1", "a:1:1", "u@a", "[::1", "a b",
+        ] {
+            assert!(!is_authority(invalid.as_bytes()), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_compared_without_port_brackets_and_final_dot() {
+        for (authority, without_port_text, name) in [
+            ("a.example", "a.example", "a.example"),
+            ("a.example.", "a.example.", "a.example"),
+            ("a.example.:443", "a.example.", "a.example"),
+            ("192.0.2.1:443", "192.0.2.1", "192.0.2.1"),
+            ("[2001:db8::1]:443", "[2001:db8::1]", "2001:db8::1"),
+            ("[2001:db8::1]", "[2001:db8::1]", "2001:db8::1"),
+        ] {
+            assert_eq!(without_port(authority), without_port_text);
+            assert_eq!(host_name(authority), name);
+        }
+    }
 }

@@ -1,28 +1,51 @@
 //! Admin endpoints for operators: `/metrics`, `/health`, `/ready`, `/status`, in plain HTTP, never public.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::header::ALLOW;
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::http::message::RequestHeaders;
+use crate::http::syntax::host_name;
 use crate::listener::cleartext::{Responder, StaticResponse};
 use crate::proxy::state::GatewayState;
 use crate::runtime::clock::unix_seconds;
+use crate::telemetry::text::address_value;
 use crate::upstream::HealthStatus;
+
+const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+
+/// Top-level domains that are reserved for names in private networks (RFC 6761, RFC 6762; ICANN Board
+/// resolution 2024.07.29.06 for `internal`).
+const INTERNAL_DOMAINS: [&str; 3] = ["localhost", "local", "internal"];
 
 /// Responder of the admin listener.
 #[derive(Debug)]
 pub(crate) struct Admin(pub(crate) Arc<GatewayState>);
 
 impl Responder for Admin {
+    fn default_host(&self, local: SocketAddr) -> Option<HeaderValue> {
+        Some(address_value(local))
+    }
+
     fn respond(&self, request: &RequestHeaders) -> StaticResponse {
         let is_safe = matches!(request.method, Method::GET | Method::HEAD);
         let gateway = &self.0;
         match request.target.path() {
+            _ if !request.host().is_some_and(is_internal_host) => StaticResponse::json(
+                StatusCode::MISDIRECTED_REQUEST,
+                &json!({"error": "Use the address of this listener or a name without a public domain"}),
+            ),
+            // The default health check of HAProxy is `OPTIONS / HTTP/1.0`.
+            _ if request.method == Method::OPTIONS => {
+                StaticResponse::empty(StatusCode::NO_CONTENT).with_header(ALLOW, ALLOWED_METHODS)
+            }
             _ if !is_safe => {
                 StaticResponse::json(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": "Use GET"}))
+                    .with_header(ALLOW, ALLOWED_METHODS)
             }
             "/metrics" => {
                 let (text, content_type) = gateway.metrics.encode();
@@ -37,6 +60,20 @@ impl Responder for Admin {
             ),
         }
     }
+}
+
+/// Returns whether a host is an address or a name that no public domain can have. A web page could make
+/// the browser of an operator send requests to a public name that resolves to this listener, and read the
+/// responses (DNS rebinding).
+fn is_internal_host(host: &str) -> bool {
+    let name = host_name(host);
+    let domain = name.rsplit_once('.').map(|(_, domain)| domain);
+    name.parse::<IpAddr>().is_ok()
+        || domain.is_none_or(|domain| {
+            INTERNAL_DOMAINS
+                .iter()
+                .any(|internal| domain.eq_ignore_ascii_case(internal))
+        })
 }
 
 /// Readiness: at least one endpoint is healthy and no shutdown has begun.
@@ -154,4 +191,34 @@ fn format_time(unix_seconds: i64) -> String {
         .unwrap_or_default()
         .format("%Y-%m-%dT%H:%M:%SZ")
         .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_names_are_not_served() {
+        for host in [
+            "127.0.0.1:9901",
+            "[::1]:9901",
+            "10.0.0.1",
+            "localhost",
+            "LOCALHOST.:9901",
+            "gateway",
+            "tasks.gateway.internal",
+            "gateway.default.svc.cluster.local:9901",
+        ] {
+            assert!(is_internal_host(host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example.:9901",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "1.2.3",
+        ] {
+            assert!(!is_internal_host(host), "{host}");
+        }
+    }
 }

@@ -1,12 +1,13 @@
 //! Cleartext listeners, which respond to each request themselves: the redirect to https, and the admin
 //! endpoints.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
@@ -50,11 +51,27 @@ impl StaticResponse {
     pub(crate) fn json(status: StatusCode, body: &Value) -> Self {
         Self::new(status, JSON, body.to_string())
     }
+
+    pub(crate) fn empty(status: StatusCode) -> Self {
+        Self {
+            status,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+        }
+    }
+
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
 }
 
 /// Produces the responses of a cleartext listener.
 pub(crate) trait Responder: Send + Sync + 'static {
     fn respond(&self, request: &RequestHeaders) -> StaticResponse;
+
+    /// Returns the host of a request without one, see [`RequestHandler::default_host`].
+    fn default_host(&self, local: SocketAddr) -> Option<HeaderValue>;
 }
 
 /// Application of a cleartext listener.
@@ -108,6 +125,10 @@ impl<R: Responder> RequestHandler for CleartextApp<R> {
         self.gateway.limits()
     }
 
+    fn default_host(&self, local: SocketAddr) -> Option<HeaderValue> {
+        self.responder.default_host(local)
+    }
+
     fn unsent_responses(&self) -> &IntGauge {
         &self.gateway.unsent_responses
     }
@@ -127,7 +148,11 @@ impl<R: Responder> RequestHandler for CleartextApp<R> {
             status,
             reason: None,
             headers,
-            framing: Framing::Length(body.len() as u64),
+            framing: if status == StatusCode::NO_CONTENT {
+                Framing::Empty
+            } else {
+                Framing::Length(body.len() as u64)
+            },
         });
         if request.method != Method::HEAD {
             downstream.send_data(body);

@@ -2,11 +2,12 @@
 //! negotiated.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
 use async_trait::async_trait;
-use http::{Method, Version};
+use http::{HeaderValue, Method, Version};
 use pingora::apps::ServerApp;
 use pingora::listeners::ALPN;
 use pingora::protocols::Stream;
@@ -22,6 +23,7 @@ use crate::listener::connection_limit::ConnectionLimit;
 use crate::proxy;
 use crate::proxy::state::GatewayState;
 use crate::runtime::idle_timer::IdleTimer;
+use crate::telemetry::text::address_value;
 use crate::tls::handshake::{Peer, TlsAcceptService};
 
 /// Application of the https listener.
@@ -80,6 +82,14 @@ struct ProxyHandler<'c> {
 impl RequestHandler for ProxyHandler<'_> {
     fn limits(&self) -> Limits {
         self.gateway.limits()
+    }
+
+    fn default_host(&self, local: SocketAddr) -> Option<HeaderValue> {
+        let requested = self.peer.server_name();
+        requested
+            .and_then(|name| HeaderValue::from_str(name).ok())
+            .or_else(|| self.gateway.certificates.default_host())
+            .or_else(|| Some(address_value(local)))
     }
 
     fn unsent_responses(&self) -> &IntGauge {

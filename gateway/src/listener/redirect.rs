@@ -1,11 +1,16 @@
 //! Responses of the http listener: a redirect to https.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use http::header::LOCATION;
 use http::{HeaderValue, StatusCode};
 use serde_json::json;
 
 use crate::http::message::RequestHeaders;
+use crate::http::syntax::without_port;
 use crate::listener::cleartext::{Responder, StaticResponse};
+use crate::tls::certificates::Certificates;
 
 const DEFAULT_HTTPS_PORT: u16 = 443;
 
@@ -14,9 +19,16 @@ const DEFAULT_HTTPS_PORT: u16 = 443;
 pub(crate) struct RedirectToHttps {
     /// Port at which clients reach the https listener.
     pub(crate) port: u16,
+    /// The name of the default certificate is the host of requests without one.
+    pub(crate) certificates: Arc<Certificates>,
 }
 
 impl Responder for RedirectToHttps {
+    /// The local address may be one of a private network, which a redirect would disclose.
+    fn default_host(&self, _local: SocketAddr) -> Option<HeaderValue> {
+        self.certificates.default_host()
+    }
+
     fn respond(&self, request: &RequestHeaders) -> StaticResponse {
         let Some(location) = self.location(request) else {
             let body = json!({"error": "The request has no host"});
@@ -32,10 +44,7 @@ impl Responder for RedirectToHttps {
 impl RedirectToHttps {
     fn location(&self, request: &RequestHeaders) -> Option<HeaderValue> {
         let host = request.host()?;
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if !port.contains(']') => name,
-            _ => host,
-        };
+        let name = without_port(host);
         let target = str::from_utf8(request.target.as_bytes()).ok()?;
         let location = match self.port {
             DEFAULT_HTTPS_PORT => format!("https://{name}{target}"),

@@ -131,7 +131,8 @@ fn put_cookies(output: &mut Vec<u8>, headers: &HeaderMap) {
 fn put_forwarded_for(output: &mut Vec<u8>, headers: &HeaderMap, client: &ClientIdentity) {
     output.put_slice(b"x-forwarded-for: ");
     if client.trust == PeerTrust::TrustedProxy {
-        let is_printable = |element: &&[u8]| element.iter().all(|byte| (b' '..=b'~').contains(byte));
+        let is_printable =
+            |element: &&[u8]| element.iter().all(|byte| (b' '..=b'~').contains(byte));
         for element in forwarded_for_elements(headers).filter(is_printable) {
             output.put_slice(element);
             output.put_slice(b", ");

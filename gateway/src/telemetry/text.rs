@@ -23,6 +23,11 @@ pub(crate) fn header_value(write: impl FnOnce(&mut Limit<&mut [u8]>)) -> HeaderV
     HeaderValue::from_bytes(&buffer[..length]).expect("callers write printable characters")
 }
 
+/// Returns an address and its port as a header value.
+pub(crate) fn address_value(socket: SocketAddr) -> HeaderValue {
+    header_value(|text| put_socket_address(text, socket))
+}
+
 pub(crate) fn put_number(text: &mut impl BufMut, number: impl Into<u64>) {
     text.put_slice(itoa::Buffer::new().format(number.into()).as_bytes());
 }

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use anyhow::Result;
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -18,6 +19,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SignatureScheme};
 
 use crate::config::Certificate;
+use crate::http::syntax::host_name;
 use crate::runtime::clock::unix_seconds;
 
 /// Time before the end of a certificate's validity at which warnings begin, in seconds.
@@ -63,6 +65,16 @@ impl Certificates {
             .collect()
     }
 
+    /// Returns the first name of the default certificate that is no wildcard, as a value of `Host`.
+    pub(crate) fn default_host(&self) -> Option<HeaderValue> {
+        let set = self.0.load();
+        let default = set.candidates(None).next()?;
+        let mut names = default.names.iter();
+        // An IPv6 address would need brackets.
+        let name = names.find(|name| !name.contains(['*', ':']))?;
+        HeaderValue::from_str(name).ok()
+    }
+
     /// Returns the names of the certificates that are served for `server_name`: several if clients support
     /// different kinds of keys.
     pub(crate) fn names_for(&self, server_name: &str) -> Vec<String> {
@@ -95,7 +107,7 @@ impl CertificateSet {
     fn candidates(&self, server_name: Option<&str>) -> impl Iterator<Item = &Certificate> {
         let of_name = |name: &str| self.by_name.get(name).map_or(&[][..], Vec::as_slice);
         let (exact, covering) = server_name.map_or((&[][..], &[][..]), |name| {
-            let name = name.to_ascii_lowercase();
+            let name = host_name(name).to_ascii_lowercase();
             let wildcard = wildcard(&name);
             (
                 of_name(&name),

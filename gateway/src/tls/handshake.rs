@@ -14,6 +14,7 @@ use pingora::protocols::l4::stream::Stream as TcpStream;
 use pingora::protocols::tls::{SslDigest, TlsRef};
 use pingora::tls::TlsAcceptor;
 
+use crate::http::syntax::host_name;
 use crate::telemetry::metrics::{HandshakeOutcome, Metrics};
 use crate::tls::certificates::{self, Certificates};
 
@@ -31,16 +32,9 @@ impl ServerNames {
         let Some(requested) = &self.requested else {
             return true;
         };
-        let name = without_port(host);
+        let name = host_name(host);
         name.eq_ignore_ascii_case(requested) || certificates::names_cover(&self.certificate, name)
     }
-}
-
-fn without_port(host: &str) -> &str {
-    if let Some(rest) = host.strip_prefix('[') {
-        return rest.split(']').next().unwrap_or(rest);
-    }
-    host.split(':').next().unwrap_or(host)
 }
 
 /// Peer of a client connection.
@@ -63,11 +57,17 @@ impl Peer {
     /// Returns whether the client may request `host` on this connection: the server name of the TLS
     /// handshake, or another name of the certificate (RFC 9110, section 7.4).
     pub(crate) fn may_request(&self, host: Option<&str>) -> bool {
-        let names = self
-            .handshake
-            .as_ref()
-            .and_then(|handshake| handshake.extension.get::<ServerNames>());
-        names.is_none_or(|names| host.is_some_and(|host| names.cover(host)))
+        self.names()
+            .is_none_or(|names| host.is_some_and(|host| names.cover(host)))
+    }
+
+    /// Returns the server name that the client sent in the TLS handshake.
+    pub(crate) fn server_name(&self) -> Option<&str> {
+        self.names()?.requested.as_deref()
+    }
+
+    fn names(&self) -> Option<&ServerNames> {
+        self.handshake.as_ref()?.extension.get()
     }
 }
 
@@ -127,7 +127,9 @@ impl TlsAccept for RecordServerNames {
         &self,
         connection: &TlsRef,
     ) -> Option<Arc<dyn Any + Send + Sync>> {
-        let requested = connection.server_name().map(str::to_owned);
+        let requested = connection
+            .server_name()
+            .map(|name| host_name(name).to_owned());
         let certificate = requested
             .as_deref()
             .map_or_else(Vec::new, |name| self.0.names_for(name));

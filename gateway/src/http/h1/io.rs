@@ -1,6 +1,7 @@
 //! Buffered socket of an HTTP/1.1 connection, on either side of the gateway.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -36,6 +37,12 @@ impl BufferedStream {
             is_flushed: true,
             last_read_bytes: 0,
         }
+    }
+
+    /// Returns the local address of the socket.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        let digest = self.stream.get_socket_digest()?;
+        digest.local_addr()?.as_inet().copied()
     }
 
     /// Returns the output buffer, to append to it.

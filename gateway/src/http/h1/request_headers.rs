@@ -7,13 +7,14 @@
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use crate::http::h1::hop_by_hop::{ConnectionHeaders, HeaderScope, Persistence};
 use crate::http::message::{Framing, RequestError, RequestHeaders, Upgrade};
 use crate::http::syntax::{
     MAX_HEADERS, MAX_TARGET_BYTES, check_target, is_authority, is_header_value_byte, is_token_byte,
-    is_whitespace, parse_content_length,
+    is_whitespace, parse_content_length, without_fragment,
 };
 use crate::path::RequestTarget;
 
@@ -142,7 +143,10 @@ fn parse(bytes: &Bytes) -> Result<(RequestHeaders, Persistence), RequestError> {
     if is_http_1_0 && control.framing == Some(Framing::Chunked) {
         return Err(RequestError::Framing);
     }
-    check_host(control.host.ok_or(RequestError::Host)?, target)?;
+    if let Some(host) = host_in_target(control.host, target, version)? {
+        let host = HeaderValue::from_maybe_shared(bytes.slice_ref(host));
+        headers.insert(HOST, host.map_err(|_| RequestError::Host)?);
+    }
     let persistence = connection.persistence(is_http_1_0);
     let may_upgrade =
         !is_http_1_0 && method == Method::GET && control.framing.is_none_or(Framing::is_empty);
@@ -183,6 +187,10 @@ fn parse_request_line(line: &[u8]) -> Result<(Method, &[u8], Version), RequestEr
     if method == Method::TRACE || method == Method::CONNECT {
         return Err(RequestError::Method);
     }
+    if !target.iter().all(u8::is_ascii_graphic) {
+        return Err(RequestError::Target);
+    }
+    let target = without_fragment(target);
     check_target(target)?;
     match version {
         b"HTTP/1.1" => Ok((method, target, Version::HTTP_11)),
@@ -239,13 +247,30 @@ fn trim_whitespace(value: &[u8]) -> &[u8] {
     &value[start..end]
 }
 
-/// Checks `Host`, and that an absolute-form target (RFC 9112, section 3.2.2) names the same host.
-fn check_host(host: &[u8], target: &[u8]) -> Result<(), RequestError> {
-    if !is_authority(host) {
-        return Err(RequestError::Host);
+/// Checks `Host`, and that an absolute-form target (RFC 9112, section 3.2.2) names the same host. HTTP/1.0
+/// requires no `Host` (section 3.2): returns the host of the target if only the target has one.
+fn host_in_target<'t>(
+    host: Option<&[u8]>,
+    target: &'t [u8],
+    version: Version,
+) -> Result<Option<&'t [u8]>, RequestError> {
+    let in_target = target_authority(target)?;
+    match (host, in_target) {
+        (Some(host), _) if !is_authority(host) => Err(RequestError::Host),
+        (Some(host), Some(in_target)) if !in_target.eq_ignore_ascii_case(host) => {
+            Err(RequestError::Target)
+        }
+        (Some(_), _) => Ok(None),
+        (None, _) if version != Version::HTTP_10 => Err(RequestError::Host),
+        (None, Some(in_target)) if !is_authority(in_target) => Err(RequestError::Target),
+        (None, in_target) => Ok(in_target),
     }
+}
+
+/// Returns the authority of a target in absolute form, `None` in origin form.
+fn target_authority(target: &[u8]) -> Result<Option<&[u8]>, RequestError> {
     if target.starts_with(b"/") {
-        return Ok(());
+        return Ok(None);
     }
     let (scheme, rest) = target
         .iter()
@@ -255,8 +280,8 @@ fn check_host(host: &[u8], target: &[u8]) -> Result<(), RequestError> {
     let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
     let authority = &rest[..end.unwrap_or(rest.len())];
     let is_http = scheme.eq_ignore_ascii_case(b"https") || scheme.eq_ignore_ascii_case(b"http");
-    if is_http && authority.eq_ignore_ascii_case(host) {
-        Ok(())
+    if is_http {
+        Ok(Some(authority))
     } else {
         Err(RequestError::Target)
     }
@@ -303,7 +328,10 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: [::1]:8443\r\nContent-Length: 3\r\n\r\nabc",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n",
             "GET https://a/b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /#a HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.0\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.0\r\n\r\n",
+            "GET http://a/ HTTP/1.0\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: \u{e4}\r\n\r\n",
         ] {
             assert_eq!(rejection(request), None, "{request:?}");
@@ -349,7 +377,12 @@ mod tests {
                 RequestError::Header,
             ),
             ("GET / HTTP/1.1\r\n\r\n", RequestError::Host),
-            ("GET / HTTP/1.0\r\n\r\n", RequestError::Host),
+            ("GET http://u@a/ HTTP/1.0\r\n\r\n", RequestError::Target),
+            ("GET / HTTP/1.0\r\nHost:\r\n\r\n", RequestError::Host),
+            (
+                "GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n",
+                RequestError::Host,
+            ),
             (
                 "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
                 RequestError::Host,
@@ -371,7 +404,7 @@ mod tests {
                 "GET /\u{e4} HTTP/1.1\r\nHost: a\r\n\r\n",
                 RequestError::Target,
             ),
-            ("GET /#a HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Target),
+            ("GET #a HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Target),
             (
                 "GET /a\tb HTTP/1.1\r\nHost: a\r\n\r\n",
                 RequestError::Target,
@@ -397,6 +430,21 @@ mod tests {
             ),
         ] {
             assert_eq!(rejection(request), Some(error), "{request:?}");
+        }
+    }
+
+    #[test]
+    fn malformed_targets_are_rejected_also_in_the_fragment() {
+        for request in [
+            "GET /#\u{1}a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /?q=\"a\" HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://a#@b/ HTTP/1.1\r\nHost: b\r\n\r\n",
+        ] {
+            assert_eq!(
+                rejection(request),
+                Some(RequestError::Target),
+                "{request:?}"
+            );
         }
     }
 
@@ -456,7 +504,8 @@ mod tests {
             if let Ok(Some((request, _))) = read(bytes.as_bytes(), 1000) {
                 let text = bytes.to_lowercase();
                 let count = |name: &str| text.matches(name).count();
-                prop_assert_eq!(count("\r\nhost:"), 1);
+                let is_http_1_0 = text.contains("http/1.0");
+                prop_assert!(count("\r\nhost:") == 1 || is_http_1_0 && count("\r\nhost:") == 0);
                 prop_assert!(count("content-length:") + count("transfer-encoding:") <= 1);
                 prop_assert_eq!(count("\n"), count("\r\n"));
                 let is_framed = count("content-length:") + count("transfer-encoding:") == 1;

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
-use http::header::EXPECT;
+use http::header::{EXPECT, HOST};
 use http::{Method, StatusCode, Version};
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
@@ -82,7 +82,12 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
             () = &mut drained => Err(ReadError::Closed),
         };
         match request {
-            Ok(request) => handler.serve(request, &mut connection, &mut timer).await,
+            Ok(mut request) => {
+                if request.version == Version::HTTP_10 {
+                    connection.complete_host(&mut request, handler);
+                }
+                handler.serve(request, &mut connection, &mut timer).await;
+            }
             Err(ReadError::Closed) => return connection.close().await,
             Err(ReadError::Rejected(error)) => {
                 connection.reset_response();
@@ -192,6 +197,16 @@ impl Http1Connection {
         self.request = MessageState::Open;
         self.reset_response();
         request
+    }
+
+    /// Adds `Host` to a request of HTTP/1.0 that has none.
+    fn complete_host(&self, request: &mut RequestHeaders, handler: &impl RequestHandler) {
+        if !request.headers.contains_key(HOST)
+            && let Some(local) = self.stream.local_address()
+            && let Some(host) = handler.default_host(local)
+        {
+            request.headers.insert(HOST, host);
+        }
     }
 
     fn reset_response(&mut self) {
