@@ -227,6 +227,9 @@ fn malformed_response(request: &str) -> MockResponse {
         "/endless-header" => close(&format!("HTTP/1.1 200 OK\r\nX: {}", "a".repeat(2 << 20))),
         "/no-response" => close(""),
         "/bare-line-feeds" => keep_open("HTTP/1.1 200 OK\nContent-Length: 3\n\nabc".to_owned()),
+        "/a-bare-line-feed" => {
+            keep_open("HTTP/1.1 200 OK\r\nX: y\nContent-Length: 3\r\n\r\nabc".to_owned())
+        }
         "/hints" => {
             keep_open(format!("HTTP/1.1 103 Early Hints\r\nLink: {long_value}\r\n\r\n").repeat(4))
         }
@@ -253,6 +256,7 @@ async fn a_malformed_upstream_response_affects_only_its_own_request() -> Result<
         "/truncated-body",
         "/no-status-line",
         "/bare-line-feeds",
+        "/a-bare-line-feed",
         "/hints",
         "/internal-headers",
         "/endless-header",
@@ -263,6 +267,9 @@ async fn a_malformed_upstream_response_affects_only_its_own_request() -> Result<
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let response = RawConnection::exchange(&gateway, request).await?;
         assert!(!response.contains("evil"), "{path}: {response}");
+        if path.contains("bare-line-feed") {
+            assert_eq!(parse_status(&response), 502, "{path}: {response}");
+        }
         assert!(
             !response.contains(&upstream.address.to_string()),
             "{path}: {response}"

@@ -120,7 +120,7 @@ async fn upstream_connections_are_reused() -> Result<()> {
 async fn a_response_body_is_framed_for_the_protocol_of_the_client() -> Result<()> {
     let upstream = MockUpstream::start(|request| match request_target(request) {
         "/chunked" => MockResponse::Bytes(
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\nt: u\r\n\r\n".to_vec(),
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2 ;x=y\r\nab\r\n1;x\r\nc\r\n0\r\nt: u\r\n\r\n".to_vec(),
         ),
         _ => MockResponse::BytesThenClose(b"HTTP/1.1 200 OK\r\n\r\nabc".to_vec()),
     })
@@ -203,7 +203,8 @@ async fn informational_responses_are_forwarded() -> Result<()> {
     let upstream = MockUpstream::start(move |request| {
         let informational = match request_target(request) {
             "/hints" => early_hints.repeat(2),
-            "/too-many-hints" => early_hints.repeat(100),
+            "/many-hints" => early_hints.repeat(100),
+            "/too-many-hints" => early_hints.repeat(2000),
             _ => String::new(),
         };
         let response = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -230,6 +231,12 @@ async fn informational_responses_are_forwarded() -> Result<()> {
         200
     );
     assert!(upstream.received_requests()[1].ends_with("\r\n\r\nhi"));
+
+    connection
+        .send("GET /many-hints HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await?;
+    let response = connection.read_until("\r\n\r\nok").await?;
+    assert_eq!(response.matches("HTTP/1.1 103").count(), 100, "{response}");
 
     connection
         .send("GET /too-many-hints HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -296,6 +303,54 @@ async fn an_upstream_connection_closed_on_reuse_fails_no_idempotent_request() ->
     // A POST is not idempotent and may have been carried out: only the client may repeat it.
     let posted = send(client.request(Method::POST, "/").body("some")).await?;
     assert_eq!(posted.status, 502);
+    Ok(())
+}
+
+/// Responds to a HEAD or conditional request without a body, and sends the body when the next request arrives,
+/// as bytes that are late.
+async fn send_bodies_late(mut stream: TcpStream) {
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    const LATE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    let mut request = [0; 4096];
+    let mut late = "";
+    while let Ok(count @ 1..) = stream.read(&mut request).await {
+        let text = String::from_utf8_lossy(&request[..count]).into_owned();
+        let length = LATE.len();
+        let response = match request_target(&text) {
+            "/length" => format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"),
+            "/chunked" => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+            "/unframed" => "HTTP/1.1 200 OK\r\n\r\n".to_owned(),
+            "/not-modified" => {
+                format!("HTTP/1.1 304 Not Modified\r\nContent-Length: {length}\r\n\r\n")
+            }
+            "/no-content" => {
+                format!("HTTP/1.1 204 No Content\r\nContent-Length: {length}\r\n\r\n")
+            }
+            _ => format!("{late}{OK}"),
+        };
+        late = LATE;
+        if stream.write_all(response.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn late_bytes_after_a_response_without_a_body_reach_no_other_client() -> Result<()> {
+    let upstream = CustomUpstream::start(send_bodies_late).await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let client = gateway.client()?;
+    for (method, path) in [
+        (Method::HEAD, "/length"),
+        (Method::HEAD, "/chunked"),
+        (Method::HEAD, "/unframed"),
+        (Method::GET, "/not-modified"),
+        (Method::GET, "/no-content"),
+    ] {
+        send(client.request(method, path)).await?;
+        let next = client.get("/next").await?;
+        assert_eq!(next.text, "ok", "after {path}");
+    }
     Ok(())
 }
 

@@ -11,16 +11,19 @@ use pingora::protocols::Stream;
 use thiserror::Error;
 
 use crate::http::downstream::Backpressure;
-use crate::http::h1::framing::{self, BodyDecoder, BodyError, BodyEvent};
+use crate::http::h1::framing::{self, BodyDecoder, BodyError, BodyEvent, ChunkSyntax};
 use crate::http::h1::hop_by_hop::{ConnectionHeaders, Persistence, WEBSOCKET};
 use crate::http::h1::io::BufferedStream;
 use crate::http::message::{Framing, ResponseHeaders, Upgrade};
+use crate::runtime::clock::Instant;
 use crate::upstream::response_headers::{self, InvalidHeaders, ParsedResponse};
 
 /// Maximum size of the headers of a response and of the interim responses before it, in bytes.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
-/// Maximum number of interim responses before the final one.
-const MAX_INTERIM_RESPONSES: u32 = 8;
+/// Number of bytes of interim responses that an exchange may always have, however fast they come…
+const MAX_INTERIM_BURST: usize = MAX_HEADER_BYTES;
+/// …and that it gains with each second since the first one: a long operation may report progress to its end.
+const INTERIM_BYTES_PER_SECOND: usize = 1024;
 
 /// Event on the upstream side of an exchange.
 #[derive(Debug)]
@@ -68,9 +71,10 @@ pub(crate) struct Connection {
     upgrade: Upgrade,
     /// True if the connection was taken from the pool: the endpoint may have closed it meanwhile.
     was_pooled: bool,
-    interim_responses: u32,
     /// Number of bytes of the headers of interim responses.
     interim_bytes: usize,
+    /// Time of the first interim response.
+    interim_since: Option<Instant>,
     request: RequestState,
     response: ResponseState,
     persistence: Persistence,
@@ -104,8 +108,8 @@ impl Connection {
             method: Method::GET,
             upgrade: Upgrade::None,
             was_pooled: false,
-            interim_responses: 0,
             interim_bytes: 0,
+            interim_since: None,
             request: RequestState::Open,
             response: ResponseState::Complete,
             persistence: Persistence::KeepAlive,
@@ -122,7 +126,7 @@ impl Connection {
         self.method = method.clone();
         self.request_framing = framing;
         self.upgrade = upgrade;
-        (self.interim_responses, self.interim_bytes) = (0, 0);
+        (self.interim_bytes, self.interim_since) = (0, None);
         self.request = RequestState::Open;
         self.response = ResponseState::Headers { searched: 0 };
         self.persistence = Persistence::KeepAlive;
@@ -226,13 +230,13 @@ impl Connection {
                 }
                 // Bare line feeds: another parser would see the end of the header section here.
                 let has_bare_end = memchr::memmem::find(&input[start..], b"\n\n").is_some();
-                if has_bare_end || input.len() + self.interim_bytes > MAX_HEADER_BYTES {
+                if has_bare_end || input.len() > MAX_HEADER_BYTES {
                     return Err(UpstreamError::Headers);
                 }
                 *searched = input.len();
                 Ok(None)
             }
-            ResponseState::Body(decoder) => match decoder.decode(&mut self.stream.input)? {
+            ResponseState::Body(decoder) => match decoder.decode(&mut self.stream.input, ChunkSyntax::Lenient)? {
                 Some(BodyEvent::Data(data)) => Ok(Some(UpstreamEvent::Data(data))),
                 Some(BodyEvent::End) => {
                     self.response = ResponseState::Complete;
@@ -268,15 +272,20 @@ impl Connection {
             return self.switch_protocols(headers, &connection);
         }
         if status.is_informational() {
-            self.interim_responses += 1;
             self.interim_bytes += section.len();
             self.response = ResponseState::Headers { searched: 0 };
-            return if self.interim_responses <= MAX_INTERIM_RESPONSES {
+            let max_bytes = self.max_interim_bytes(Instant::now());
+            return if self.interim_bytes <= max_bytes {
                 Ok(UpstreamEvent::Interim(headers))
             } else {
                 Err(UpstreamError::Headers)
             };
         }
+        let may_have_body = match headers.framing {
+            Framing::Empty | Framing::Length(0) => false,
+            Framing::UntilClose => self.method == Method::HEAD && status != StatusCode::NOT_MODIFIED,
+            Framing::Length(_) | Framing::Chunked => true,
+        };
         // These responses have no body, regardless of their headers (RFC 9112, section 6.3).
         if self.method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
             if let Some(length) = content_length {
@@ -286,12 +295,25 @@ impl Connection {
         } else if status == StatusCode::NO_CONTENT {
             headers.framing = Framing::Empty;
         }
-        self.persistence = match headers.framing {
-            Framing::UntilClose => Persistence::Close,
-            _ => connection.persistence(is_http_1_0),
+        // An endpoint that wrongly sends the body that it announced may do so later, when another client would
+        // take it for its response.
+        let may_send_unread_body = headers.framing == Framing::Empty && may_have_body;
+        self.persistence = if headers.framing == Framing::UntilClose || may_send_unread_body {
+            Persistence::Close
+        } else {
+            connection.persistence(is_http_1_0)
         };
         self.response = ResponseState::Body(BodyDecoder::from(headers.framing));
         Ok(UpstreamEvent::Headers(headers))
+    }
+
+    /// Returns the number of bytes of interim responses that the exchange may have had by now.
+    fn max_interim_bytes(&mut self, now: Instant) -> usize {
+        let since = *self.interim_since.get_or_insert(now);
+        let seconds = usize::try_from(now.since(since).as_secs()).unwrap_or(usize::MAX);
+        seconds
+            .saturating_mul(INTERIM_BYTES_PER_SECOND)
+            .saturating_add(MAX_INTERIM_BURST)
     }
 
     /// Turns the connection into a tunnel for the protocol that the client requested (RFC 9110,

@@ -35,8 +35,15 @@ pub(super) struct ParsedResponse {
 ///
 /// # Errors
 /// Returns an error if the section is malformed, ends before its last byte, or frames the body
-/// ambiguously.
+/// ambiguously. Two `Content-Length` are ambiguous even if they are equal, as for nginx: a recipient may
+/// reject them (RFC 9110, section 8.6), and they show that the endpoint composes its messages carelessly.
 pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
+    // `httparse` accepts line feeds without a carriage return. Other parsers do not, or not everywhere.
+    let has_bare_line_feed =
+        memchr::memchr_iter(b'\n', section).any(|index| index == 0 || section[index - 1] != b'\r');
+    if has_bare_line_feed {
+        return Err(InvalidHeaders);
+    }
     let mut space = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut []);
     let status = httparse::ParserConfig::default().parse_response_with_uninit_headers(

@@ -2,13 +2,14 @@
 //!
 //! The decoder accepts one reading only. Deviations that a lenient parser repairs, such as a bare line
 //! feed or whitespace beside a chunk size, are errors: a peer that repairs them differently would see
-//! another message boundary (request smuggling).
+//! another message boundary (request smuggling). Whitespace that the grammar permits for historical reasons
+//! is accepted in responses, whose bodies are framed anew ([`ChunkSyntax`]).
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
 use crate::http::message::Framing;
-use crate::http::syntax::is_header_value_byte;
+use crate::http::syntax::{is_header_value_byte, is_whitespace};
 use crate::telemetry::text;
 
 /// Maximum length of a chunk size with its extensions, in bytes.
@@ -18,6 +19,16 @@ const MAX_TRAILER_BYTES: usize = 8 * 1024;
 /// Hexadecimal digits of the largest chunk size, 2^64 - 1.
 const MAX_CHUNK_SIZE_DIGITS: usize = 16;
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Treatment of the whitespace that a chunk size may be followed by before an extension. Its recipient has to
+/// accept it and its sender must not generate it (BWS, RFC 9112, section 7.1.1; RFC 9110, section 5.6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChunkSyntax {
+    /// It is an error: in requests it serves attacks rather than old software.
+    Strict,
+    /// It is ignored.
+    Lenient,
+}
 
 /// Output of the decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,8 +88,12 @@ impl BodyDecoder {
     ///
     /// # Errors
     /// Returns an error if the chunked encoding is malformed.
-    pub(crate) fn decode(&mut self, input: &mut BytesMut) -> Result<Option<BodyEvent>, BodyError> {
-        let first = match self.decode_one(input)? {
+    pub(crate) fn decode(
+        &mut self,
+        input: &mut BytesMut,
+        syntax: ChunkSyntax,
+    ) -> Result<Option<BodyEvent>, BodyError> {
+        let first = match self.decode_one(input, syntax)? {
             Some(BodyEvent::Data(data)) => data,
             other => return Ok(other),
         };
@@ -86,7 +101,7 @@ impl BodyDecoder {
         // An error is not lost: malformed input stays in the buffer, and the next call returns it.
         while !input.is_empty()
             && matches!(self, Self::Chunked(_))
-            && let Ok(Some(BodyEvent::Data(more))) = self.decode_one(input)
+            && let Ok(Some(BodyEvent::Data(more))) = self.decode_one(input, syntax)
         {
             joined
                 .get_or_insert_with(|| BytesMut::from(&first[..]))
@@ -96,7 +111,11 @@ impl BodyDecoder {
         Ok(Some(BodyEvent::Data(data)))
     }
 
-    fn decode_one(&mut self, input: &mut BytesMut) -> Result<Option<BodyEvent>, BodyError> {
+    fn decode_one(
+        &mut self,
+        input: &mut BytesMut,
+        syntax: ChunkSyntax,
+    ) -> Result<Option<BodyEvent>, BodyError> {
         loop {
             match self {
                 Self::Done => return Ok(Some(BodyEvent::End)),
@@ -117,7 +136,7 @@ impl BodyDecoder {
                     }
                     return Ok(data.map(BodyEvent::Data));
                 }
-                Self::Chunked(state) => match state.parse_line(input)? {
+                Self::Chunked(state) => match state.parse_line(input, syntax)? {
                     Some(next) => *self = next,
                     None => return Ok(None),
                 },
@@ -143,7 +162,11 @@ impl BodyDecoder {
 impl ChunkState {
     /// Parses a line of the encoding, which is no data, and returns the next state. Returns `None` if
     /// the line is incomplete.
-    fn parse_line(self, input: &mut BytesMut) -> Result<Option<BodyDecoder>, BodyError> {
+    fn parse_line(
+        self,
+        input: &mut BytesMut,
+        syntax: ChunkSyntax,
+    ) -> Result<Option<BodyDecoder>, BodyError> {
         let max_bytes = match self {
             Self::DataEnd => b"\r\n".len(),
             Self::Trailers { .. } => MAX_TRAILER_BYTES,
@@ -161,7 +184,7 @@ impl ChunkState {
             return Err(BodyError);
         }
         let next = match self {
-            Self::Size | Self::Data { .. } => match parse_chunk_size(line)? {
+            Self::Size | Self::Data { .. } => match parse_chunk_size(line, syntax)? {
                 0 => BodyDecoder::Chunked(Self::Trailers { bytes: 0 }),
                 remaining => BodyDecoder::Chunked(Self::Data { remaining }),
             },
@@ -180,9 +203,12 @@ impl ChunkState {
 }
 
 /// Parses a chunk size: hexadecimal digits, and extensions, which are ignored.
-fn parse_chunk_size(line: &[u8]) -> Result<u64, BodyError> {
-    let end = memchr::memchr(b';', line).unwrap_or(line.len());
-    let digits = &line[..end];
+fn parse_chunk_size(line: &[u8], syntax: ChunkSyntax) -> Result<u64, BodyError> {
+    let digits = match (memchr::memchr(b';', line), syntax) {
+        (Some(end), ChunkSyntax::Strict) => &line[..end],
+        (Some(end), ChunkSyntax::Lenient) => trim_whitespace_end(&line[..end]),
+        (None, _) => line,
+    };
     if digits.is_empty()
         || digits.len() > MAX_CHUNK_SIZE_DIGITS
         || !digits.iter().all(u8::is_ascii_hexdigit)
@@ -191,6 +217,11 @@ fn parse_chunk_size(line: &[u8]) -> Result<u64, BodyError> {
     }
     let digits = str::from_utf8(digits).map_err(|_| BodyError)?;
     u64::from_str_radix(digits, 16).map_err(|_| BodyError)
+}
+
+fn trim_whitespace_end(text: &[u8]) -> &[u8] {
+    let last = text.iter().rposition(|byte| !is_whitespace(*byte));
+    &text[..last.map_or(0, |last| last + 1)]
 }
 
 /// Takes at most `max_bytes` bytes from the start of `input`. Returns `None` if that is empty.
@@ -244,11 +275,20 @@ mod tests {
         bytes: &[u8],
         read_size: usize,
     ) -> Result<(Vec<u8>, Vec<u8>), BodyError> {
+        decode_with(ChunkSyntax::Strict, framing, bytes, read_size)
+    }
+
+    fn decode_with(
+        syntax: ChunkSyntax,
+        framing: Framing,
+        bytes: &[u8],
+        read_size: usize,
+    ) -> Result<(Vec<u8>, Vec<u8>), BodyError> {
         let mut decoder = BodyDecoder::from(framing);
         let (mut input, mut body) = (BytesMut::new(), Vec::new());
         let mut reads = bytes.chunks(read_size);
         loop {
-            match decoder.decode(&mut input)? {
+            match decoder.decode(&mut input, syntax)? {
                 Some(BodyEvent::Data(data)) => body.extend(data),
                 Some(BodyEvent::End) => {
                     let rest = reads.flatten().copied();
@@ -301,6 +341,20 @@ mod tests {
     }
 
     #[test]
+    fn whitespace_before_a_chunk_extension_is_accepted_in_responses_only() {
+        let chunks = b"2 ;a=b\r\nab\r\n1\t ; c\r\nc\r\n0 ;\r\n\r\n";
+        for read_size in [1, 1000] {
+            let lenient = decode_with(ChunkSyntax::Lenient, Framing::Chunked, chunks, read_size);
+            assert_eq!(lenient, Ok((b"abc".to_vec(), Vec::new())));
+            assert_eq!(decode(Framing::Chunked, chunks, read_size), Err(BodyError));
+        }
+        for chunks in [&b"2 \r\nab\r\n0\r\n\r\n"[..], b" 2;a\r\n", b"2 2;a\r\n", b" ;a\r\n"] {
+            let lenient = decode_with(ChunkSyntax::Lenient, Framing::Chunked, chunks, 1000);
+            assert_eq!(lenient, Err(BodyError), "{chunks:?}");
+        }
+    }
+
+    #[test]
     fn chunk_size_lines_and_trailers_are_limited() {
         let extension = format!(
             "1;{}\r\na\r\n0\r\n\r\n",
@@ -330,13 +384,13 @@ mod tests {
                 text.as_bytes(),
             ))))
         };
-        assert_eq!(decoder.decode(&mut input), data("abcde"));
+        assert_eq!(decoder.decode(&mut input, ChunkSyntax::Strict), data("abcde"));
         input.extend_from_slice(b"f\r\n1\r\ng\r\nx");
-        assert_eq!(decoder.decode(&mut input), data("fg"));
-        assert_eq!(decoder.decode(&mut input), Ok(None));
+        assert_eq!(decoder.decode(&mut input, ChunkSyntax::Strict), data("fg"));
+        assert_eq!(decoder.decode(&mut input, ChunkSyntax::Strict), Ok(None));
         input.extend_from_slice(b"\r\n");
-        assert_eq!(decoder.decode(&mut input), Err(BodyError));
-        assert_eq!(decoder.decode(&mut input), Err(BodyError));
+        assert_eq!(decoder.decode(&mut input, ChunkSyntax::Strict), Err(BodyError));
+        assert_eq!(decoder.decode(&mut input, ChunkSyntax::Strict), Err(BodyError));
     }
 
     proptest! {
@@ -362,7 +416,9 @@ mod tests {
 
         #[test]
         fn no_input_panics(bytes: Vec<u8>, read_size in 1_usize..60) {
-            let _ = decode(Framing::Chunked, &bytes, read_size);
+            for syntax in [ChunkSyntax::Strict, ChunkSyntax::Lenient] {
+                let _ = decode_with(syntax, Framing::Chunked, &bytes, read_size);
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use pingora::server::ShutdownWatch;
 use crate::config::Limits;
 use crate::http::downstream::{Backpressure, Downstream, DownstreamEvent};
 use crate::http::h1::encode::put_header;
-use crate::http::h1::framing::{self, BodyDecoder, BodyEvent};
+use crate::http::h1::framing::{self, BodyDecoder, BodyEvent, ChunkSyntax};
 use crate::http::h1::hop_by_hop::Persistence;
 use crate::http::h1::io::BufferedStream;
 use crate::http::h1::request_headers::{HeaderLimits, HeaderScanner, ReadError};
@@ -235,7 +235,7 @@ impl Http1Connection {
         }
         let rest = async {
             loop {
-                match self.request_decoder.decode(&mut self.stream.input) {
+                match self.request_decoder.decode(&mut self.stream.input, ChunkSyntax::Strict) {
                     Ok(Some(BodyEvent::Data(_))) => {}
                     Ok(Some(BodyEvent::End)) => return NextStep::ReadRequest,
                     Err(_) => return NextStep::LingeringClose,
@@ -289,7 +289,7 @@ impl Http1Connection {
             return self.poll_disconnect(cx);
         }
         loop {
-            match self.request_decoder.decode(&mut self.stream.input) {
+            match self.request_decoder.decode(&mut self.stream.input, ChunkSyntax::Strict) {
                 Ok(Some(BodyEvent::Data(data))) => return Poll::Ready(DownstreamEvent::Data(data)),
                 Ok(Some(BodyEvent::End)) => {
                     self.request = MessageState::Complete;
