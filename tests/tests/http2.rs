@@ -419,6 +419,7 @@ async fn malformed_requests_are_never_forwarded() -> Result<()> {
         &[("content-length", "5")],
         &[("content-length", "0"), ("content-length", "0")],
         &[("te", "gzip")],
+        &[("http2-settings", "AAMAAABk")],
         &[("x", " y")],
         &[("x", "y\t")],
     ] {
@@ -433,6 +434,29 @@ async fn malformed_requests_are_never_forwarded() -> Result<()> {
             "{headers:?}"
         );
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_of_another_scheme_or_with_a_long_method_are_rejected() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let long_method = "M".repeat(33);
+    for (method, scheme) in [("GET", "ftp"), (long_method.as_str(), "https")] {
+        let headers = [
+            (":method", method),
+            (":scheme", scheme),
+            (":path", "/"),
+            (":authority", "localhost"),
+        ];
+        let block = headers.map(|(name, value)| literal_header(name, value));
+        let mut connection = connect(&gateway).await?;
+        connection.send(request(1, &block.concat())).await?;
+        read_until_frame(HEADERS, &mut connection).await?;
+    }
+    assert_eq!(upstream.received_requests(), Vec::<String>::new());
+    gateway.process.wait_for_log("\"status\":501").await?;
+    assert!(!gateway.process.log().contains(&long_method));
     Ok(())
 }
 

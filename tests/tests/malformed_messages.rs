@@ -46,6 +46,8 @@ fn rejected_requests() -> Vec<(String, u16)> {
     let requests = [
         ("GET / HTTP/1.1\nHost: localhost\n\n", 400),
         ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: localhost:99999\r\n\r\n", 400),
+        ("GET /?q=\"a\" HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         ("TRACE / HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
         (
             "CONNECT localhost:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -59,6 +61,11 @@ fn rejected_requests() -> Vec<(String, u16)> {
     let targets = ["http://elsewhere/", "/\u{e4}", "/a%2fb", "/a%00", "/%zz"];
     let too_many_headers = "X: y\r\n".repeat(101);
     let oversized = [
+        (with_headers(&"M".repeat(8000), "X: y"), 501),
+        (
+            with_headers("GET", &format!("Connection: {}", "a,".repeat(1000))),
+            431,
+        ),
         (with_target(&format!("/{}", "a".repeat(9000))), 414),
         (
             with_headers("GET", &format!("X: {}", "a".repeat(33_000))),

@@ -89,6 +89,8 @@ pub(crate) enum RequestError {
     Host,
     #[error("The method is not allowed")]
     Method,
+    #[error("The method is too long")]
+    MethodTooLong,
     #[error("The request took too long to arrive")]
     Timeout,
 }
@@ -100,6 +102,8 @@ impl RequestError {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            // The status for a method that a server does not recognise (RFC 9110, section 15.6.2).
+            Self::MethodTooLong => StatusCode::NOT_IMPLEMENTED,
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             _ => StatusCode::BAD_REQUEST,

@@ -1,9 +1,16 @@
 //! Syntax that both versions of HTTP share: request targets, authorities, tokens, lengths.
 
+use http::{HeaderName, Method};
+
 use crate::http::message::RequestError;
+
+/// Header of an upgrade to HTTP/2 (RFC 7540, section 3.2.1), which concerns one connection only.
+pub(crate) const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// Maximum number of headers of a message.
 pub(crate) const MAX_HEADERS: usize = 100;
+/// Maximum length of a method in bytes. The longest registered one, `UPDATEREDIRECTREF`, has 17.
+const MAX_METHOD_BYTES: usize = 32;
 /// Maximum length of a request target in bytes.
 pub(crate) const MAX_TARGET_BYTES: usize = 8 * 1024;
 /// Maximum length of a host name in bytes (RFC 1035, section 2.3.4).
@@ -30,6 +37,26 @@ const fn target_bytes(excluded: &[u8]) -> [bool; 256] {
         index += 1;
     }
     table
+}
+
+/// Checks that a method is one that the gateway forwards.
+///
+/// # Errors
+/// Returns an error for TRACE, which would disclose headers that the gateway adds, for CONNECT, since the
+/// gateway is no forward proxy, and for methods that are too long.
+pub(crate) fn check_method(method: &Method) -> Result<(), RequestError> {
+    if matches!(*method, Method::TRACE | Method::CONNECT) {
+        Err(RequestError::Method)
+    } else if method.as_str().len() > MAX_METHOD_BYTES {
+        Err(RequestError::MethodTooLong)
+    } else {
+        Ok(())
+    }
+}
+
+/// Returns the placeholder for the method of a request that could not be parsed, in logs.
+pub(crate) fn unknown_method() -> Method {
+    Method::from_bytes(b"-").expect("a dash is a token")
 }
 
 /// Returns a target without its fragment, which is no part of it (RFC 3986, section 3.5). The crate `http`

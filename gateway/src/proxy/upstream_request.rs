@@ -6,14 +6,15 @@
 //! `X-Forwarded-For` is appended to.
 
 use bytes::BufMut;
-use http::header::{COOKIE, FORWARDED, HOST, TE, TRAILER};
+use http::header::{COOKIE, CONTENT_LENGTH, FORWARDED, HOST, TE, TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName};
 
 use crate::client::{ClientIdentity, FORWARDED_FOR, PeerTrust, forwarded_for_elements};
 use crate::http::h1::encode::{put_header, put_request_line};
 use crate::http::h1::framing;
-use crate::http::h1::hop_by_hop::WEBSOCKET;
+use crate::http::h1::hop_by_hop::{KEEP_ALIVE, PROXY_CONNECTION, WEBSOCKET};
 use crate::http::message::{RequestHeaders, Upgrade};
+use crate::http::syntax::HTTP2_SETTINGS;
 use crate::proxy::common_headers::REQUEST_ID;
 use crate::proxy::context::RequestContext;
 use crate::telemetry::text;
@@ -104,10 +105,19 @@ fn is_forwarded(name: &HeaderName, trust: PeerTrust, trace: Trace) -> bool {
 }
 
 /// Returns true if a server that treats `_` like `-`, as CGI and WSGI do, would take a name for that of a
-/// header that the gateway sets.
+/// header that the gateway sets: one that identifies the client or the request, frames the body, or
+/// concerns the connection.
 fn is_alias_with_underscores(text: &str) -> bool {
     let name = text.replace('_', "-");
-    let protected = [REQUEST_ID, REAL_IP, FORWARDED, TRACEPARENT, TRACESTATE];
+    let protected = [
+        REQUEST_ID,
+        REAL_IP,
+        CONTENT_LENGTH,
+        TRANSFER_ENCODING,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        HTTP2_SETTINGS,
+    ];
     name.starts_with(FORWARDED_PREFIX) || protected.iter().any(|header| *header == *name)
 }
 

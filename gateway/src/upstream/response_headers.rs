@@ -92,6 +92,9 @@ pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
             headers.append(name, value);
         }
     }
+    if connection.has_too_many_options() {
+        return Err(InvalidHeaders);
+    }
     connection.remove_listed(&mut headers);
     let is_http_1_0 = response.version == Some(0);
     let framing = match (is_chunked, content_length) {

@@ -5,11 +5,13 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCOD
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::http::message::Upgrade;
+use crate::http::syntax::HTTP2_SETTINGS;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-/// Header of an upgrade to HTTP/2 (RFC 7540, section 3.2.1), which is not forwarded.
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Maximum number of connection options of a message. Each costs a search in its headers.
+const MAX_OPTIONS: usize = 32;
+
+pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Value of `Upgrade` for the WebSocket protocol (RFC 6455).
 pub(crate) const WEBSOCKET: &str = "websocket";
@@ -43,12 +45,14 @@ impl ConnectionHeaders {
     /// count as hop-by-hop because the next hop has its own framing.
     pub(crate) fn inspect(&mut self, name: &HeaderName, value: &HeaderValue) -> HeaderScope {
         match *name {
-            CONNECTION => self.options.extend(
-                value
+            CONNECTION => {
+                let room = (MAX_OPTIONS + 1).saturating_sub(self.options.len());
+                let options = value
                     .as_bytes()
                     .split(|byte| *byte == b',')
-                    .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok()),
-            ),
+                    .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok());
+                self.options.extend(options.take(room));
+            }
             UPGRADE => {
                 let is_websocket = self.upgrade.is_none()
                     && value.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes());
@@ -63,6 +67,11 @@ impl ConnectionHeaders {
             _ => return HeaderScope::EndToEnd,
         }
         HeaderScope::HopByHop
+    }
+
+    /// Returns whether the message has more connection options than were recorded.
+    pub(crate) fn has_too_many_options(&self) -> bool {
+        self.options.len() > MAX_OPTIONS
     }
 
     /// Removes the headers that `Connection` lists, except `Host`, which every request needs.

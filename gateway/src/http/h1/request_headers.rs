@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use crate::http::h1::hop_by_hop::{ConnectionHeaders, HeaderScope, Persistence};
 use crate::http::message::{Framing, RequestError, RequestHeaders, Upgrade};
 use crate::http::syntax::{
-    MAX_HEADERS, MAX_TARGET_BYTES, check_target, is_authority, is_header_value_byte, is_token_byte,
+    MAX_HEADERS, MAX_TARGET_BYTES, check_method, check_target, is_authority, is_header_value_byte, is_token_byte,
     is_whitespace, parse_content_length, without_fragment,
 };
 use crate::path::RequestTarget;
@@ -138,6 +138,9 @@ fn parse(bytes: &Bytes) -> Result<(RequestHeaders, Persistence), RequestError> {
             headers.append(name, value);
         }
     }
+    if connection.has_too_many_options() {
+        return Err(RequestError::HeadersTooLarge);
+    }
     connection.remove_listed(&mut headers);
     let is_http_1_0 = version == Version::HTTP_10;
     if is_http_1_0 && control.framing == Some(Framing::Chunked) {
@@ -184,9 +187,7 @@ fn parse_request_line(line: &[u8]) -> Result<(Method, &[u8], Version), RequestEr
         return Err(RequestError::RequestLine);
     };
     let method = Method::from_bytes(method).map_err(|_| RequestError::RequestLine)?;
-    if method == Method::TRACE || method == Method::CONNECT {
-        return Err(RequestError::Method);
-    }
+    check_method(&method)?;
     if !target.iter().all(u8::is_ascii_graphic) {
         return Err(RequestError::Target);
     }
@@ -486,6 +487,13 @@ mod tests {
         let value = "v".repeat(33 * 1024);
         let large = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {value}\r\n\r\n");
         assert_eq!(rejection(&large), Some(RequestError::HeadersTooLarge));
+        let options = format!("Connection: {}", "a,".repeat(1000));
+        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{options}\r\n\r\n");
+        assert_eq!(rejection(&many), Some(RequestError::HeadersTooLarge));
+        let method = "M".repeat(33);
+        let long = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(rejection(&long), Some(RequestError::MethodTooLong));
+        assert_eq!(rejection(&long[1..]), None);
         let many = "X: y\r\n".repeat(MAX_HEADERS);
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n");
         assert_eq!(rejection(&many), Some(RequestError::HeadersTooLarge));

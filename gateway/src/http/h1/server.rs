@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use http::header::{EXPECT, HOST};
-use http::{Method, StatusCode, Version};
+use http::{ StatusCode, Version};
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 
@@ -26,6 +26,7 @@ use crate::http::h1::request_headers::{HeaderLimits, HeaderScanner, ReadError};
 use crate::http::handler::RequestHandler;
 use crate::http::lingering_close::LingeringClose;
 use crate::http::message::{Framing, RequestError, RequestHeaders, ResponseHeaders};
+use crate::http::syntax::unknown_method;
 use crate::runtime::idle_timer::IdleTimer;
 
 /// Longest time to send the rest of the output before the connection is closed.
@@ -102,11 +103,6 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
             NextStep::Drop => return,
         }
     }
-}
-
-/// Returns the placeholder for the method of a request that could not be parsed.
-fn unknown_method() -> Method {
-    Method::from_bytes(b"-").expect("a dash is a token")
 }
 
 /// Waits until shutdown has begun and the drain timeout has passed.

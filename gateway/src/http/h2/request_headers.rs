@@ -6,11 +6,11 @@
 use bytes::Bytes;
 use h2::RecvStream;
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
-use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, Version, request};
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, HeaderValue, Version, request};
 
 use crate::http::message::{Framing, RequestError, RequestHeaders, Upgrade};
-use crate::http::syntax::{self, MAX_HEADERS};
+use crate::http::syntax::{self, HTTP2_SETTINGS, MAX_HEADERS};
 use crate::path::RequestTarget;
 
 /// Bytes besides name and value that a header counts for: colon and space, as in HTTP/1.1.
@@ -26,8 +26,9 @@ pub(super) fn parse(
     max_bytes: usize,
 ) -> Result<RequestHeaders, RequestError> {
     let mut headers = parts.headers;
-    if matches!(parts.method, Method::TRACE | Method::CONNECT) {
-        return Err(RequestError::Method);
+    syntax::check_method(&parts.method)?;
+    if !parts.uri.scheme().is_none_or(is_http) || headers.contains_key(HTTP2_SETTINGS) {
+        return Err(RequestError::Header);
     }
     set_host(&mut headers, parts.uri.authority())?;
     check_headers(&headers, max_bytes)?;
@@ -43,6 +44,13 @@ pub(super) fn parse(
         framing,
         upgrade: Upgrade::None,
     })
+}
+
+/// Returns whether a scheme is http or https, the only ones in which the target of a request to the gateway
+/// can be. `h2` has dropped the scheme of a request without `:authority`. A proxy that terminates TLS in
+/// front of the gateway may leave it at http.
+fn is_http(scheme: &Scheme) -> bool {
+    *scheme == Scheme::HTTPS || *scheme == Scheme::HTTP
 }
 
 /// Sets `Host` to the value of `:authority`. If a request has both, they have to be the same.

@@ -33,7 +33,8 @@ use crate::http::h2::request_headers;
 use crate::http::h2::stream::Http2Stream;
 use crate::http::handler::RequestHandler;
 use crate::http::lingering_close;
-use crate::http::syntax::MAX_HEADERS;
+use crate::http::message::RequestError;
+use crate::http::syntax::{MAX_HEADERS, unknown_method};
 use crate::runtime::clock::Instant;
 use crate::runtime::idle_timer::IdleTimer;
 use crate::telemetry::gauge_guard::GaugeGuard;
@@ -259,6 +260,10 @@ async fn serve_stream(
             handler.serve(request, &mut stream, &mut timer).await;
         }
         Err(error) => {
+            let method = match error {
+                RequestError::MethodTooLong => unknown_method(),
+                _ => method,
+            };
             handler.reject(error, &method, Version::HTTP_2, &mut stream);
             wait_until_sent(&mut stream, &mut timer, limits.idle_timeout).await;
         }
