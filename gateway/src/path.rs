@@ -1,8 +1,13 @@
 //! Request targets and the normalisation of their paths (RFC 3986, section 6.2.2).
 //!
-//! Invariant: patterns, quotas and upstreams see the same spelling of a path. A path that servers
-//! interpret differently (an encoded slash, for instance) is rejected: it could match one pattern here
-//! and name another resource upstream.
+//! Invariant: all spellings of a path that a server may take for the same one have one normal form, which
+//! patterns and quotas see. A path that servers interpret differently is rejected: it could match one pattern
+//! here and name another resource upstream. That holds for an encoded slash too, which nginx and Envoy
+//! forward: servers built on WSGI, ASGI or CGI decode it before they route.
+//!
+//! What is forwarded has the same segments, and its reserved characters are encoded where they were received
+//! encoded: decoding them could change the resource (RFC 3986, section 2.2), and would break signatures over
+//! the path (RFC 9421, section 2.2.6). Its normal form is the one that was matched.
 
 use std::borrow::Cow;
 
@@ -25,8 +30,11 @@ pub(crate) enum PathError {
 /// Request target in origin form (RFC 9112, section 3.2.1): a path and an optional query, in ASCII.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RequestTarget {
+    /// Target to be forwarded.
     text: Bytes,
     path_length: usize,
+    /// Path as patterns and quotas see it, `None` if it is the one of `text`.
+    matched_path: Option<String>,
 }
 
 impl RequestTarget {
@@ -35,7 +43,11 @@ impl RequestTarget {
     pub(crate) fn new(raw: Bytes) -> Self {
         let text = to_origin_form(raw);
         let path_length = memchr::memchr(b'?', &text).unwrap_or(text.len());
-        Self { text, path_length }
+        Self {
+            text,
+            path_length,
+            matched_path: None,
+        }
     }
 
     /// Normalises the path; the query stays as it is.
@@ -44,18 +56,24 @@ impl RequestTarget {
     /// Returns an error if the path is ambiguous or malformed.
     pub(crate) fn normalise(&mut self) -> Result<(), PathError> {
         let (path, query) = self.text.split_at(self.path_length);
-        if let Cow::Owned(path) = normalise(path)? {
-            self.path_length = path.len();
-            self.text = [path.as_bytes(), query].concat().into();
+        if let Cow::Owned(matched_path) = normalise(path)? {
+            let forwarded_path = remove_dot_segments(&decode(path, DecodedSet::Unreserved)?);
+            self.path_length = forwarded_path.len();
+            self.text = [forwarded_path.as_bytes(), query].concat().into();
+            self.matched_path = (matched_path != forwarded_path).then_some(matched_path);
         }
         Ok(())
     }
 
+    /// Returns the path as patterns and quotas see it.
     pub(crate) fn path(&self) -> &str {
-        str::from_utf8(&self.text[..self.path_length]).unwrap_or_default()
+        match &self.matched_path {
+            Some(path) => path,
+            None => str::from_utf8(&self.text[..self.path_length]).unwrap_or_default(),
+        }
     }
 
-    /// Returns path and query.
+    /// Returns path and query as they are forwarded.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.text
     }
@@ -93,7 +111,7 @@ pub(crate) fn normalise(path: &[u8]) -> Result<Cow<'_, str>, PathError> {
     if is_normal(path) {
         return Ok(Cow::Borrowed(text));
     }
-    let decoded = decode(path)?;
+    let decoded = decode(path, DecodedSet::PathCharacters)?;
     Ok(Cow::Owned(remove_dot_segments(&decoded)))
 }
 
@@ -134,7 +152,27 @@ const fn is_tolerated_unencoded(byte: u8) -> bool {
     )
 }
 
-fn decode(path: &[u8]) -> Result<String, PathError> {
+/// Characters that are decoded if they are percent-encoded. None of them separates segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DecodedSet {
+    /// All that a path contains unencoded, for a path that is matched.
+    PathCharacters,
+    /// Those whose encoding makes no difference (RFC 3986, section 6.2.2.2), for a path that is forwarded.
+    Unreserved,
+}
+
+impl DecodedSet {
+    fn contains(self, byte: u8) -> bool {
+        match self {
+            Self::PathCharacters => PATH_CHARACTERS[usize::from(byte)],
+            Self::Unreserved => {
+                byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+            }
+        }
+    }
+}
+
+fn decode(path: &[u8], decoded_set: DecodedSet) -> Result<String, PathError> {
     let mut decoded = String::with_capacity(path.len());
     let mut rest = path;
     while let [byte, after @ ..] = rest {
@@ -156,7 +194,7 @@ fn decode(path: &[u8]) -> Result<String, PathError> {
         let byte = hex_value(*high)? << 4 | hex_value(*low)?;
         match byte {
             0 | b'/' | b'\\' => return Err(PathError::EncodedDelimiter),
-            _ if PATH_CHARACTERS[usize::from(byte)] => decoded.push(char::from(byte)),
+            _ if decoded_set.contains(byte) => decoded.push(char::from(byte)),
             _ => push_encoded(&mut decoded, byte),
         }
     }
@@ -271,7 +309,42 @@ mod tests {
         }
     }
 
+    fn target(raw: &str) -> Result<RequestTarget, PathError> {
+        let mut target = RequestTarget::new(Bytes::copy_from_slice(raw.as_bytes()));
+        target.normalise().map(|()| target)
+    }
+
+    #[test]
+    fn reserved_characters_are_forwarded_as_they_were_received() {
+        for (received, forwarded, matched) in [
+            ("/f/a%3Bb.txt", "/f/a%3Bb.txt", "/f/a;b.txt"),
+            ("/f/a;b.txt", "/f/a;b.txt", "/f/a;b.txt"),
+            ("/a%2cb,c%3d=?q=%2c", "/a%2Cb,c%3D=?q=%2c", "/a,b,c=="),
+            ("/u/%40me/%7euser", "/u/%40me/~user", "/u/@me/~user"),
+            ("/x//%2E%2e/%61%3a", "/a%3A", "/a:"),
+            ("/a|b%7Cc", "/a%7Cb%7Cc", "/a%7Cb%7Cc"),
+            ("/%21?a", "/%21?a", "/!"),
+        ] {
+            let target = target(received).unwrap();
+            let text = str::from_utf8(target.as_bytes()).unwrap();
+            assert_eq!((text, target.path()), (forwarded, matched), "{received}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn the_forwarded_path_has_the_normal_form_that_was_matched(
+            path in "/([a-z./%@|;]|%[0-9A-Fa-f]{2}|%2[eE]|//){0,15}"
+        ) {
+            if let Ok(once) = target(&path) {
+                let forwarded = str::from_utf8(once.as_bytes()).unwrap();
+                prop_assert_eq!(normalised(forwarded), Ok(once.path().to_owned()));
+                let again = target(forwarded).unwrap();
+                prop_assert_eq!(again.as_bytes(), once.as_bytes());
+                prop_assert_eq!(once.path().matches('/').count(), forwarded.matches('/').count());
+            }
+        }
+
         #[test]
         fn normalisation_is_idempotent(path in "/[a-z./%0-9A-F@|;]{0,30}") {
             if let Ok(once) = normalised(&path) {
