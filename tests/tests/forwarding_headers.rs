@@ -79,10 +79,14 @@ premier:
     for forwarded_for in ["192.0.2.1", "192.0.2.1", "6.6.6.6, 192.0.2.1", "192.0.2.2"] {
         let request = format!(
             "GET / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {forwarded_for}\r\n\
-             traceparent: {traceparent}\r\nConnection: close\r\n\r\n"
+             traceparent: {traceparent}\r\nX-Request-Id: 4bf92f35-77b3\r\nConnection: close\r\n\r\n"
         );
         let response = RawConnection::exchange(&gateway, request).await?;
         statuses.push(parse_status(&response));
+        assert!(
+            response.contains("x-request-id: 4bf92f35-77b3\r\n"),
+            "{response}"
+        );
     }
     assert_eq!(statuses, [200, 200, 429, 200]);
     let received = upstream.received_requests().concat().to_lowercase();
@@ -92,6 +96,11 @@ premier:
     );
     assert!(
         received.contains(&format!("traceparent: {traceparent}\r\n")),
+        "{received}"
+    );
+    assert_eq!(
+        received.matches("x-request-id: 4bf92f35-77b3\r\n").count(),
+        3,
         "{received}"
     );
     Ok(())

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 /// Short timeouts, so that tests of slow clients take a second, and low limits.
 const SHORT_LIMITS: &str = r#"
 premier:
-  limits: {header_timeout: 0.5, idle_timeout: 0.5, max_body_bytes: 1000}
+  limits: {header_timeout: 0.5, body_timeout: 0.5, idle_timeout: 0.5, max_body_bytes: 1000}
   paths:
     - pattern: "/counted/*"
       features: {rate_limit: {quota: 5, duration: 864000}}

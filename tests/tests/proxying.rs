@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 /// Short timeouts, so that tests of stalled clients take a second, and a path with retries.
 const SHORT_TIMEOUTS: &str = r#"
 premier:
-  limits: {idle_timeout: 0.5, header_timeout: 0.5}
+  limits: {idle_timeout: 0.5, header_timeout: 0.5, body_timeout: 0.5}
   paths:
     - pattern: "/retried"
       features: {retry: {max_attempts: 3, wait: 0.01}}
@@ -578,6 +578,65 @@ async fn sent_request_bytes_do_not_count_as_read_progress_on_the_response() -> R
             "the client is still served"
         );
     }
+    Ok(())
+}
+
+/// Begins a response as soon as the request headers are received, and completes it never.
+async fn begin_response(mut stream: TcpStream) {
+    let mut request = [0; 4096];
+    if let Ok(1..) = stream.read(&mut request).await {
+        let response = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegin";
+        let _ = stream.write_all(response.as_bytes()).await;
+        while let Ok(1..) = stream.read(&mut request).await {}
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_dribbles_after_the_response_has_begun_is_cut_off() -> Result<()> {
+    let upstream = CustomUpstream::start(begin_response).await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(SHORT_TIMEOUTS)
+        .start()
+        .await?;
+    let mut connection = RawConnection::connect(&gateway).await?;
+    let headers = "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+    connection.send(headers).await?;
+    connection.read_until("begin").await?;
+    let start = Instant::now();
+    // Sends a byte at a time until the gateway closes the connection.
+    while connection.send("1\r\ny\r\n").await.is_ok() {
+        let in_flight = gateway.metric("gateway_requests_in_flight", &[]).await?;
+        if in_flight == Some(0.0) {
+            break;
+        }
+        anyhow::ensure!(
+            start.elapsed() < wait::TIMEOUT,
+            "the client is still served"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn responses_without_a_date_get_one() -> Result<()> {
+    let dated = "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n";
+    let upstream = MockUpstream::start(move |request| match request_target(request) {
+        "/dated" => MockResponse::Bytes(dated.into()),
+        _ => MockResponse::new(200, "ok"),
+    })
+    .await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    for protocol in [Protocol::Http1, Protocol::Http2] {
+        let client = gateway.client_with_protocol(protocol)?;
+        for path in ["/", "/metrics"] {
+            let response = client.get(path).await?;
+            assert!(response.header("date").ends_with(" GMT"), "{path}");
+        }
+        let response = client.get("/dated").await?;
+        assert_eq!(response.header("date"), "Sun, 06 Nov 1994 08:49:37 GMT");
+    }
+    let admin = gateway.admin_client()?.get("/health").await?;
+    assert!(admin.header("date").ends_with(" GMT"));
     Ok(())
 }
 

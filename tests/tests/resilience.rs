@@ -7,6 +7,7 @@ use anyhow::Result;
 use reqwest::Method;
 use serde_json::json;
 use tests::client::{Client, send};
+use tests::mock_upstream::request_target;
 use tests::raw_connection::RawConnection;
 use tests::{Gateway, MockResponse, MockUpstream, address, wait};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -16,7 +17,7 @@ use tokio::net::TcpListener;
 const PATHS: &str = r#"
 premier:
   health_check: {interval: 0.2}
-  limits: {header_timeout: 1}
+  limits: {body_timeout: 1}
   paths:
     - pattern: "/slow"
       features:
@@ -303,5 +304,69 @@ async fn a_health_check_sends_the_host_and_port_of_its_endpoint() -> Result<()> 
         request.contains(&format!("host: {endpoint}")),
         "{request:?}"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn upgraded_connections_and_event_streams_do_not_count_as_slow_requests() -> Result<()> {
+    const CONFIG: &str = r#"
+premier:
+  paths:
+    - {pattern: "/timed", features: {timeout: {seconds: 1.5}}}
+    - {pattern: "*", features: {monitoring: {log_threshold: 1}}}
+"#;
+    let upstream = MockUpstream::start(|request| match request_target(request) {
+        "/socket" => MockResponse::Bytes(UPGRADE_RESPONSE.to_vec()),
+        "/events" => MockResponse::Bytes(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n\r\ndata: x\n\n"
+                .to_vec(),
+        ),
+        _ => MockResponse::Never,
+    })
+    .await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(CONFIG)
+        .start()
+        .await?;
+    let mut socket = RawConnection::connect(&gateway).await?;
+    socket.send(UPGRADE_REQUEST).await?;
+    socket.read_until("frames").await?;
+    let mut events = RawConnection::connect(&gateway).await?;
+    events
+        .send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await?;
+    events.read_until("data: x").await?;
+    // Lasts longer than the threshold.
+    assert_eq!(gateway.client()?.get("/timed").await?.status, 504);
+    drop((socket, events));
+    gateway.wait_until_idle().await?;
+    let slow = gateway
+        .metric("gateway_slow_requests_total", &["pattern=\"*\""])
+        .await?;
+    assert_eq!(slow, Some(0.0));
+    let seconds = gateway
+        .metric("gateway_request_duration_seconds_sum", &["pattern=\"*\""])
+        .await?;
+    assert!(seconds.is_some_and(|seconds| seconds < 1.5), "{seconds:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_paused_upload_is_subject_to_the_body_timeout_only() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config("premier: {limits: {header_timeout: 0.5}}")
+        .start()
+        .await?;
+    let mut upload = RawConnection::connect(&gateway).await?;
+    upload
+        .send("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nab")
+        .await?;
+    // Times out later than the upload would have.
+    let response = RawConnection::exchange(&gateway, "GET / HTTP/1.1\r\n").await?;
+    assert!(response.starts_with("HTTP/1.1 408"), "{response}");
+    upload.send("cd").await?;
+    let response = upload.read_until("ok").await?;
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     Ok(())
 }

@@ -86,6 +86,8 @@ pub(crate) struct Limits {
     pub(crate) max_header_bytes: usize,
     /// Time for the TLS handshake, and for the headers of a request.
     pub(crate) header_timeout: Duration,
+    /// Longest pause of a request body, and time spent waiting for it after which it must have a least rate.
+    pub(crate) body_timeout: Duration,
     /// Time between two requests on a connection.
     pub(crate) idle_timeout: Duration,
     /// Maximum number of concurrent connections.

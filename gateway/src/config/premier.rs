@@ -241,6 +241,7 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         max_body_bytes: MEBIBYTE,
         max_header_bytes: 32 * 1024,
         header_timeout: Duration::from_secs(10),
+        body_timeout: Duration::from_secs(30),
         idle_timeout: Duration::from_mins(1),
         max_connections: 20_000,
         max_connections_per_client: 10_000,
@@ -263,6 +264,11 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         default.header_timeout,
         Node::positive_duration,
     );
+    let body_timeout = mapping.get_or(
+        "body_timeout",
+        default.body_timeout,
+        Node::positive_duration,
+    );
     let idle_timeout = mapping.get_or(
         "idle_timeout",
         default.idle_timeout,
@@ -281,6 +287,7 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         max_body_bytes: max_body_bytes?,
         max_header_bytes: max_header_bytes?,
         header_timeout: header_timeout?,
+        body_timeout: body_timeout?,
         idle_timeout: idle_timeout?,
         max_connections: max_connections?,
         max_connections_per_client: max_connections_per_client?,

@@ -1,11 +1,14 @@
 //! HTTP messages, independent of the version that carried them.
 
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{CONTENT_TYPE, HOST};
 use http::{HeaderMap, Method, StatusCode, Version};
 use thiserror::Error;
 
 use crate::path::RequestTarget;
+
+/// Media type of server-sent events (WHATWG HTML, section 9.2).
+const EVENT_STREAM: &[u8] = b"text/event-stream";
 
 /// Request line (or pseudo-headers) and headers of a request, without hop-by-hop headers and without
 /// the headers that frame its body.
@@ -36,6 +39,19 @@ pub(crate) struct ResponseHeaders {
     pub(crate) reason: Option<Bytes>,
     pub(crate) headers: HeaderMap,
     pub(crate) framing: Framing,
+}
+
+impl ResponseHeaders {
+    /// Returns whether the response lasts as long as its client wants: an upgraded connection, or an event
+    /// stream.
+    pub(crate) fn is_open_ended(&self) -> bool {
+        self.status == StatusCode::SWITCHING_PROTOCOLS
+            || self.headers.get(CONTENT_TYPE).is_some_and(|value| {
+                let value = value.as_bytes();
+                let prefix = value.get(..EVENT_STREAM.len());
+                prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(EVENT_STREAM))
+            })
+    }
 }
 
 /// Delimitation of a message body.

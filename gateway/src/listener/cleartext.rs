@@ -141,9 +141,10 @@ impl<R: Responder> RequestHandler for CleartextApp<R> {
     ) {
         let StaticResponse {
             status,
-            headers,
+            mut headers,
             body,
         } = self.responder.respond(&request);
+        CommonHeaders::Cleartext.insert_into(&mut headers);
         downstream.send_headers(ResponseHeaders {
             status,
             reason: None,

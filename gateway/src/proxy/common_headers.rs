@@ -1,12 +1,12 @@
 //! Response headers that the gateway adds to every response, its own or an endpoint's.
 
-use http::header::STRICT_TRANSPORT_SECURITY;
+use http::header::{DATE, STRICT_TRANSPORT_SECURITY};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use pingora::protocols::http::date::get_cached_date;
 
 use crate::proxy::context::RequestContext;
-use crate::telemetry::request_id::RequestId;
+use crate::telemetry::request_id::{REQUEST_ID, RequestId};
 
-pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
@@ -20,13 +20,14 @@ pub(crate) enum CommonHeaders<'r> {
     Request(&'r RequestContext),
     /// A request that could not be parsed: HSTS and the request id.
     UnparsedRequest(RequestId),
-    /// A cleartext listener: no headers, since HSTS must not be sent without TLS (RFC 6797, section 7.2).
+    /// A cleartext listener: only a date, since HSTS must not be sent without TLS (RFC 6797, section 7.2).
     Cleartext,
 }
 
 impl CommonHeaders<'_> {
-    /// Sets the headers of a response.
+    /// Sets the headers of a response. It gets a date if it has none (RFC 9110, section 6.6.1).
     pub(crate) fn insert_into(self, headers: &mut HeaderMap) {
+        headers.entry(DATE).or_insert_with(get_cached_date);
         let context = match self {
             Self::Request(context) => context,
             Self::UnparsedRequest(id) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use crate::client::ClientIdentity;
+use crate::client::{ClientIdentity, PeerTrust};
 use crate::config::Limits;
 use crate::features::rate_limit::QuotaStatus;
 use crate::features::retry::{self, AttemptFailure};
@@ -18,7 +18,7 @@ use crate::proxy::state::{ActiveConfig, GatewayState};
 use crate::proxy::upload::Upload;
 use crate::runtime::clock::Instant;
 use crate::telemetry::gauge_guard::GaugeGuard;
-use crate::telemetry::request_id::RequestId;
+use crate::telemetry::request_id::{REQUEST_ID, RequestId};
 use crate::tls::handshake::Peer;
 
 /// Attempts, if the route has no `retry`, of a request for which no connection can be established.
@@ -38,7 +38,24 @@ pub(crate) struct RequestContext {
     pub(crate) quota_status: Option<QuotaStatus>,
     pub(crate) deadline: Deadline,
     pub(crate) attempts: UpstreamAttempts,
+    /// Time of the response headers of a response that lasts as long as its client wants.
+    pub(crate) open_ended_since: Option<Instant>,
     _in_flight: GaugeGuard,
+}
+
+/// Returns the id that a trusted proxy gave the request, or a new one.
+fn request_id(headers: &HeaderMap, client: &ClientIdentity) -> RequestId {
+    let id = RequestId::generate();
+    match client.trust {
+        PeerTrust::Untrusted => id,
+        PeerTrust::TrustedProxy => {
+            let mut received = headers.get_all(REQUEST_ID).iter();
+            match (received.next(), received.next()) {
+                (Some(value), None) => id.or_received(value),
+                _ => id,
+            }
+        }
+    }
 }
 
 impl RequestContext {
@@ -50,11 +67,12 @@ impl RequestContext {
             route_index: active.routes.default_index(),
             active,
             started: Instant::now(),
-            id: RequestId::generate(),
+            id: request_id(headers, &client),
             client,
             quota_status: None,
             deadline: Deadline::NONE,
             attempts: UpstreamAttempts::default(),
+            open_ended_since: None,
             _in_flight: GaugeGuard::increment(&gateway.metrics.in_flight),
         }
     }

@@ -3,9 +3,8 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, DATE, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use pingora::protocols::http::date::get_cached_date;
 
 use crate::config::ErrorResponseSettings;
 use crate::http::downstream::Downstream;
@@ -135,7 +134,6 @@ impl ErrorResponse {
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, ALLOWED_METHODS);
         }
-        headers.insert(DATE, get_cached_date());
         common_headers.insert_into(&mut headers);
         if self.connection == ConnectionAfter::Close {
             downstream.close_after_response();

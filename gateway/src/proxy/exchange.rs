@@ -220,7 +220,10 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             ResponseProgress::Upgraded => AwaitedProgress::Upstream,
             ResponseProgress::Received => AwaitedProgress::ResponseRead,
             _ if self.downstream_pressure == Backpressure::Blocked => AwaitedProgress::ResponseRead,
-            ResponseProgress::AwaitingHeaders if self.is_body_awaited() => {
+            // Also while the response arrives: the endpoint may need the body for the rest of it.
+            ResponseProgress::AwaitingHeaders | ResponseProgress::Streaming
+                if self.is_body_awaited() =>
+            {
                 AwaitedProgress::RequestBody
             }
             ResponseProgress::AwaitingHeaders | ResponseProgress::Streaming => {
@@ -249,7 +252,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     fn timeout(&self, awaited: AwaitedProgress, now: Instant) -> Duration {
         let limits = self.context.limits();
         match awaited {
-            AwaitedProgress::RequestBody => limits.header_timeout,
+            AwaitedProgress::RequestBody => limits.body_timeout,
             AwaitedProgress::ResponseRead => limits.idle_timeout,
             AwaitedProgress::Upstream if self.response == ResponseProgress::Upgraded => {
                 UPSTREAM_IDLE_TIMEOUT
@@ -320,6 +323,9 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             StatusCode::SWITCHING_PROTOCOLS => ResponseProgress::Upgraded,
             _ => ResponseProgress::Streaming,
         };
+        if response.is_open_ended() {
+            self.context.open_ended_since = Some(now);
+        }
         CommonHeaders::Request(self.context).insert_into(&mut response.headers);
         self.downstream.send_headers(response);
         ControlFlow::Continue(())
@@ -350,7 +356,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         self.upload.receive(data, &self.request.method);
         if self.upload.received_bytes > self.context.limits().max_body_bytes {
             ControlFlow::Break(self.reject(ErrorResponse::BODY_TOO_LARGE))
-        } else if self.upload.is_too_slow() {
+        } else if self.upload.is_too_slow(self.context.limits().body_timeout) {
             ControlFlow::Break(self.reject(ErrorResponse::BODY_TOO_SLOW))
         } else {
             ControlFlow::Continue(())

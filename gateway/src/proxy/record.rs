@@ -24,14 +24,19 @@ pub(super) fn record(
     context: &RequestContext,
     downstream: &impl Downstream,
 ) {
-    let duration = Instant::now().since(context.started);
+    let now = Instant::now();
+    let duration = now.since(context.started);
+    let latency = context
+        .open_ended_since
+        .unwrap_or(now)
+        .since(context.started);
     let (status, path) = (downstream.status(), request.target.path());
     let route = context.route();
     route.metrics.count_request(&request.method, status);
-    route.metrics.duration.observe(duration.as_secs_f64());
-    if monitoring::is_slow(route.monitoring, duration) {
+    route.metrics.duration.observe(latency.as_secs_f64());
+    if monitoring::is_slow(route.monitoring, latency) {
         route.metrics.slow.inc();
-        let (method, seconds) = (request.method.as_str(), duration.as_secs_f64());
+        let (method, seconds) = (request.method.as_str(), latency.as_secs_f64());
         tracing::warn!(
             request_id = %context.id,
             method,

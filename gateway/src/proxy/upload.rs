@@ -9,8 +9,6 @@ use crate::features::retry::{self, AttemptFailure};
 /// Slowest body that is accepted, in bytes per second: a slower one would occupy a connection
 /// (slow-body denial of service).
 const MIN_UPLOAD_RATE: u64 = 500;
-/// Time spent waiting for the body during which the rate is not enforced.
-const UPLOAD_RATE_GRACE: Duration = Duration::from_secs(10);
 /// Size of the largest body that is buffered for another attempt, in bytes.
 const MAX_REPLAY_BUFFER: usize = 64 * 1024;
 
@@ -44,8 +42,10 @@ impl Upload {
         self.received_bytes == self.replay_buffer.len() as u64
     }
 
-    pub(super) fn is_too_slow(&self) -> bool {
-        self.wait_time > UPLOAD_RATE_GRACE
+    /// Returns whether the body arrives too slowly. The rate is not enforced while the time spent waiting for
+    /// the body is at most `body_timeout`.
+    pub(super) fn is_too_slow(&self, body_timeout: Duration) -> bool {
+        self.wait_time > body_timeout
             && self.received_bytes / self.wait_time.as_secs().max(1) < MIN_UPLOAD_RATE
     }
 }
@@ -80,9 +80,10 @@ mod tests {
             wait_time: Duration::from_secs(seconds),
             ..Upload::default()
         };
-        assert!(!upload(0, 10).is_too_slow());
-        assert!(upload(0, 11).is_too_slow());
-        assert!(upload(MIN_UPLOAD_RATE * 20 - 1, 20).is_too_slow());
-        assert!(!upload(MIN_UPLOAD_RATE * 20, 20).is_too_slow());
+        let body_timeout = Duration::from_secs(10);
+        assert!(!upload(0, 10).is_too_slow(body_timeout));
+        assert!(upload(0, 11).is_too_slow(body_timeout));
+        assert!(upload(MIN_UPLOAD_RATE * 20 - 1, 20).is_too_slow(body_timeout));
+        assert!(!upload(MIN_UPLOAD_RATE * 20, 20).is_too_slow(body_timeout));
     }
 }

@@ -15,8 +15,8 @@ use crate::http::h1::framing;
 use crate::http::h1::hop_by_hop::{KEEP_ALIVE, PROXY_CONNECTION, WEBSOCKET};
 use crate::http::message::{RequestHeaders, Upgrade};
 use crate::http::syntax::HTTP2_SETTINGS;
-use crate::proxy::common_headers::REQUEST_ID;
 use crate::proxy::context::RequestContext;
+use crate::telemetry::request_id::REQUEST_ID;
 use crate::telemetry::text;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");

@@ -242,7 +242,7 @@ impl Http1Connection {
                 }
             }
         };
-        let next_step = timer.timeout(limits.header_timeout, rest).await;
+        let next_step = timer.timeout(limits.body_timeout, rest).await;
         next_step.unwrap_or(NextStep::LingeringClose)
     }
 
