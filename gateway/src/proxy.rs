@@ -25,15 +25,17 @@ mod upstream_request;
 
 use std::pin::pin;
 
-use http::{Method, Version};
+use http::{Method, StatusCode, Version};
 use supervision::{Panicked, catch_unwind};
 
 use crate::http::downstream::{Downstream, wait_until_sent};
 use crate::http::message::{RequestError, RequestHeaders};
+use crate::http::syntax::unknown_method;
 use crate::proxy::common_headers::CommonHeaders;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_response::ErrorResponse;
 use crate::proxy::outcome::RequestOutcome;
+use crate::proxy::record::UnparsedResponse;
 use crate::proxy::state::GatewayState;
 use crate::runtime::clock::Instant;
 use crate::runtime::idle_timer::IdleTimer;
@@ -86,7 +88,23 @@ pub(crate) fn reject(
     let (id, started) = (RequestId::generate(), Instant::now());
     let common_headers = CommonHeaders::UnparsedRequest(id);
     ErrorResponse::malformed_request(error).send(method, downstream, common_headers);
-    record::record_unparsed(gateway, peer, id, started, method, version, downstream);
+    let response = UnparsedResponse {
+        status: downstream.status(),
+        bytes: downstream.sent_body_bytes(),
+    };
+    record::record_unparsed(gateway, peer, id, started, method, version, response);
+}
+
+/// Records a request that was rejected as malformed and whose client got no response but a reset: a 400
+/// response without its bytes.
+pub(crate) fn record_malformed(gateway: &GatewayState, peer: &Peer, version: Version) {
+    let (id, started) = (RequestId::generate(), Instant::now());
+    let response = UnparsedResponse {
+        status: Some(StatusCode::BAD_REQUEST),
+        bytes: 0,
+    };
+    let method = unknown_method();
+    record::record_unparsed(gateway, peer, id, started, &method, version, response);
 }
 
 /// Brings the response to its end: sends an error response, or truncates one that has begun.

@@ -6,7 +6,8 @@ use anyhow::Result;
 use reqwest::Method;
 use rustix::process::Signal;
 use tests::client::{Protocol, send};
-use tests::raw_connection::RawConnection;
+use tests::mock_upstream::request_target;
+use tests::raw_connection::{RawConnection, parse_status};
 use tests::{Gateway, MockResponse, MockUpstream, wait};
 
 /// Connection preface of a client (RFC 9113, section 3.4).
@@ -539,6 +540,61 @@ async fn an_incomplete_header_block_times_out() -> Result<()> {
         // A request in progress on another stream does not extend the timeout.
         connection.send([get(1, "/"), incomplete].concat()).await?;
         read_frame_types(&mut connection).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_target_has_the_same_verdict_and_one_log_line_in_both_versions() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    for (target, forwarded) in [
+        ("/?q=\"a\"", None),
+        ("/a<b>", None),
+        ("/a#b", Some("/a")),
+        ("/a?b#c", Some("/a?b")),
+        ("/a?b=[c]|{d}^`", Some("/a?b=[c]|{d}^`")),
+        ("/a\"b", Some("/a%22b")),
+    ] {
+        let received_before = upstream.received_requests().len();
+        let count_log_lines = || {
+            gateway
+                .process
+                .log()
+                .matches(r#""target":"access""#)
+                .count()
+        };
+        let log_lines_before = count_log_lines();
+        let mut connection = connect(&gateway).await?;
+        connection.send([get(1, target), goaway()].concat()).await?;
+        read_frame_types(&mut connection).await?;
+        let http1 =
+            format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let response = RawConnection::exchange(&gateway, http1).await?;
+        let expected_status = if forwarded.is_some() { 200 } else { 400 };
+        assert_eq!(parse_status(&response), expected_status, "{target}");
+        let received: Vec<_> = upstream.received_requests()[received_before..]
+            .iter()
+            .map(|request| request_target(request).to_owned())
+            .collect();
+        let expected: Vec<_> = forwarded
+            .into_iter()
+            .flat_map(|target| [target; 2])
+            .collect();
+        assert_eq!(received, expected, "{target}");
+        wait::until("a log line for each request", async || {
+            count_log_lines() >= log_lines_before + 2
+        })
+        .await?;
+        let log = gateway.process.log();
+        let status = format!("\"status\":{expected_status}");
+        let lines: Vec<_> = log
+            .lines()
+            .filter(|line| line.contains(r#""target":"access""#))
+            .skip(log_lines_before)
+            .collect();
+        assert_eq!(lines.len(), 2, "{target}: {lines:?}");
+        assert!(lines.iter().all(|line| line.contains(&status)), "{lines:?}");
     }
     Ok(())
 }

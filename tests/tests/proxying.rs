@@ -619,7 +619,8 @@ async fn an_upload_that_dribbles_after_the_response_has_begun_is_cut_off() -> Re
 
 #[tokio::test]
 async fn responses_without_a_date_get_one() -> Result<()> {
-    let dated = "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n";
+    let dated =
+        "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\n\r\n";
     let upstream = MockUpstream::start(move |request| match request_target(request) {
         "/dated" => MockResponse::Bytes(dated.into()),
         _ => MockResponse::new(200, "ok"),

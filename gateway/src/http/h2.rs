@@ -3,6 +3,7 @@
 mod coalescing_waker;
 mod frame_guard;
 mod idle;
+mod rejected_streams;
 mod request_headers;
 pub(crate) mod server;
 mod stream;

@@ -39,4 +39,7 @@ pub(crate) trait RequestHandler {
         version: Version,
         downstream: &mut impl Downstream,
     );
+
+    /// Records a request that was rejected as malformed and whose client got no response but a reset.
+    fn record_malformed(&self, version: Version);
 }

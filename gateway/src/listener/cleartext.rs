@@ -171,4 +171,8 @@ impl<R: Responder> RequestHandler for CleartextApp<R> {
     ) {
         ErrorResponse::malformed_request(error).send(method, downstream, CommonHeaders::Cleartext);
     }
+
+    fn record_malformed(&self, _version: Version) {
+        // Requests to these listeners are not logged.
+    }
 }

@@ -114,6 +114,10 @@ impl RequestHandler for ProxyHandler<'_> {
     ) {
         proxy::reject(self.gateway, self.peer, error, method, version, downstream);
     }
+
+    fn record_malformed(&self, version: Version) {
+        proxy::record_malformed(self.gateway, self.peer, version);
+    }
 }
 
 impl fmt::Debug for HttpsApp {

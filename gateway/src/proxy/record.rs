@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{Method, Version};
+use http::{Method, StatusCode, Version};
 
 use crate::features::monitoring;
 use crate::http::downstream::Downstream;
@@ -62,6 +62,14 @@ pub(super) fn record(
     });
 }
 
+/// Response to a request that could not be parsed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct UnparsedResponse {
+    pub(super) status: Option<StatusCode>,
+    /// Bytes of the body.
+    pub(super) bytes: u64,
+}
+
 /// Counts a request that could not be parsed, and writes its access log line.
 pub(super) fn record_unparsed(
     gateway: &GatewayState,
@@ -70,11 +78,10 @@ pub(super) fn record_unparsed(
     started: Instant,
     method: &Method,
     version: Version,
-    downstream: &impl Downstream,
+    UnparsedResponse { status, bytes }: UnparsedResponse,
 ) {
     let active = gateway.current();
     let route = active.routes.get(active.routes.default_index());
-    let status = downstream.status();
     route.metrics.count_request(method, status);
     gateway.access_log.record(&AccessLogEntry {
         id,
@@ -84,7 +91,7 @@ pub(super) fn record_unparsed(
         path: UNKNOWN_PATH,
         pattern: &route.pattern,
         status,
-        bytes: downstream.sent_body_bytes(),
+        bytes,
         duration: Instant::now().since(started),
         attempts: 0,
         upstream: None,

@@ -6,7 +6,7 @@
 //! `X-Forwarded-For` is appended to.
 
 use bytes::BufMut;
-use http::header::{COOKIE, CONTENT_LENGTH, FORWARDED, HOST, TE, TRAILER, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, COOKIE, FORWARDED, HOST, TE, TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName};
 
 use crate::client::{ClientIdentity, FORWARDED_FOR, PeerTrust, forwarded_for_elements};

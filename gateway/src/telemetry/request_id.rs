@@ -160,7 +160,12 @@ mod tests {
         let generated = RequestId::generate();
         let received = |value: &str| generated.or_received(&HeaderValue::from_str(value).unwrap());
         let longest = "a".repeat(64);
-        for valid in ["1", "4bf92f35-77b3-4da6-a3ce-929d0e0e4736", "aGk+/_.=", &longest] {
+        for valid in [
+            "1",
+            "4bf92f35-77b3-4da6-a3ce-929d0e0e4736",
+            "aGk+/_.=",
+            &longest,
+        ] {
             assert_eq!(received(valid).as_str(), valid);
             assert_eq!(received(valid).traceparent(), generated.traceparent());
         }

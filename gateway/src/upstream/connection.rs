@@ -236,14 +236,16 @@ impl Connection {
                 *searched = input.len();
                 Ok(None)
             }
-            ResponseState::Body(decoder) => match decoder.decode(&mut self.stream.input, ChunkSyntax::Lenient)? {
-                Some(BodyEvent::Data(data)) => Ok(Some(UpstreamEvent::Data(data))),
-                Some(BodyEvent::End) => {
-                    self.response = ResponseState::Complete;
-                    Ok(Some(UpstreamEvent::End))
+            ResponseState::Body(decoder) => {
+                match decoder.decode(&mut self.stream.input, ChunkSyntax::Lenient)? {
+                    Some(BodyEvent::Data(data)) => Ok(Some(UpstreamEvent::Data(data))),
+                    Some(BodyEvent::End) => {
+                        self.response = ResponseState::Complete;
+                        Ok(Some(UpstreamEvent::End))
+                    }
+                    None => Ok(None),
                 }
-                None => Ok(None),
-            },
+            }
         }
     }
 
@@ -283,7 +285,9 @@ impl Connection {
         }
         let may_have_body = match headers.framing {
             Framing::Empty | Framing::Length(0) => false,
-            Framing::UntilClose => self.method == Method::HEAD && status != StatusCode::NOT_MODIFIED,
+            Framing::UntilClose => {
+                self.method == Method::HEAD && status != StatusCode::NOT_MODIFIED
+            }
             Framing::Length(_) | Framing::Chunked => true,
         };
         // These responses have no body, regardless of their headers (RFC 9112, section 6.3).

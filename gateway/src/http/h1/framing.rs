@@ -348,7 +348,12 @@ mod tests {
             assert_eq!(lenient, Ok((b"abc".to_vec(), Vec::new())));
             assert_eq!(decode(Framing::Chunked, chunks, read_size), Err(BodyError));
         }
-        for chunks in [&b"2 \r\nab\r\n0\r\n\r\n"[..], b" 2;a\r\n", b"2 2;a\r\n", b" ;a\r\n"] {
+        for chunks in [
+            &b"2 \r\nab\r\n0\r\n\r\n"[..],
+            b" 2;a\r\n",
+            b"2 2;a\r\n",
+            b" ;a\r\n",
+        ] {
             let lenient = decode_with(ChunkSyntax::Lenient, Framing::Chunked, chunks, 1000);
             assert_eq!(lenient, Err(BodyError), "{chunks:?}");
         }
@@ -384,13 +389,22 @@ mod tests {
                 text.as_bytes(),
             ))))
         };
-        assert_eq!(decoder.decode(&mut input, ChunkSyntax::Strict), data("abcde"));
+        assert_eq!(
+            decoder.decode(&mut input, ChunkSyntax::Strict),
+            data("abcde")
+        );
         input.extend_from_slice(b"f\r\n1\r\ng\r\nx");
         assert_eq!(decoder.decode(&mut input, ChunkSyntax::Strict), data("fg"));
         assert_eq!(decoder.decode(&mut input, ChunkSyntax::Strict), Ok(None));
         input.extend_from_slice(b"\r\n");
-        assert_eq!(decoder.decode(&mut input, ChunkSyntax::Strict), Err(BodyError));
-        assert_eq!(decoder.decode(&mut input, ChunkSyntax::Strict), Err(BodyError));
+        assert_eq!(
+            decoder.decode(&mut input, ChunkSyntax::Strict),
+            Err(BodyError)
+        );
+        assert_eq!(
+            decoder.decode(&mut input, ChunkSyntax::Strict),
+            Err(BodyError)
+        );
     }
 
     proptest! {

@@ -13,8 +13,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use crate::http::h1::hop_by_hop::{ConnectionHeaders, HeaderScope, Persistence};
 use crate::http::message::{Framing, RequestError, RequestHeaders, Upgrade};
 use crate::http::syntax::{
-    MAX_HEADERS, MAX_TARGET_BYTES, check_method, check_target, is_authority, is_header_value_byte, is_token_byte,
-    is_whitespace, parse_content_length, without_fragment,
+    MAX_HEADERS, MAX_TARGET_BYTES, check_method, check_target, is_authority, is_header_value_byte,
+    is_token_byte, is_whitespace, parse_content_length, without_fragment,
 };
 use crate::path::RequestTarget;
 

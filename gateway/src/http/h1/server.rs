@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use http::header::{EXPECT, HOST};
-use http::{ StatusCode, Version};
+use http::{StatusCode, Version};
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 
@@ -231,7 +231,10 @@ impl Http1Connection {
         }
         let rest = async {
             loop {
-                match self.request_decoder.decode(&mut self.stream.input, ChunkSyntax::Strict) {
+                match self
+                    .request_decoder
+                    .decode(&mut self.stream.input, ChunkSyntax::Strict)
+                {
                     Ok(Some(BodyEvent::Data(_))) => {}
                     Ok(Some(BodyEvent::End)) => return NextStep::ReadRequest,
                     Err(_) => return NextStep::LingeringClose,
@@ -285,7 +288,10 @@ impl Http1Connection {
             return self.poll_disconnect(cx);
         }
         loop {
-            match self.request_decoder.decode(&mut self.stream.input, ChunkSyntax::Strict) {
+            match self
+                .request_decoder
+                .decode(&mut self.stream.input, ChunkSyntax::Strict)
+            {
                 Ok(Some(BodyEvent::Data(data))) => return Poll::Ready(DownstreamEvent::Data(data)),
                 Ok(Some(BodyEvent::End)) => {
                     self.request = MessageState::Complete;

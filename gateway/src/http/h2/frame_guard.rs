@@ -1,5 +1,6 @@
-//! Guard between the `h2` crate and the socket. It observes three things that `h2` does not report:
-//! incomplete header blocks, floods of overhead frames, and the client's progress in reading.
+//! Guard between the `h2` crate and the socket. It observes four things that `h2` does not report:
+//! incomplete header blocks, floods of overhead frames, the client's progress in reading, and streams that
+//! are reset because of a malformed request.
 //!
 //! Overhead frames carry no request data: PING, SETTINGS, `WINDOW_UPDATE`, CONTINUATION, empty DATA and
 //! the like. A flood of them costs CPU time and no bandwidth (CVE-2019-9512, CVE-2019-9515,
@@ -12,9 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
+use parking_lot::Mutex;
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::http::h2::rejected_streams::ResetScanner;
 use crate::http::lingering_close::LingeringClose;
 use crate::runtime::clock::Instant;
 
@@ -55,6 +58,9 @@ pub(super) struct FrameGuard {
     sent_bytes: AtomicU64,
     is_write_blocked: AtomicBool,
     is_lingering: AtomicBool,
+    /// Streams that `h2` has reset as malformed since the last call of `take_malformed_streams`.
+    malformed_streams: Mutex<Vec<u32>>,
+    has_malformed_streams: AtomicBool,
 }
 
 impl FrameGuard {
@@ -67,6 +73,8 @@ impl FrameGuard {
             sent_bytes: AtomicU64::default(),
             is_write_blocked: AtomicBool::default(),
             is_lingering: AtomicBool::default(),
+            malformed_streams: Mutex::default(),
+            has_malformed_streams: AtomicBool::default(),
         }
     }
 
@@ -109,6 +117,21 @@ impl FrameGuard {
         self.is_write_blocked.load(Ordering::Relaxed)
     }
 
+    pub(super) fn has_malformed_streams(&self) -> bool {
+        self.has_malformed_streams.load(Ordering::Relaxed)
+    }
+
+    /// Returns the streams that have been reset as malformed since the last call.
+    pub(super) fn take_malformed_streams(&self) -> Vec<u32> {
+        self.has_malformed_streams.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *self.malformed_streams.lock())
+    }
+
+    fn record_malformed_stream(&self, id: u32) {
+        self.malformed_streams.lock().push(id);
+        self.has_malformed_streams.store(true, Ordering::Relaxed);
+    }
+
     fn take_token(&self) {
         match self.tokens.load(Ordering::Relaxed).checked_sub(1) {
             Some(tokens) => self.tokens.store(tokens, Ordering::Relaxed),
@@ -127,6 +150,7 @@ impl FrameGuard {
 pub(super) struct GuardedStream {
     stream: Stream,
     scanner: FrameScanner,
+    reset_scanner: ResetScanner,
     guard: Arc<FrameGuard>,
     /// Number of bytes that were sent since the last token was added for sent bytes.
     bytes_since_token: u64,
@@ -139,6 +163,7 @@ impl GuardedStream {
         let stream = Self {
             stream,
             scanner: FrameScanner::new(),
+            reset_scanner: ResetScanner::default(),
             guard: Arc::clone(&guard),
             bytes_since_token: 0,
             lingering_close: None,
@@ -165,12 +190,24 @@ impl GuardedStream {
         }
     }
 
-    fn record_write(&mut self, written: &Poll<io::Result<usize>>) {
+    /// Records the result of writing the bytes of `slices`, one after another.
+    fn record_write<'s>(
+        &mut self,
+        slices: impl IntoIterator<Item = &'s [u8]>,
+        written: &Poll<io::Result<usize>>,
+    ) {
         let guard = &self.guard;
         guard
             .is_write_blocked
             .store(written.is_pending(), Ordering::Relaxed);
         if let Poll::Ready(Ok(count)) = written {
+            let mut rest = *count;
+            for slice in slices {
+                let sent = &slice[..slice.len().min(rest)];
+                rest -= sent.len();
+                self.reset_scanner
+                    .scan(sent, |id| guard.record_malformed_stream(id));
+            }
             let count = *count as u64;
             let before = guard.sent_bytes.load(Ordering::Relaxed);
             guard.sent_bytes.store(before + count, Ordering::Relaxed);
@@ -203,7 +240,7 @@ impl AsyncWrite for GuardedStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.record_write(&written);
+        self.record_write([bytes], &written);
         written
     }
 
@@ -213,7 +250,7 @@ impl AsyncWrite for GuardedStream {
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.record_write(&written);
+        self.record_write(bytes.iter().map(|slice| &**slice), &written);
         written
     }
 

@@ -29,6 +29,7 @@ use crate::http::downstream::wait_until_sent;
 use crate::http::h2::coalescing_waker::CoalescingWaker;
 use crate::http::h2::frame_guard::{FrameGuard, GuardedStream};
 use crate::http::h2::idle::{ConnectionPhase, IdleAction, IdleMonitor, RemainingWork};
+use crate::http::h2::rejected_streams::DeliveredStreams;
 use crate::http::h2::request_headers;
 use crate::http::h2::stream::Http2Stream;
 use crate::http::handler::RequestHandler;
@@ -75,6 +76,7 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
     let mut idle_monitor = IdleMonitor::new(Arc::clone(&guard), limits);
     let mut unsent_responses = None;
     let mut resets = RapidResetDetector::new();
+    let mut delivered = DeliveredStreams::default();
     let coalescing_waker = CoalescingWaker::new();
     // Timers of streams that have ended are reused.
     let mut spare_timers = Vec::new();
@@ -95,6 +97,9 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
                 let accepted = accepted.and_then(Result::ok);
                 let event = accepted.map_or(ConnectionEvent::Closed, ConnectionEvent::Accepted);
                 return Poll::Ready(event);
+            }
+            if guard.has_malformed_streams() {
+                return Poll::Ready(ConnectionEvent::MalformedRequest);
             }
             let has_exchanges = streams.len() > 1;
             let remaining = remaining_work(has_exchanges, &guard, &connection);
@@ -124,10 +129,15 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
             }
             ConnectionEvent::Accepted((request, respond)) => {
                 resets.record_stream();
+                delivered.record(respond.stream_id().as_u32());
                 idle_monitor.restart();
                 let timer = spare_timers.pop().unwrap_or_else(IdleTimer::new);
                 let stream = serve_stream(handler, request, respond, timer);
                 streams.push(Either::Right(stream));
+                None
+            }
+            ConnectionEvent::MalformedRequest => {
+                record_malformed_requests(handler, &guard, &delivered);
                 None
             }
             ConnectionEvent::Closed => break,
@@ -148,10 +158,24 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
             break;
         }
     }
+    record_malformed_requests(handler, &guard, &delivered);
     drop(connection);
     // Each open exchange finds that its client is gone, and is recorded like any other.
     while streams.len() > 1 {
         streams.next().await;
+    }
+}
+
+/// Records the requests that `h2` has rejected. Other streams are recorded when their exchange ends.
+fn record_malformed_requests(
+    handler: &impl RequestHandler,
+    guard: &FrameGuard,
+    delivered: &DeliveredStreams,
+) {
+    for id in guard.take_malformed_streams() {
+        if !delivered.contains(id) {
+            handler.record_malformed(Version::HTTP_2);
+        }
     }
 }
 
@@ -215,6 +239,8 @@ enum ConnectionEvent {
     /// The connection is to be shut down gracefully.
     Drain,
     Accepted((Request<RecvStream>, SendResponse<Bytes>)),
+    /// `h2` has reset a stream because of a malformed message.
+    MalformedRequest,
     /// The client disconnected, or `h2` closed the connection after a protocol error.
     Closed,
     /// The connection is to be closed with this reason, whatever is in progress.
