@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use supervision::Supervisor;
 
-use crate::config::{Config, Environment, SCHEMA, admin_address};
+use crate::config::{
+    Config, Environment, HealthCheckMethod, HealthCheckSettings, SCHEMA, admin_address,
+};
 use crate::runtime::clock::unix_seconds;
 use crate::server;
 use crate::server::{Start, Telemetry};
@@ -112,7 +114,32 @@ fn check(file: &std::path::Path, environment: &Environment) -> Result<()> {
         file.display(),
         config.paths.len(),
         config.servers.len()
+    ))?;
+    print(&format!(
+        "{}: {}",
+        file.display(),
+        describe_health_check(&config.health_check)
     ))
+}
+
+/// Returns the condition under which an endpoint receives requests, for the operator.
+fn describe_health_check(settings: &HealthCheckSettings) -> String {
+    let interval = settings.interval.as_secs_f64();
+    match &settings.method {
+        HealthCheckMethod::Http { path } => format!(
+            "health_check: an endpoint receives requests while it responds to GET {path} with 2xx"
+        ),
+        HealthCheckMethod::TcpConnect => {
+            "health_check is not set: an endpoint receives requests while it accepts TCP \
+             connections; set health_check.path if the servers have a path that tells whether they \
+             are ready"
+                .to_owned()
+        }
+        HealthCheckMethod::None => format!(
+            "health_check is null: endpoints are not checked; one that does not accept a connection \
+             receives no requests for up to {interval} s"
+        ),
+    }
 }
 
 fn healthcheck(mut address: SocketAddr) -> Result<()> {

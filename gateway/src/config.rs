@@ -21,8 +21,8 @@ pub(crate) use interpolate::Environment;
 pub(crate) use load::admin_address;
 pub(crate) use model::{
     BalancingStrategy, CircuitBreakerSettings, Config, ErrorResponseSettings, Features,
-    HealthCheckSettings, Limits, ListenAddresses, MonitoringSettings, PathRule, QuotaKeyPart,
-    RateLimitAlgorithm, RateLimitSettings, RetrySettings, TimeoutSettings,
+    HealthCheckMethod, HealthCheckSettings, Limits, ListenAddresses, MonitoringSettings, PathRule,
+    QuotaKeyPart, RateLimitAlgorithm, RateLimitSettings, RetrySettings, TimeoutSettings,
 };
 pub(crate) use pattern::{Matcher, pattern_syntax};
 pub(crate) use schema::SCHEMA;

@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use pingora::connectors::TransportConnector;
 use pingora::connectors::http::Connector;
 
-use crate::config::{BalancingStrategy, HealthCheckSettings, Server};
+use crate::config::{BalancingStrategy, HealthCheckMethod, HealthCheckSettings, Server};
 use crate::features::circuit_breaker::Permission;
 use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::Metrics;
@@ -161,13 +161,17 @@ impl UpstreamGroup {
         self.endpoints.store(Arc::new(endpoints));
     }
 
-    /// Probes the endpoints of `scope` concurrently.
+    /// Probes the endpoints of `scope` concurrently. Without a method of health checks, endpoints that could
+    /// not be connected return in the rounds for all.
     pub(crate) async fn probe(
         &self,
         scope: ProbeScope,
         connector: &Connector,
         settings: &HealthCheckSettings,
     ) {
+        if settings.method == HealthCheckMethod::None && scope == ProbeScope::NotHealthy {
+            return;
+        }
         let endpoints = self.endpoints();
         let probes = endpoints
             .iter()

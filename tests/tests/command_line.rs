@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use serde_json::{Value, json};
+use tests::certificate::Certificate;
 use tests::command::{bound_command, program_path};
 use tests::{Gateway, MockUpstream};
 
@@ -118,5 +119,34 @@ fn the_schema_command_prints_json() -> Result<()> {
     assert!(output.status.success());
     let schema: Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(schema["required"], json!(["premier"]));
+    Ok(())
+}
+
+#[test]
+fn check_tells_when_an_endpoint_receives_requests() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let certificate = Certificate::generate(folder.path(), "cert", &["localhost"])?;
+    for (config, expected) in [
+        ("premier: {}", "while it accepts TCP connections"),
+        (
+            "premier: {health_check: {}}",
+            "while it responds to GET /ready with 2xx",
+        ),
+        ("premier: {health_check: null}", "endpoints are not checked"),
+    ] {
+        let file = folder.path().join("gateway.yml");
+        std::fs::write(&file, config)?;
+        let check = bound_command(program_path("gateway"))
+            .arg("check")
+            .arg(&file)
+            .env("SSL_CERTFILE", &certificate.cert_file)
+            .env("SSL_KEYFILE", &certificate.key_file)
+            .output()?;
+        let text = String::from_utf8(check.stdout)?;
+        assert!(
+            check.status.success() && text.contains(expected),
+            "{config}: {text}"
+        );
+    }
     Ok(())
 }

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use reqwest::Method;
 use serde_json::json;
-use tests::client::{Client, send};
+use tests::client::{Client, Protocol, send};
 use tests::mock_upstream::request_target;
 use tests::raw_connection::RawConnection;
 use tests::{Gateway, MockResponse, MockUpstream, address, wait};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Notify;
 
 /// One path for each feature under test.
 const PATHS: &str = r#"
@@ -180,6 +182,137 @@ async fn consecutive_failures_open_the_circuit_breaker_until_a_probe_succeeds() 
         .await
 }
 
+/// Response of an endpoint that has more requests than it can serve.
+const LOAD_SHEDDING: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 4\r\n\r\nshed";
+
+#[tokio::test]
+async fn load_shedding_opens_no_circuit_breaker_and_is_not_retried() -> Result<()> {
+    let upstream = MockUpstream::start(|_| MockResponse::Bytes(LOAD_SHEDDING.to_vec())).await?;
+    let gateway = start_gateway(&upstream).await?;
+    let client = gateway.client()?;
+    for count in 1..=10 {
+        let response = client.get("/broken").await?;
+        assert_eq!((response.status, response.text.as_str()), (503, "shed"));
+        assert_eq!(response.header("retry-after"), "1");
+        assert_eq!(upstream.received_requests().len(), count);
+    }
+    let state = gateway
+        .metric("gateway_circuit_breaker_state", &["/broken"])
+        .await?;
+    assert_eq!(state, Some(0.0));
+    assert_eq!(client.get("/retried").await?.text, "shed");
+    assert_eq!(upstream.received_requests().len(), 11, "a retry");
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_statuses_of_a_failing_endpoint_open_the_circuit_breaker() -> Result<()> {
+    for (status, opens) in [
+        (500, true),
+        (501, false),
+        (502, true),
+        (503, true),
+        (504, true),
+        (505, false),
+        (507, false),
+    ] {
+        let upstream = MockUpstream::start(move |_| MockResponse::new(status, "")).await?;
+        let gateway = start_gateway(&upstream).await?;
+        let client = gateway.client()?;
+        for _ in 0..6 {
+            client.get("/broken").await?;
+        }
+        let expected = if opens { 3 } else { 6 };
+        assert_eq!(upstream.received_requests().len(), expected, "{status}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn responses_that_break_off_are_failures() -> Result<()> {
+    for (protocol, response) in [
+        (Protocol::Http1, "Content-Length: 10\r\n\r\nab"),
+        (Protocol::Http2, "Content-Length: 10\r\n\r\nab"),
+        (Protocol::Http1, "Transfer-Encoding: chunked\r\n\r\n5\r\nab"),
+        (
+            Protocol::Http2,
+            "Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n",
+        ),
+    ] {
+        let bytes = format!("HTTP/1.1 200 OK\r\n{response}").into_bytes();
+        let upstream =
+            MockUpstream::start(move |_| MockResponse::BytesThenClose(bytes.clone())).await?;
+        let gateway = start_gateway(&upstream).await?;
+        let client = gateway.client_with_protocol(protocol)?;
+        for _ in 0..3 {
+            let result = client.get("/broken").await;
+            assert!(result.is_err(), "{protocol:?} {response}: {result:?}");
+        }
+        gateway.wait_until_idle().await?;
+        assert_eq!(client.get("/broken").await?.status, 503, "{response}");
+        assert_eq!(upstream.received_requests().len(), 3);
+
+        let truncated = [r#"pattern="/broken""#, r#"status="truncated""#];
+        gateway
+            .wait_for_metric("gateway_requests_total", &truncated, 3.0)
+            .await?;
+        let complete = [r#"pattern="/broken""#, r#"status="2xx""#];
+        let complete = gateway.metric("gateway_requests_total", &complete).await?;
+        assert_eq!(complete, None, "{response}");
+        for (outcome, expected) in [("truncated", 3.0), ("2xx", 0.0)] {
+            let outcome = format!("outcome=\"{outcome}\"");
+            let attempts = gateway
+                .metric("gateway_upstream_attempts_total", &[&outcome])
+                .await?;
+            assert_eq!(attempts, Some(expected), "{response}: {outcome}");
+        }
+        gateway
+            .process
+            .wait_for_log(r#""termination":"truncated""#)
+            .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_response_that_times_out_is_a_failure() -> Result<()> {
+    let upstream = MockUpstream::start(|_| {
+        MockResponse::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nab".to_vec())
+    })
+    .await?;
+    let gateway = start_gateway(&upstream).await?;
+    let client = gateway.client()?;
+    assert!(client.get("/guarded").await.is_err());
+    gateway.wait_until_idle().await?;
+    assert_eq!(client.get("/guarded").await?.status, 503);
+    Ok(())
+}
+
+#[tokio::test]
+async fn clients_that_leave_during_a_response_open_no_circuit_breaker() -> Result<()> {
+    let upstream = MockUpstream::start(|_| {
+        MockResponse::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nab".to_vec())
+    })
+    .await?;
+    let gateway = start_gateway(&upstream).await?;
+    for count in 1..=4 {
+        let mut connection = RawConnection::connect(&gateway).await?;
+        connection
+            .send("GET /broken HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .await?;
+        let response = connection.read_until("ab").await?;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        drop(connection);
+        gateway.wait_until_idle().await?;
+        assert_eq!(upstream.received_requests().len(), count);
+    }
+    gateway
+        .process
+        .wait_for_log(r#""termination":"client_disconnected""#)
+        .await
+}
+
 #[tokio::test]
 async fn a_probe_cancelled_by_its_client_is_followed_by_another() -> Result<()> {
     let upstream = MockUpstream::start(|request| {
@@ -305,6 +438,203 @@ async fn a_health_check_sends_the_host_and_port_of_its_endpoint() -> Result<()> 
         "{request:?}"
     );
     Ok(())
+}
+
+#[tokio::test]
+async fn servers_without_a_path_for_health_checks_are_healthy_unless_the_file_names_one()
+-> Result<()> {
+    for (config, healthy) in [
+        ("premier: {}", 1.0),
+        ("premier: {health_check: {path: /ready}}", 0.0),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        // Unlike a mock upstream, it has no response to health checks but 404.
+        let server = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut request = vec![0; 4096];
+                    while let Ok(length @ 1..) = stream.read(&mut request).await {
+                        let is_ready = request[..length].starts_with(b"GET /ready ");
+                        let status = if is_ready { 404 } else { 200 };
+                        let response = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n");
+                        let _ = stream.write_all(response.as_bytes()).await;
+                    }
+                });
+            }
+        });
+        let gateway = Gateway::builder(&[address]).config(config).start().await?;
+        let label = address.to_string();
+        gateway
+            .wait_for_metric("gateway_replica_up", &[&label], healthy)
+            .await?;
+        assert_eq!(gateway.client()?.get("/").await?.status, 200);
+        server.abort();
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_endpoint_without_health_checks_is_left_out_and_returns() -> Result<()> {
+    for config in [
+        "premier: {}",
+        "premier: {health_check: null, default_features: {retry: {wait: 0}}}",
+    ] {
+        let closed = address::unused_loopback();
+        let other = MockUpstream::always_ok().await?;
+        let gateway = Gateway::builder(&[closed, other.address])
+            .config(config)
+            .start()
+            .await?;
+        let label = closed.to_string();
+        let client = gateway.client()?;
+        wait::until("the endpoint to be left out", async || {
+            let _ = client.get("/").await;
+            gateway
+                .metric("gateway_replica_up", &[&label])
+                .await
+                .is_ok_and(|up| up == Some(0.0))
+        })
+        .await?;
+        assert_eq!(gateway.client()?.get("/").await?.status, 200);
+        let _returned = MockUpstream::start_at(closed, |_| MockResponse::new(200, "back")).await?;
+        gateway
+            .wait_for_response("/", |response| response.text == "back")
+            .await?;
+    }
+    Ok(())
+}
+
+/// Responds to one request with 200 and closes the connection.
+async fn respond_once(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut request = [0; 4096];
+    let _ = stream.read(&mut request).await?;
+    let response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
+    stream.write_all(response).await
+}
+
+#[tokio::test]
+async fn a_timeout_shorter_than_connecting_makes_no_endpoint_unhealthy() -> Result<()> {
+    const CONFIG: &str = "
+premier:
+  health_check: {interval: 600}
+  paths:
+    - pattern: /fast
+      features: {timeout: {seconds: 0.05}}
+";
+    let endpoint = address::unused_loopback();
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(endpoint)?;
+    let listener = socket.listen(1)?;
+    let health_check = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await?;
+        respond_once(stream).await?;
+        Ok::<_, std::io::Error>(listener)
+    });
+    let gateway = Gateway::builder(&[endpoint]).config(CONFIG).start().await?;
+    let listener = health_check.await??;
+    gateway
+        .wait_for_metric("gateway_replica_up", &[], 1.0)
+        .await?;
+    // A full backlog makes the kernel ignore further connections.
+    let mut backlog = Vec::new();
+    let patience = Duration::from_millis(200);
+    while let Ok(stream) = tokio::time::timeout(patience, TcpStream::connect(endpoint)).await {
+        backlog.push(stream?);
+    }
+    let client = gateway.client()?;
+    assert_eq!(client.get("/fast").await?.status, 504);
+    let up = gateway.metric("gateway_replica_up", &[]).await?;
+    assert_eq!(
+        up,
+        Some(1.0),
+        "one short timeout made the endpoint unhealthy"
+    );
+    drop(backlog);
+    let server = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(respond_once(stream));
+        }
+    });
+    client
+        .wait_for_response("/any", |response| response.status == 200)
+        .await?;
+    server.abort();
+    Ok(())
+}
+
+#[tokio::test]
+async fn with_every_endpoint_unhealthy_requests_are_tried_all_the_same() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let closed_port = address::unused_loopback().port();
+    let config = format!("premier: {{health_check: {{port: {closed_port}, interval: 0.2}}}}");
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(&config)
+        .start()
+        .await?;
+    gateway
+        .process
+        .wait_for_log("endpoint marked unhealthy")
+        .await?;
+    assert_posts_succeed(&gateway.client()?, 5).await?;
+    assert_eq!(gateway.admin_client()?.get("/ready").await?.status, 503);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_configured_timeout_is_the_only_limit_of_a_response() -> Result<()> {
+    const CONFIG: &str = "
+premier:
+  limits: {stream_idle_timeout: 0.2}
+  paths:
+    - pattern: /patient
+      features: {timeout: {seconds: 60}}
+";
+    let notify = Arc::new(Notify::new());
+    let late = Arc::clone(&notify);
+    let upstream = MockUpstream::start(move |request| {
+        if request.contains("/patient") {
+            let response = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate".to_vec();
+            MockResponse::BytesAfter(Arc::clone(&late), response)
+        } else {
+            MockResponse::Never
+        }
+    })
+    .await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(CONFIG)
+        .start()
+        .await?;
+    let client = gateway.client()?;
+    let patient = tokio::spawn({
+        let client = client.clone();
+        async move { client.get("/patient").await }
+    });
+    wait::until("the request", async || {
+        upstream.received_requests().len() == 1
+    })
+    .await?;
+    // This request begins later and is ended by the idle timeout.
+    assert_eq!(client.get("/other").await?.status, 504);
+    notify.notify_one();
+    assert_eq!(patient.await??.text, "late");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idle_websocket_is_closed_after_the_configured_time() -> Result<()> {
+    let upstream = MockUpstream::start(|_| MockResponse::Bytes(UPGRADE_RESPONSE.to_vec())).await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config("premier: {limits: {stream_idle_timeout: 0.2}}")
+        .start()
+        .await?;
+    let response = RawConnection::exchange(&gateway, UPGRADE_REQUEST).await?;
+    assert!(response.ends_with("frames"), "{response}");
+    gateway
+        .process
+        .wait_for_log(r#""termination":"aborted""#)
+        .await
 }
 
 #[tokio::test]

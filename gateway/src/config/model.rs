@@ -63,10 +63,21 @@ pub(crate) enum BalancingStrategy {
     Random,
 }
 
+/// What an active health check asks of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HealthCheckMethod {
+    /// A GET request of this path has to be responded to with 2xx.
+    Http { path: String },
+    /// A TCP connection has to be accepted: servers need no path for health checks.
+    TcpConnect,
+    /// Nothing. An endpoint that could not be connected is used again after an interval.
+    None,
+}
+
 /// Active health checks of the endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HealthCheckSettings {
-    pub(crate) path: String,
+    pub(crate) method: HealthCheckMethod,
     /// Port of the probes, if it differs from the server's.
     pub(crate) port: Option<u16>,
     pub(crate) interval: Duration,

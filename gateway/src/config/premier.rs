@@ -9,7 +9,7 @@ use crate::config::certificate::{Certificate, CertificateFiles};
 use crate::config::features::parse_features;
 use crate::config::listen::parse_listen;
 use crate::config::model::{
-    BalancingStrategy, Config, Features, HealthCheckSettings, Limits, PathRule,
+    BalancingStrategy, Config, Features, HealthCheckMethod, HealthCheckSettings, Limits, PathRule,
 };
 use crate::config::node::{Mapping, Node};
 use crate::config::server::Server;
@@ -160,18 +160,27 @@ fn parse_strategy(premier: &mut Mapping<'_, '_>) -> Option<BalancingStrategy> {
 }
 
 fn parse_health_check(premier: &mut Mapping<'_, '_>) -> Option<HealthCheckSettings> {
+    const DEFAULT_PATH: &str = "/ready";
     let default = HealthCheckSettings {
-        path: "/ready".to_owned(),
+        method: HealthCheckMethod::TcpConnect,
         port: None,
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
         healthy_after: NonZeroU32::MIN,
         unhealthy_after: NonZeroU32::MIN.saturating_add(1),
     };
-    let Some(mut mapping) = premier.mapping("health_check").ok()? else {
+    // Servers of a file for Premier, which has no health checks, need not have a path for them.
+    let Some(value) = premier.get("health_check") else {
         return Some(default);
     };
-    let path = mapping.get_or("path", default.path, |value| {
+    if value.is_null() {
+        return Some(HealthCheckSettings {
+            method: HealthCheckMethod::None,
+            ..default
+        });
+    }
+    let mut mapping = value.mapping()?;
+    let path = mapping.get_or("path", DEFAULT_PATH.to_owned(), |value| {
         value.parse(|path| {
             let is_path = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());
             is_path.then(|| path.to_owned()).ok_or_else(|| {
@@ -194,7 +203,7 @@ fn parse_health_check(premier: &mut Mapping<'_, '_>) -> Option<HealthCheckSettin
     );
     mapping.reject_unknown_keys();
     Some(HealthCheckSettings {
-        path: path?,
+        method: HealthCheckMethod::Http { path: path? },
         port: port?,
         interval: interval?,
         timeout: timeout?,

@@ -52,6 +52,8 @@ fn the_shipped_file_shows_the_defaults() {
     let default = parse("premier: {}").unwrap();
     let expected = Config {
         keyspace: shipped.keyspace.clone(),
+        // Without it, servers need no `/ready`.
+        health_check: shipped.health_check.clone(),
         paths: shipped.paths.clone(),
         default_features: shipped.default_features.clone(),
         hash: shipped.hash.clone(),
@@ -89,6 +91,22 @@ premier:
         408
     );
     assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+}
+
+#[test]
+fn the_kind_of_health_check_depends_on_whether_the_file_has_one() {
+    let method = |yaml: &str| parse(yaml).unwrap().health_check.method;
+    let http = |path: &str| HealthCheckMethod::Http {
+        path: path.to_owned(),
+    };
+    assert_eq!(method("premier: {}"), HealthCheckMethod::TcpConnect);
+    assert_eq!(
+        method("premier: {health_check: null}"),
+        HealthCheckMethod::None
+    );
+    assert_eq!(method("premier: {health_check: {}}"), http("/ready"));
+    assert_eq!(method("premier: {health_check: {path: /up}}"), http("/up"));
+    assert_eq!(method(include_str!("../../../gateway.yml")), http("/ready"));
 }
 
 #[test]

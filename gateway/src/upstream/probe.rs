@@ -1,5 +1,6 @@
-//! Active health checks: the gateway sends each endpoint a request of its own periodically.
+//! Active health checks: the gateway sends each endpoint a request of its own periodically, or connects to it.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -7,9 +8,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
+use rustix::io::Errno;
 use supervision::catch_unwind;
+use tokio::net::TcpStream;
 
-use crate::config::HealthCheckSettings;
+use crate::config::{HealthCheckMethod, HealthCheckSettings};
 use crate::upstream::endpoint::{ConnectError, Endpoint};
 use crate::upstream::health::HealthStatus;
 
@@ -19,7 +22,15 @@ const PROBE_HEADER_CAPACITY: usize = 3;
 impl Endpoint {
     /// Probes the endpoint once and updates its health.
     pub(super) async fn probe(&self, connector: &Connector, settings: &HealthCheckSettings) {
-        let probe = pin!(self.send_probe(connector, settings));
+        let probe = pin!(async {
+            match &settings.method {
+                HealthCheckMethod::Http { path } => {
+                    self.send_probe(connector, settings, path).await
+                }
+                HealthCheckMethod::TcpConnect => connect(self.probe_address(settings)).await,
+                HealthCheckMethod::None => Ok(()),
+            }
+        });
         // One endpoint whose response causes a panic must not end the probes of the others.
         let probe = catch_unwind(probe);
         let result = match tokio::time::timeout(settings.timeout, probe).await {
@@ -53,20 +64,17 @@ impl Endpoint {
         &self,
         connector: &Connector,
         settings: &HealthCheckSettings,
+        path: &str,
     ) -> Result<()> {
         let mut peer = self.peer(settings.timeout);
-        if let Some(port) = settings.port {
-            let mut address = self.address;
-            address.set_port(port);
-            peer._address = address.into();
-        }
+        peer._address = self.probe_address(settings).into();
         peer.options.idle_timeout = Some(Duration::ZERO);
         let (mut session, _) = connector.get_http_session(&peer).await.map_err(|error| {
             let reason = format!("connection failed: {}", error.etype().as_str());
             anyhow::Error::new(ConnectError::from(error.etype())).context(reason)
         })?;
         session
-            .write_request_header(Box::new(self.probe_request(settings)?))
+            .write_request_header(Box::new(self.probe_request(settings, path)?))
             .await
             .context("sending the health check failed")?;
         session
@@ -84,8 +92,13 @@ impl Endpoint {
         Ok(())
     }
 
-    fn probe_request(&self, settings: &HealthCheckSettings) -> Result<RequestHeader> {
-        let path = settings.path.as_bytes();
+    fn probe_address(&self, settings: &HealthCheckSettings) -> SocketAddr {
+        let port = settings.port.unwrap_or(self.address.port());
+        SocketAddr::new(self.address.ip(), port)
+    }
+
+    fn probe_request(&self, settings: &HealthCheckSettings, path: &str) -> Result<RequestHeader> {
+        let path = path.as_bytes();
         let mut request = RequestHeader::build("GET", path, Some(PROBE_HEADER_CAPACITY))?;
         let port = settings.port.unwrap_or(self.server.port);
         request.insert_header("host", &*self.server.authority(port))?;
@@ -93,4 +106,22 @@ impl Endpoint {
         request.insert_header("connection", "close")?;
         Ok(request)
     }
+}
+
+/// Establishes a TCP connection and closes it.
+async fn connect(address: SocketAddr) -> Result<()> {
+    match TcpStream::connect(address).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_own_limit(&error) => Err(ConnectError::NoSocket.into()),
+        Err(error) => Err(anyhow!(error).context("connection failed")),
+    }
+}
+
+/// Returns whether an error is a limit of the gateway's own process or host.
+fn is_own_limit(error: &std::io::Error) -> bool {
+    let own_limits = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL];
+    let code = error.raw_os_error();
+    own_limits
+        .iter()
+        .any(|limit| code == Some(limit.raw_os_error()))
 }
