@@ -21,7 +21,17 @@ pub(super) fn parse_features(
     let rate_limit = parse_feature(&mut mapping, "rate_limit", parse_rate_limit);
     let monitoring = parse_feature(&mut mapping, "monitoring", parse_monitoring);
     let timeout = parse_feature(&mut mapping, "timeout", parse_timeout);
-    let retry = parse_feature(&mut mapping, "retry", parse_retry);
+    let retry = parse_feature(&mut mapping, "retry", |settings| {
+        for key in ["exceptions", "backoff"] {
+            if settings.get(key).is_some() {
+                warnings.push(format!(
+                    "{owner}: retry.{key} has no effect: requests that are safe to repeat are retried \
+                     after connection failures, 502, 503 and 504, and wait sets the delays"
+                ));
+            }
+        }
+        parse_retry(settings)
+    });
     let circuit_breaker = parse_feature(&mut mapping, "circuit_breaker", |settings| {
         if settings.get("expected_exception").is_some() {
             warnings.push(format!(
@@ -35,6 +45,7 @@ pub(super) fn parse_features(
     let cache = parse_feature(&mut mapping, "cache", |settings| {
         settings.get("expire_s");
         settings.get("cache_key");
+        settings.get("key_template");
         Some(())
     });
     if cache.as_ref().is_some_and(Option::is_some) {

@@ -433,21 +433,31 @@ impl<'y, 'c> Mapping<'y, 'c> {
     /// Reports every key that was not read. Keys that begin with `x-` are left to the operator, as in
     /// compose files: they hold YAML anchors.
     pub(super) fn reject_unknown_keys(self) {
-        for (key, _) in &self.entries {
-            let name = key_name(key).unwrap_or_default();
-            if !self.known_keys.contains(&name.as_ref()) && !name.starts_with("x-") {
-                let mut hint = suggest(&name, &self.known_keys);
-                if most_similar(&name, &self.known_keys).is_none() {
-                    hint = format!("custom keys must begin with x-; {hint}");
-                }
-                self.node.context.report(ConfigError {
-                    position: Some(Position::from(&key.span.start)),
-                    key: self.join_key(&name),
-                    problem: "unknown key".to_owned(),
-                    hint: Some(hint),
-                });
+        for (key, name) in self.unknown_entries() {
+            let mut hint = suggest(&name, &self.known_keys);
+            if most_similar(&name, &self.known_keys).is_none() {
+                hint = format!("custom keys must begin with x-; {hint}");
             }
+            self.node.context.report(ConfigError {
+                position: Some(Position::from(&key.span.start)),
+                key: self.join_key(&name),
+                problem: "unknown key".to_owned(),
+                hint: Some(hint),
+            });
         }
+    }
+
+    /// Returns the keys that [`reject_unknown_keys`](Self::reject_unknown_keys) would report.
+    pub(super) fn unknown_keys(&self) -> impl Iterator<Item = Cow<'y, str>> {
+        self.unknown_entries().map(|(_, name)| name)
+    }
+
+    fn unknown_entries(&self) -> impl Iterator<Item = (&'y MarkedYaml<'y>, Cow<'y, str>)> {
+        self.entries.iter().filter_map(|(key, _)| {
+            let name = key_name(key).unwrap_or_default();
+            let is_known = self.known_keys.contains(&name.as_ref()) || name.starts_with("x-");
+            (!is_known).then_some((*key, name))
+        })
     }
 
     fn join_key(&self, name: &str) -> String {

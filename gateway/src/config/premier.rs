@@ -18,7 +18,7 @@ use crate::config::server::Server;
 pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Option<Config> {
     let mut root = document.mapping()?;
     let mut premier = root.require("premier")?.mapping()?;
-    root.reject_unknown_keys();
+    warn_about_unused_keys(&root, warnings);
 
     let keyspace = premier.get_or("keyspace", "asgi-gateway".to_owned(), Node::string);
     let listen = parse_listen(&mut premier);
@@ -35,6 +35,12 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
     let default_features = premier.get_or("default_features", Features::default(), |value| {
         parse_features(value, "default_features", warnings)
     });
+    if premier.get("dashboard").is_some() {
+        warnings.push(
+            "dashboard has no effect: operators have /status and /metrics on the admin listener"
+                .to_owned(),
+        );
+    }
     premier.reject_unknown_keys();
     Some(Config {
         keyspace: keyspace?,
@@ -50,6 +56,16 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
         warnings: Vec::new(),
         hash: String::new(),
     })
+}
+
+/// Warns about the keys beside `premier`. Premier ignores them, and its documentation shows some.
+fn warn_about_unused_keys(root: &Mapping<'_, '_>, warnings: &mut Vec<String>) {
+    for key in root.unknown_keys() {
+        warnings.push(format!(
+            "{key} has no effect beside premier: move it under premier if it is meant for the gateway, \
+             or begin its name with x-"
+        ));
+    }
 }
 
 fn parse_certificates(

@@ -110,6 +110,26 @@ fn the_kind_of_health_check_depends_on_whether_the_file_has_one() {
 }
 
 #[test]
+fn keys_that_premier_documents_and_ignores_cause_warnings() {
+    let config = parse(
+        "
+server: {port: 8000}
+premier:
+  dashboard: {enabled: true, path: /premier/dashboard}
+  paths:
+    - pattern: /a
+      features:
+        retry: {max_attempts: 2, exceptions: [TimeoutError], backoff: exponential}
+        cache: {expire_s: 60, key_template: '{path}'}
+logging: debug
+x-own: 1
+",
+    )
+    .unwrap();
+    insta::assert_snapshot!(config.warnings.join("\n"));
+}
+
+#[test]
 fn values_that_premier_accepts_are_valid() {
     let config = parse(
         "

@@ -132,6 +132,7 @@ fn a_valid_configuration_matches_the_schema() {
         "premier: {default_features: {rate_limit: {quota: 1, duration: 0.5, bucket_size: , error_message: 5}}}",
         "premier: {default_features: {retry: {wait: '${NUMBER}'}, monitoring: , circuit_breaker: {recovery_timeout: 0}}}",
         "premier: {default_features: {retry: {wait: [1, '${NUMBER}']}, timeout: {<<: {seconds: 5}}}}",
+        "server: {port: 8000}\npremier: {dashboard: {path: /d}, default_features: {retry: {exceptions: [E], backoff: 2}, cache: {key_template: k}}}",
         "x-own: 5\npremier: {paths: [{pattern: '^/x', x-own: [5]}, {pattern: '${NONE:-/x}'}, {<<: {pattern: '[/]y'}}]}",
     ] {
         assert_eq!(parse(valid).map(drop), Ok(()), "{valid}");
