@@ -16,6 +16,14 @@ pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarde
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ClientKey(u128);
 
+impl ClientKey {
+    /// Returns the key folded to 64 bits, as the input of a hash function.
+    pub(crate) fn fold(self) -> u64 {
+        let folded = (self.0 ^ self.0 >> u64::BITS) & u128::from(u64::MAX);
+        u64::try_from(folded).expect("it has 64 bits")
+    }
+}
+
 impl From<IpAddr> for ClientKey {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {

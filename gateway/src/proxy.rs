@@ -18,6 +18,7 @@ mod forward;
 mod outcome;
 mod path_matcher;
 mod record;
+mod response_budget;
 pub(crate) mod route;
 pub(crate) mod state;
 mod upload;

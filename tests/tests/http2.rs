@@ -545,6 +545,56 @@ async fn an_incomplete_header_block_times_out() -> Result<()> {
 }
 
 #[tokio::test]
+async fn responses_that_a_client_does_not_read_have_a_memory_budget() -> Result<()> {
+    /// Size of a response, more than an exchange buffers.
+    const RESPONSE_BYTES: usize = 256 * 1024;
+    const CLIENT_BUDGET: f64 = 524_288.0;
+    const CONNECTIONS: u32 = 2;
+    const REQUESTS: u32 = 100;
+    /// `SETTINGS_INITIAL_WINDOW_SIZE` (RFC 9113, section 6.5.2) of zero.
+    const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
+    let body = "x".repeat(RESPONSE_BYTES);
+    let upstream = MockUpstream::start(move |_| MockResponse::new(200, &body)).await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config("premier: {limits: {max_buffered_bytes_per_client: 524288}}")
+        .start()
+        .await?;
+    let mut connections = Vec::new();
+    for number in 1..=CONNECTIONS {
+        let mut connection = RawConnection::connect_http2(&gateway).await?;
+        let preface = [PREFACE, &frame(SETTINGS, 0, 0, &NO_WINDOW)].concat();
+        connection.send(preface).await?;
+        let requests = stream_ids(0..REQUESTS).flat_map(|id| get(id, "/"));
+        connection.send(requests.collect::<Vec<u8>>()).await?;
+        connections.push(connection);
+        let expected = usize::try_from(number * REQUESTS)?;
+        wait::until("all requests", async || {
+            upstream.received_requests().len() >= expected
+        })
+        .await?;
+    }
+    wait::until("the budget to be used up", async || {
+        let buffered = gateway.metric("gateway_buffered_response_bytes", &[]).await;
+        buffered.is_ok_and(|bytes| bytes.is_some_and(|bytes| bytes >= CLIENT_BUDGET))
+    })
+    .await?;
+    let other = gateway.client_with_protocol(Protocol::Http2)?;
+    assert_eq!(other.get("/").await?.text.len(), RESPONSE_BYTES);
+    let buffered = gateway
+        .metric("gateway_buffered_response_bytes", &[])
+        .await?;
+    // One exchange may have been below its high watermark when the budget was used up.
+    assert!(
+        buffered.is_some_and(|bytes| bytes < 2.0 * CLIENT_BUDGET),
+        "{buffered:?}"
+    );
+    drop(connections);
+    gateway
+        .wait_for_metric("gateway_buffered_response_bytes", &[], 0.0)
+        .await
+}
+
+#[tokio::test]
 async fn a_target_has_the_same_verdict_and_one_log_line_in_both_versions() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
     let gateway = Gateway::builder(&[upstream.address]).start().await?;

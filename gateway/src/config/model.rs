@@ -105,6 +105,9 @@ pub(crate) struct Limits {
     pub(crate) max_connections: usize,
     /// Maximum number of concurrent connections of one client.
     pub(crate) max_connections_per_client: usize,
+    /// Response bytes that may wait for clients to read them.
+    pub(crate) max_buffered_bytes: usize,
+    pub(crate) max_buffered_bytes_per_client: usize,
 }
 
 /// A path pattern and its features.

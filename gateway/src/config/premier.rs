@@ -262,6 +262,9 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
     const MIN_HEADER_BYTES: u64 = 1024;
     const MAX_BODY_BYTES: u64 = u64::MAX >> 1;
     const MAX_CONNECTIONS: u64 = u32::MAX as u64;
+    // What one exchange may buffer.
+    const MIN_BUFFERED_BYTES: u64 = 64 * 1024;
+    const MAX_BUFFERED_BYTES: u64 = u32::MAX as u64;
     let default = Limits {
         max_body_bytes: MEBIBYTE,
         max_header_bytes: 32 * 1024,
@@ -270,6 +273,8 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         idle_timeout: Duration::from_mins(1),
         max_connections: 20_000,
         max_connections_per_client: 10_000,
+        max_buffered_bytes: 256 << 20,
+        max_buffered_bytes_per_client: 16 << 20,
     };
     let Some(mut mapping) = premier.mapping("limits").ok()? else {
         return Some(default);
@@ -307,6 +312,15 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         default.max_connections_per_client,
         |value| parse_size(value, 1, MAX_CONNECTIONS),
     );
+    let max_buffered_bytes =
+        mapping.get_or("max_buffered_bytes", default.max_buffered_bytes, |value| {
+            parse_size(value, MIN_BUFFERED_BYTES, MAX_BUFFERED_BYTES)
+        });
+    let max_buffered_bytes_per_client = mapping.get_or(
+        "max_buffered_bytes_per_client",
+        default.max_buffered_bytes_per_client,
+        |value| parse_size(value, MIN_BUFFERED_BYTES, MAX_BUFFERED_BYTES),
+    );
     mapping.reject_unknown_keys();
     Some(Limits {
         max_body_bytes: max_body_bytes?,
@@ -316,6 +330,8 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         idle_timeout: idle_timeout?,
         max_connections: max_connections?,
         max_connections_per_client: max_connections_per_client?,
+        max_buffered_bytes: max_buffered_bytes?,
+        max_buffered_bytes_per_client: max_buffered_bytes_per_client?,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::features::retry::{self, AttemptFailure};
 use crate::features::timeout::Deadline;
 use crate::http::message::{RequestHeaders, Upgrade};
 use crate::proxy::attempts::UpstreamAttempts;
+use crate::proxy::response_budget::ResponseBuffer;
 use crate::proxy::route::Route;
 use crate::proxy::state::{ActiveConfig, GatewayState};
 use crate::proxy::upload::Upload;
@@ -38,6 +39,8 @@ pub(crate) struct RequestContext {
     pub(crate) quota_status: Option<QuotaStatus>,
     pub(crate) deadline: Deadline,
     pub(crate) attempts: UpstreamAttempts,
+    /// Response bytes that wait for the client to read them.
+    pub(crate) response_buffer: ResponseBuffer,
     /// Time of the response headers of a response that lasts as long as its client wants.
     pub(crate) open_ended_since: Option<Instant>,
     _in_flight: GaugeGuard,
@@ -72,6 +75,7 @@ impl RequestContext {
             quota_status: None,
             deadline: Deadline::NONE,
             attempts: UpstreamAttempts::default(),
+            response_buffer: ResponseBuffer::new(&gateway.response_budget, client.key()),
             open_ended_since: None,
             _in_flight: GaugeGuard::increment(&gateway.metrics.in_flight),
         }

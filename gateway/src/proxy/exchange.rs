@@ -16,6 +16,7 @@ use http::header::EXPECT;
 use crate::features::retry::{self, AttemptFailure};
 use crate::features::timeout::UPSTREAM_IDLE_TIMEOUT;
 use crate::http::downstream::{Backpressure, Downstream, DownstreamEvent};
+use crate::http::h1::io::ReadSize;
 use crate::http::message::{RequestHeaders, ResponseHeaders};
 use crate::proxy::common_headers::CommonHeaders;
 use crate::proxy::context::RequestContext;
@@ -193,14 +194,29 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         }
     }
 
-    /// Returns the backpressure of the client and of the endpoint, by the bytes in their send buffers.
-    fn measure_pressure(&self) -> (Backpressure, Backpressure) {
-        (
-            self.downstream_pressure
-                .update(self.downstream.buffered_bytes()),
-            self.upstream_pressure
-                .update(self.upstream.buffered_bytes()),
-        )
+    /// Returns the backpressure of the client and of the endpoint, by the bytes in their send buffers. If the
+    /// budget of response bytes is exhausted, the client's is blocked by any bytes.
+    fn measure_pressure(&mut self) -> (Backpressure, Backpressure) {
+        let buffered = self.downstream.buffered_bytes();
+        self.context.response_buffer.update(buffered);
+        let is_exhausted = self
+            .context
+            .response_buffer
+            .is_exhausted(self.context.limits());
+        self.upstream.set_read_size(if is_exhausted {
+            ReadSize::Small
+        } else {
+            ReadSize::Adaptive
+        });
+        let downstream = if is_exhausted && buffered > 0 {
+            Backpressure::Blocked
+        } else {
+            self.downstream_pressure.update(buffered)
+        };
+        let upstream = self
+            .upstream_pressure
+            .update(self.upstream.buffered_bytes());
+        (downstream, upstream)
     }
 
     /// Returns ready once the awaited progress is overdue.

@@ -46,6 +46,7 @@ pub(crate) struct Metrics {
     rejected_connections: IntCounterVec,
     pub(crate) in_flight: IntGauge,
     pub(crate) connections: IntGauge,
+    pub(crate) buffered_response_bytes: IntGauge,
     pub(crate) accepted_connections: IntCounter,
     routes: Mutex<HashMap<String, Arc<RouteMetrics>>>,
 }
@@ -103,6 +104,16 @@ impl Registrar<'_> {
         metric
     }
 
+    fn set_build_info(&self) {
+        self.gauges(
+            "build_info",
+            "Version of the running gateway.",
+            &["version"],
+        )
+        .with_label_values(&[env!("CARGO_PKG_VERSION")])
+        .set(1);
+    }
+
     fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.register(IntCounter::new(name, help))
     }
@@ -132,14 +143,7 @@ impl Metrics {
         let registry = Registry::new_custom(Some("gateway".to_owned()), Some(labels))
             .expect("the prefix is a constant");
         let registrar = Registrar(&registry);
-        registrar
-            .gauges(
-                "build_info",
-                "Version of the running gateway.",
-                &["version"],
-            )
-            .with_label_values(&[env!("CARGO_PKG_VERSION")])
-            .set(1);
+        registrar.set_build_info();
         Self {
             requests: registrar.counters(
                 "requests_total",
@@ -221,6 +225,10 @@ impl Metrics {
             ),
             in_flight: registrar.gauge("requests_in_flight", "Requests in flight."),
             connections: registrar.gauge("connections", "Open client connections."),
+            buffered_response_bytes: registrar.gauge(
+                "buffered_response_bytes",
+                "Response bytes that clients have not read.",
+            ),
             accepted_connections: registrar
                 .counter("connections_accepted_total", "Accepted client connections."),
             routes: Mutex::default(),

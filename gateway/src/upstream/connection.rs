@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::http::downstream::Backpressure;
 use crate::http::h1::framing::{self, BodyDecoder, BodyError, BodyEvent, ChunkSyntax};
 use crate::http::h1::hop_by_hop::{ConnectionHeaders, Persistence, WEBSOCKET};
-use crate::http::h1::io::BufferedStream;
+use crate::http::h1::io::{BufferedStream, ReadSize};
 use crate::http::message::{Framing, ResponseHeaders, Upgrade};
 use crate::runtime::clock::Instant;
 use crate::upstream::response_headers::{self, InvalidHeaders, ParsedResponse};
@@ -146,6 +146,11 @@ impl Connection {
             framing::put_end(self.stream.output(), self.request_framing);
             self.request = RequestState::Complete;
         }
+    }
+
+    /// Sets the size of the next reads of the response.
+    pub(crate) fn set_read_size(&mut self, size: ReadSize) {
+        self.stream.read_size = size;
     }
 
     /// Returns the number of request bytes that wait to be sent.

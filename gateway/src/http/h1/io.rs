@@ -15,6 +15,15 @@ const LARGE_READ_SIZE: usize = 16 * 1024;
 /// Maximum capacity that the empty output buffer retains.
 const MAX_RETAINED_OUTPUT: usize = 4 * 1024;
 
+/// Size of reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadSize {
+    /// Always [`READ_SIZE`].
+    Small,
+    /// [`LARGE_READ_SIZE`] after a large read.
+    Adaptive,
+}
+
 /// Stream with an input and an output buffer.
 pub(crate) struct BufferedStream {
     stream: Stream,
@@ -25,6 +34,7 @@ pub(crate) struct BufferedStream {
     sent: usize,
     is_flushed: bool,
     last_read_bytes: usize,
+    pub(crate) read_size: ReadSize,
 }
 
 impl BufferedStream {
@@ -36,6 +46,7 @@ impl BufferedStream {
             sent: 0,
             is_flushed: true,
             last_read_bytes: 0,
+            read_size: ReadSize::Adaptive,
         }
     }
 
@@ -69,10 +80,9 @@ impl BufferedStream {
 
     /// Appends bytes to `input` and returns their number, 0 if the peer has closed the connection.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let size = if self.last_read_bytes >= READ_SIZE / 2 {
-            LARGE_READ_SIZE
-        } else {
-            READ_SIZE
+        let size = match self.read_size {
+            ReadSize::Adaptive if self.last_read_bytes >= READ_SIZE / 2 => LARGE_READ_SIZE,
+            ReadSize::Adaptive | ReadSize::Small => READ_SIZE,
         };
         if self.input.capacity() - self.input.len() < size / 2 {
             self.input.reserve(size);
