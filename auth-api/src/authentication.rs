@@ -6,7 +6,7 @@
 use crate::domain::login::Login;
 use crate::domain::password::Password;
 use crate::domain::user::{Account, AccountStatus};
-use crate::hashing::QueueFull;
+use crate::hashing::{Hasher, QueueFull};
 use crate::state::AppState;
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::audit::{self, AuditEvent, Subject};
@@ -46,8 +46,9 @@ impl Credentials {
         state: &AppState,
         request: &RequestInfo,
     ) -> Result<Account, AuthenticationError> {
+        let hasher = state.hasher.for_client(&request.client);
         let Some(login) = &self.login else {
-            state.hasher.verify_dummy(&self.password).await?;
+            hasher.verify_dummy(&self.password).await?;
             audit::record(AuditEvent::LoginFailed, Subject::default(), request);
             return Err(AuthenticationError::InvalidCredentials);
         };
@@ -55,7 +56,7 @@ impl Credentials {
             audit::record(AuditEvent::LockedOut, login, request);
             return Err(AuthenticationError::LockedOut(locked_out));
         }
-        let account = self.verify(state, login).await?;
+        let account = self.verify(state, &hasher, login).await?;
         let result = record_outcome(state.clone(), request.clone(), login.clone(), account);
         state.lifecycle.complete(result).await
     }
@@ -63,20 +64,18 @@ impl Credentials {
     async fn verify(
         &self,
         state: &AppState,
+        hasher: &Hasher,
         login: &Login,
     ) -> Result<Option<Account>, AuthenticationError> {
         let Some(account) = state.users.find_by_login(login).await? else {
-            state.hasher.verify_dummy(&self.password).await?;
+            hasher.verify_dummy(&self.password).await?;
             return Ok(None);
         };
-        let matches = state.hasher.verify(&self.password, &account.hash).await?;
+        let matches = hasher.verify(&self.password, &account.hash).await?;
         if matches && account.status == AccountStatus::Active {
             return Ok(Some(account));
         }
-        state
-            .hasher
-            .equalize_time(&self.password, &account.hash)
-            .await;
+        hasher.equalize_time(&self.password, &account.hash).await;
         Ok(None)
     }
 }

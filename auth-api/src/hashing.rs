@@ -2,6 +2,7 @@
 
 mod bcrypt_lanes;
 mod blowfish_tables;
+mod fairness;
 mod pool;
 
 pub(crate) use pool::{Hasher, HashingSettings, QueueFull};

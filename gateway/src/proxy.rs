@@ -73,8 +73,9 @@ pub(crate) async fn serve(
     };
     // A request that panics ends alone: other streams of its connection go on, and it is recorded.
     let outcome = outcome.unwrap_or_else(|Panicked| RequestOutcome::after_panic(downstream));
+    let termination = outcome.termination();
     finish(outcome, &request.method, &context, downstream, timer).await;
-    record::record(gateway, &request, &context, downstream);
+    record::record(gateway, &request, &context, termination, downstream);
 }
 
 /// Rejects a request whose headers could not be parsed.
@@ -118,7 +119,7 @@ async fn finish(
 ) {
     match outcome {
         RequestOutcome::Completed | RequestOutcome::ClientDisconnected => {}
-        RequestOutcome::Truncated => downstream.abort(),
+        RequestOutcome::Truncated | RequestOutcome::Aborted => downstream.abort(),
         RequestOutcome::Failed(response) => {
             response.send(method, downstream, CommonHeaders::Request(context));
             wait_until_sent(downstream, timer, context.limits().idle_timeout).await;

@@ -1,8 +1,9 @@
 //! Passwords: changes, rules, login throttling, and bcrypt hashes of another cost or none.
 
 use anyhow::Result;
+use reqwest::Method;
 use serde_json::json;
-use tests::client::{Client, NEW_PASSWORD, PASSWORD, credentials};
+use tests::client::{Client, NEW_PASSWORD, PASSWORD, Response, credentials, send};
 use tests::replicas::Replicas;
 use tests::settings::settings;
 use tests::{Store, on_both_stores, wait};
@@ -248,4 +249,64 @@ async fn the_hashing_queue_depth_returns_to_zero_after_its_clients_disconnect() 
     wait::until("the queue to fill", async || depth().await > Some(0.0)).await?;
     logins.shutdown().await;
     wait::until("the queue to empty", async || depth().await == Some(0.0)).await
+}
+
+/// Sends logins of unknown names until the value is dropped, as many at once as `concurrency`.
+struct LoginStorm(Vec<tokio::task::JoinHandle<()>>);
+
+impl LoginStorm {
+    fn start(client: &Client, address: &'static str, concurrency: usize) -> Self {
+        let log_in_repeatedly = |client: Client, task: usize| async move {
+            // A name that fails ten times is locked, and then costs no hash.
+            for attempt in 0_u64.. {
+                let login = format!("mallory-{task}-{attempt}");
+                let _ = log_in_from(&client, address, &login).await;
+            }
+        };
+        let tasks =
+            (0..concurrency).map(|task| tokio::spawn(log_in_repeatedly(client.clone(), task)));
+        Self(tasks.collect())
+    }
+}
+
+impl Drop for LoginStorm {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// Logs `login` in as a client whose address the gateway has forwarded.
+async fn log_in_from(client: &Client, address: &str, login: &str) -> Result<Response> {
+    let request = client
+        .request(Method::POST, "/api/login")
+        .header("x-forwarded-for", address)
+        .json(&credentials(login, PASSWORD));
+    send(request).await
+}
+
+#[tokio::test]
+async fn a_client_that_fills_the_hashing_queue_takes_no_place_from_others() -> Result<()> {
+    let settings = settings([
+        ("BCRYPT_COST", "10".to_owned()),
+        ("HASHING_THREADS", "1".to_owned()),
+        ("HASHING_MAX_WAIT", "0.3".to_owned()),
+    ]);
+    let replicas = Replicas::start_with(Store::Embedded, 1, settings).await?;
+    let client = replicas.client(0)?;
+    assert_eq!(client.register("alice").await?.status, 201);
+    let storm = LoginStorm::start(&client, "2001:db8::1", 100);
+    wait::until("the queue to be full", async || {
+        let refused = replicas.metric(0, "auth_api_hashing_refused_total", &[]);
+        refused.await.ok().flatten() > Some(0.0)
+    })
+    .await?;
+    for number in 1..=10 {
+        let address = format!("2001:db8:0:{number}::1");
+        let response = log_in_from(&client, &address, "alice").await?;
+        assert_eq!(response.status, 200, "{number}: {}", response.text);
+    }
+    drop(storm);
+    Ok(())
 }

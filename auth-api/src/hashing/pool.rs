@@ -3,8 +3,9 @@
 //! A hash takes a fifth of a second of a core by design. On the threads that serve requests, many
 //! concurrent logins would block everything else, and in an unbounded queue every client would wait
 //! until it gives up. So hashing has its own threads, and a job that would wait longer than a limit
-//! is rejected with the time after which to retry. Queued jobs are hashed in batches (see
-//! [`super::bcrypt_lanes`]), and dropped when their client disconnects. A job that panics fails alone.
+//! is rejected with the time after which to retry. Clients share the queue (see [`super::fairness`]).
+//! Queued jobs are hashed in batches (see [`super::bcrypt_lanes`]), and dropped when their client
+//! disconnects. A job that panics fails alone.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -17,8 +18,10 @@ use supervision::{Panicked, Supervisor};
 use tokio::sync::oneshot;
 
 use super::bcrypt_lanes::{self, LANES, Lane};
+use super::fairness::{ClientKey, job_to_displace};
 use crate::domain::password::{NewPassword, Password};
 use crate::domain::password_hash::{BcryptDigest, BcryptHash, PasswordHash};
+use crate::domain::session::ClientInfo;
 use crate::telemetry::metrics::HashingMetrics;
 
 /// Nice value of hashing threads: under contention a request thread gets about ten times their CPU time.
@@ -38,11 +41,13 @@ pub(crate) struct QueueFull {
     pub(crate) retry_after: Duration,
 }
 
-/// Client of the thread pool. Cheap to clone.
+/// Handle of the thread pool. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Hasher {
     queue: Arc<Queue>,
     cost: u32,
+    /// Client for whom jobs are queued.
+    client: ClientKey,
 }
 
 /// Hashing settings.
@@ -76,7 +81,8 @@ struct Job {
     salt: [u8; 16],
     cost: u32,
     queued_at: Instant,
-    reply: oneshot::Sender<BcryptDigest>,
+    client: ClientKey,
+    reply: oneshot::Sender<Result<BcryptDigest, QueueFull>>,
 }
 
 impl Hasher {
@@ -106,7 +112,16 @@ impl Hasher {
         Ok(Self {
             queue,
             cost: settings.cost,
+            client: ClientKey::Unknown,
         })
+    }
+
+    /// Returns a handle whose jobs are counted for `client`.
+    pub(crate) fn for_client(&self, client: &ClientInfo) -> Self {
+        Self {
+            client: ClientKey::from(client.address.as_str()),
+            ..self.clone()
+        }
     }
 
     /// Hashes a new password at the configured cost, with a random salt.
@@ -175,10 +190,11 @@ impl Hasher {
             salt,
             cost,
             queued_at: Instant::now(),
+            client: self.client,
             reply,
         })?;
         match digest.await {
-            Ok(digest) => Ok(digest),
+            Ok(result) => result,
             // A panic of the job is one of the caller. It has been logged.
             Err(_) => std::panic::resume_unwind(Box::new(Panicked)),
         }
@@ -188,10 +204,21 @@ impl Hasher {
 impl Queue {
     fn push(&self, job: Job) -> Result<(), QueueFull> {
         let mut jobs = self.jobs.lock();
+        if self.expected_wait(jobs.len()) > self.max_wait {
+            jobs.retain(|job| !job.reply.is_closed());
+        }
         let wait = self.expected_wait(jobs.len());
         if wait > self.max_wait {
             self.metrics.rejected.inc();
-            return Err(QueueFull { retry_after: wait });
+            let queue_full = QueueFull { retry_after: wait };
+            let clients: Vec<_> = jobs.iter().map(|job| job.client).collect();
+            let displaced =
+                job_to_displace(&clients, job.client).and_then(|index| jobs.remove(index));
+            let Some(displaced) = displaced else {
+                return Err(queue_full);
+            };
+            // Fails if the client disconnected meanwhile.
+            let _ = displaced.reply.send(Err(queue_full));
         }
         jobs.push_back(job);
         self.metrics.queue_depth.set(to_gauge(jobs.len()));
@@ -271,7 +298,7 @@ impl Queue {
                 .observe((start - job.queued_at).as_secs_f64());
             if let Ok(digest) = digest {
                 // Fails if the client disconnected meanwhile.
-                let _ = job.reply.send(digest);
+                let _ = job.reply.send(Ok(digest));
             }
         }
     }

@@ -58,7 +58,7 @@ async fn log_in(
 ) -> Result<Json<TokenResponse>, ApiError> {
     for _ in 0..MAX_ATTEMPTS {
         let account = credentials.authenticate(state, request).await?;
-        if let Some(account) = rehash_if_outdated(state, account, credentials).await? {
+        if let Some(account) = rehash_if_outdated(state, request, account, credentials).await? {
             let session = create_session(state.clone(), request.clone(), account);
             if let Some(response) = state.lifecycle.complete(session).await? {
                 return Ok(response);
@@ -108,6 +108,7 @@ async fn create_session(
 /// the hash was replaced concurrently.
 async fn rehash_if_outdated(
     state: &AppState,
+    request: &RequestInfo,
     account: Account,
     credentials: &Credentials,
 ) -> Result<Option<Account>, ApiError> {
@@ -118,7 +119,8 @@ async fn rehash_if_outdated(
     let Some(password) = text.ok().and_then(|text| NewPassword::new(text).ok()) else {
         return Ok(Some(account));
     };
-    let Ok(hash) = state.hasher.hash(&password).await else {
+    let hasher = state.hasher.for_client(&request.client);
+    let Ok(hash) = hasher.hash(&password).await else {
         return Ok(Some(account));
     };
     let is_replaced = state

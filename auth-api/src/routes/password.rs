@@ -93,7 +93,8 @@ pub(crate) async fn handle(
         password: current,
     };
     let account = credentials.authenticate(&state, &request).await?;
-    let hash = state.hasher.hash(&new).await?;
+    let hasher = state.hasher.for_client(&request.client);
+    let hash = hasher.hash(&new).await?;
     let attempt = |account| {
         let (state, request) = (state.clone(), request.clone());
         change(state, request, principal, account, hash.clone())

@@ -70,7 +70,8 @@ pub(crate) async fn handle(
     request: RequestInfo,
     registration: Registration,
 ) -> Result<(StatusCode, Json<RegistrationResponse>), ApiError> {
-    let hash = state.hasher.hash(&registration.password).await?;
+    let hasher = state.hasher.for_client(&request.client);
+    let hash = hasher.hash(&registration.password).await?;
     let addition = add(state.clone(), request, registration.login, hash);
     let id = state.lifecycle.complete(addition).await?;
     Ok((StatusCode::CREATED, Json(RegistrationResponse { id })))

@@ -35,8 +35,8 @@ pub(super) fn parse_features(
     let circuit_breaker = parse_feature(&mut mapping, "circuit_breaker", |settings| {
         if settings.get("expected_exception").is_some() {
             warnings.push(format!(
-                "{owner}: circuit_breaker.expected_exception has no effect: refused connections, \
-                 timeouts and 5xx responses count as failures"
+                "{owner}: circuit_breaker.expected_exception has no effect: broken connections, \
+                 timeouts, 500, 502, 503 without Retry-After and 504 count as failures"
             ));
         }
         parse_circuit_breaker(settings)

@@ -6,7 +6,12 @@
 //!
 //! Invariant: in a breaker that is not closed only the outcome of the probe changes the state; those of
 //! requests from before it opened are ignored. Each admitted request holds a [`Permit`]. If the probe's
-//! permit is dropped without an outcome (the client disconnected), the next request is the probe.
+//! permit is dropped without an outcome (the client disconnected, or the endpoint shed load), the next
+//! request is the probe.
+//!
+//! Failures are connections that fail, timeouts, responses that break off, and the statuses of
+//! [`is_failure`]. Load shedding is neither a failure nor a success: if it opened the breaker, one client
+//! that exceeds the capacity of a path would take it away from all others.
 
 mod breaker;
 
@@ -14,6 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use parking_lot::RwLock;
 
 use crate::config::CircuitBreakerSettings;
@@ -21,16 +27,37 @@ use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::Metrics;
 use breaker::CircuitBreaker;
 pub(crate) use breaker::Permission;
+use breaker::PermitRole;
 
-/// Permission for one request to one endpoint, held until the endpoint has responded or failed.
+/// Returns true for the statuses of a failing endpoint. Others of class 5xx say something about the request:
+/// its method is not implemented (501), its version not supported (505).
+pub(crate) fn is_failure(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::INTERNAL_SERVER_ERROR
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
+}
+
+/// Permission for one request to one endpoint, held until the endpoint's response is complete or has failed.
 #[derive(Debug)]
 pub(crate) struct Permit {
     /// `None` once the outcome is recorded.
     breaker: Option<Arc<CircuitBreaker>>,
     acquired_at: Instant,
+    role: PermitRole,
 }
 
 impl Permit {
+    /// Records that a successful response has begun.
+    pub(crate) fn record_response_begin(&self) {
+        if let (Some(breaker), PermitRole::Probe) = (&self.breaker, self.role) {
+            breaker.record_probe_response(self.acquired_at);
+        }
+    }
+
     pub(crate) fn record_success(mut self) {
         if let Some(breaker) = self.breaker.take() {
             breaker.record_success(self.acquired_at);
@@ -92,13 +119,12 @@ impl CircuitBreakers {
     /// Returns the time until the next probe if the breaker admits no request.
     pub(crate) fn acquire(&self, endpoint: SocketAddr, now: Instant) -> Result<Permit, Duration> {
         let breaker = self.breaker(endpoint);
-        match breaker.acquire(now) {
-            Permission::Granted => Ok(Permit {
-                breaker: Some(breaker),
-                acquired_at: now,
-            }),
-            Permission::Denied { retry_after } => Err(retry_after),
-        }
+        let role = breaker.admit(now)?;
+        Ok(Permit {
+            breaker: Some(breaker),
+            acquired_at: now,
+            role,
+        })
     }
 
     fn breaker(&self, endpoint: SocketAddr) -> Arc<CircuitBreaker> {

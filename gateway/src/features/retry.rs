@@ -18,7 +18,8 @@ pub(crate) use budget::RetryBudget;
 pub(crate) enum AttemptFailure {
     /// No connection could be established: the endpoint has not received the request.
     NotSent,
-    /// The connection broke, the endpoint timed out, or it responded with 502, 503 or 504.
+    /// The connection broke, the endpoint timed out, or it responded with 502, 503 without `Retry-After`, or
+    /// 504.
     MaybeProcessed,
 }
 

@@ -1,7 +1,7 @@
 //! HTTP messages, independent of the version that carried them.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
+use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER};
 use http::{HeaderMap, Method, StatusCode, Version};
 use thiserror::Error;
 
@@ -70,6 +70,14 @@ pub(crate) enum Framing {
 impl Framing {
     pub(crate) fn is_empty(self) -> bool {
         matches!(self, Self::Empty | Self::Length(0))
+    }
+}
+
+impl ResponseHeaders {
+    /// Returns true for load shedding or a planned outage: a 503 response that says when to retry (RFC 9110,
+    /// sections 10.2.3 and 15.6.4).
+    pub(crate) fn is_load_shedding(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE && self.headers.contains_key(RETRY_AFTER)
     }
 }
 

@@ -1,11 +1,15 @@
 //! Upstream attempts of a request.
+//!
+//! Invariant: each attempt is counted under one outcome, and a circuit breaker learns of a success only
+//! when the response is complete. A response that breaks off is a failure, whatever its status.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::features::circuit_breaker::Permit;
+use crate::features::circuit_breaker::{self, Permit};
+use crate::http::message::ResponseHeaders;
 use crate::runtime::clock::Instant;
 use crate::upstream::{Endpoint, InFlight};
 
@@ -16,8 +20,8 @@ pub(crate) struct UpstreamAttempts {
     pub(crate) count: u32,
     /// Attempt whose response headers are awaited.
     pub(crate) current: Option<UpstreamAttempt>,
-    /// Endpoint whose response is being forwarded.
-    responding: Option<InFlight>,
+    /// Attempt whose response is being forwarded.
+    responding: Option<RespondingAttempt>,
     /// Endpoint of the last attempt.
     pub(crate) last_endpoint: Option<SocketAddr>,
     /// Time from the choice of an endpoint to its response headers or its failure, of all attempts.
@@ -31,6 +35,25 @@ pub(crate) struct UpstreamAttempt {
     pub(crate) in_flight: InFlight,
     /// `None` if the route has no circuit breaker.
     pub(crate) permit: Option<Permit>,
+}
+
+/// Attempt whose endpoint has sent response headers. It is counted under its status when it is dropped,
+/// unless the response breaks off.
+#[derive(Debug)]
+pub(crate) struct RespondingAttempt {
+    in_flight: InFlight,
+    /// `None` if the route has no circuit breaker, or the circuit breaker knows the outcome.
+    permit: Option<Permit>,
+    status: StatusCode,
+    completeness: Completeness,
+}
+
+/// Completeness of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Completeness {
+    /// Complete, or given up by the client.
+    NotTruncated,
+    Truncated,
 }
 
 impl UpstreamAttempts {
@@ -47,27 +70,77 @@ impl UpstreamAttempts {
     }
 
     /// Keeps the endpoint's count of requests in flight until its response is forwarded.
-    pub(crate) fn set_responding(&mut self, attempt: UpstreamAttempt) {
-        self.responding = Some(attempt.in_flight);
+    pub(crate) fn set_responding(&mut self, attempt: RespondingAttempt) {
+        self.responding = Some(attempt);
     }
 
     pub(crate) fn responding_endpoint(&self) -> Option<&Endpoint> {
-        self.responding.as_ref().map(InFlight::endpoint)
+        let attempt = self.responding.as_ref();
+        attempt.map(|attempt| attempt.in_flight.endpoint())
+    }
+
+    /// Records that the endpoint has sent its whole response.
+    pub(crate) fn record_complete_response(&mut self) {
+        let responding = self.responding.as_mut();
+        if let Some(permit) = responding.and_then(|attempt| attempt.permit.take()) {
+            permit.record_success();
+        }
+    }
+
+    /// Records that the endpoint broke off its response. `blame` says whether the circuit breaker counts it.
+    pub(crate) fn record_truncated_response(&mut self, blame: Blame, now: Instant) {
+        let Some(attempt) = &mut self.responding else {
+            return;
+        };
+        attempt.completeness = Completeness::Truncated;
+        if let (Some(permit), Blame::Endpoint) = (attempt.permit.take(), blame) {
+            permit.record_failure(now);
+        }
     }
 }
 
+/// Side that caused a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blame {
+    Endpoint,
+    /// The endpoint may have waited for a body that the client holds back.
+    Client,
+}
+
 impl UpstreamAttempt {
-    /// Records the response headers. A server error is a failure for the circuit breaker.
-    pub(crate) fn record_response(&mut self, status: StatusCode, now: Instant) {
+    /// Records the response headers.
+    pub(crate) fn begin_response(
+        mut self,
+        response: &ResponseHeaders,
+        now: Instant,
+    ) -> RespondingAttempt {
         let metrics = &self.in_flight.endpoint().metrics;
-        metrics.count_response(status);
         metrics
             .duration
             .observe(now.since(self.started).as_secs_f64());
-        match self.permit.take() {
-            Some(permit) if status.is_server_error() => permit.record_failure(now),
-            Some(permit) => permit.record_success(),
-            None => {}
+        let permit = match self.permit.take() {
+            // Neither a failure nor a success.
+            Some(_) if response.is_load_shedding() => None,
+            Some(permit) if circuit_breaker::is_failure(response.status) => {
+                permit.record_failure(now);
+                None
+            }
+            // The end of a tunnel says nothing about the endpoint.
+            Some(permit) if response.status == StatusCode::SWITCHING_PROTOCOLS => {
+                permit.record_success();
+                None
+            }
+            Some(permit) => {
+                permit.record_response_begin();
+                Some(permit)
+            }
+            None => None,
+        };
+        RespondingAttempt {
+            in_flight: self.in_flight,
+            permit,
+            status: response.status,
+            completeness: Completeness::NotTruncated,
         }
     }
 
@@ -75,6 +148,16 @@ impl UpstreamAttempt {
     pub(crate) fn record_failure(&mut self, now: Instant) {
         if let Some(permit) = self.permit.take() {
             permit.record_failure(now);
+        }
+    }
+}
+
+impl Drop for RespondingAttempt {
+    fn drop(&mut self) {
+        let metrics = &self.in_flight.endpoint().metrics;
+        match self.completeness {
+            Completeness::NotTruncated => metrics.count_response(self.status),
+            Completeness::Truncated => metrics.truncated.inc(),
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::features::timeout::UPSTREAM_IDLE_TIMEOUT;
 use crate::http::downstream::{Backpressure, Downstream, DownstreamEvent};
 use crate::http::h1::io::ReadSize;
 use crate::http::message::{RequestHeaders, ResponseHeaders};
+use crate::proxy::attempts::Blame;
 use crate::proxy::common_headers::CommonHeaders;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_response::ErrorResponse;
@@ -316,6 +317,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             UpstreamEvent::Data(data) => self.downstream.send_data(data),
             UpstreamEvent::End => {
                 self.response = ResponseProgress::Received;
+                self.context.attempts.record_complete_response();
                 self.downstream.finish();
             }
         }
@@ -328,9 +330,11 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         mut response: ResponseHeaders,
     ) -> ControlFlow<ExchangeOutcome> {
         let now = Instant::now();
-        if let Some(mut attempt) = self.context.attempts.end_current(now) {
-            attempt.record_response(response.status, now);
-            if retry::is_temporary(response.status) && self.may_retry() {
+        if let Some(attempt) = self.context.attempts.end_current(now) {
+            let attempt = attempt.begin_response(&response, now);
+            // An endpoint that sheds load would only get more of it.
+            let is_temporary = retry::is_temporary(response.status) && !response.is_load_shedding();
+            if is_temporary && self.may_retry() {
                 return ControlFlow::Break(ExchangeOutcome::Retry);
             }
             self.context.attempts.set_responding(attempt);
@@ -386,7 +390,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             ResponseProgress::AwaitingHeaders => RequestOutcome::Failed(response),
             ResponseProgress::Streaming
             | ResponseProgress::Received
-            | ResponseProgress::Upgraded => RequestOutcome::Truncated,
+            | ResponseProgress::Upgraded => RequestOutcome::Aborted,
         }
     }
 
@@ -398,7 +402,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         self.context.log_endpoint_failure(error);
         let now = Instant::now();
         let Some(mut attempt) = self.context.attempts.end_current(now) else {
-            return RequestOutcome::Truncated.into();
+            return self.truncate(Blame::Endpoint, now);
         };
         attempt.in_flight.endpoint().metrics.broken.inc();
         attempt.record_failure(now);
@@ -414,7 +418,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             AwaitedProgress::RequestBody => self.reject(ErrorResponse::BODY_TOO_SLOW).into(),
             // Either side of an upgraded connection may be idle: it is no failure of the endpoint.
             AwaitedProgress::Upstream if self.response == ResponseProgress::Upgraded => {
-                RequestOutcome::Truncated.into()
+                RequestOutcome::Aborted.into()
             }
             AwaitedProgress::Upstream => self.on_upstream_timeout(),
         }
@@ -423,19 +427,36 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     fn on_upstream_timeout(&mut self) -> ExchangeOutcome {
         self.context.log_endpoint_failure("timed out");
         let now = Instant::now();
+        // The endpoint may wait for a body that the client holds back, or sends only after a 100 response: a
+        // client could open the circuit breaker with such requests.
+        let is_body_missing =
+            self.response != ResponseProgress::AwaitingHeaders && !self.upload.is_complete;
+        let blame = if self.expectation == ContinueExpectation::Pending || is_body_missing {
+            Blame::Client
+        } else {
+            Blame::Endpoint
+        };
         let Some(mut attempt) = self.context.attempts.end_current(now) else {
-            return RequestOutcome::Truncated.into();
+            return self.truncate(blame, now);
         };
         attempt.in_flight.endpoint().metrics.timeouts.inc();
-        // The endpoint may wait for a body that the client holds back until it gets a 100 response: a
-        // client could open the circuit breaker with such requests.
-        if self.expectation == ContinueExpectation::None {
+        if blame == Blame::Endpoint {
             attempt.record_failure(now);
         }
         if self.may_retry() {
             return ExchangeOutcome::Retry;
         }
         RequestOutcome::Failed(ErrorResponse::deadline_exceeded(self.context)).into()
+    }
+
+    /// Ends a request whose response has begun, because the endpoint does not complete it.
+    fn truncate(&mut self, blame: Blame, now: Instant) -> ExchangeOutcome {
+        // Either side of an upgraded connection may close it at any time.
+        if self.response == ResponseProgress::Upgraded {
+            return RequestOutcome::Aborted.into();
+        }
+        self.context.attempts.record_truncated_response(blame, now);
+        RequestOutcome::Truncated.into()
     }
 
     /// Returns true if the request can be sent again as a whole and cannot be applied twice.

@@ -2,6 +2,7 @@
 
 use crate::http::downstream::Downstream;
 use crate::proxy::error_response::ErrorResponse;
+use crate::telemetry::access_log::Termination;
 
 /// Outcome of a request.
 #[derive(Debug)]
@@ -10,8 +11,11 @@ pub(crate) enum RequestOutcome {
     Completed,
     /// No part of a response has been sent to the client: this one is sent.
     Failed(ErrorResponse),
-    /// The response has begun and cannot be completed.
+    /// The response has begun, and the endpoint does not complete it.
     Truncated,
+    /// The response has begun, and the gateway ends it because of the request body or, on an upgraded
+    /// connection, of the idle timeout.
+    Aborted,
     /// The client disconnected.
     ClientDisconnected,
 }
@@ -21,7 +25,17 @@ impl RequestOutcome {
     pub(crate) fn after_panic(downstream: &impl Downstream) -> Self {
         match downstream.status() {
             None => Self::Failed(ErrorResponse::INTERNAL_ERROR),
-            Some(_) => Self::Truncated,
+            Some(_) => Self::Aborted,
+        }
+    }
+
+    /// Returns the outcome as the access log and the metrics show it.
+    pub(crate) fn termination(&self) -> Termination {
+        match self {
+            Self::Completed | Self::Failed(_) => Termination::Complete,
+            Self::Truncated => Termination::Truncated,
+            Self::Aborted => Termination::Aborted,
+            Self::ClientDisconnected => Termination::ClientDisconnected,
         }
     }
 }

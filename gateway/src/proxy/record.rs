@@ -10,7 +10,7 @@ use crate::http::message::RequestHeaders;
 use crate::proxy::context::RequestContext;
 use crate::proxy::state::GatewayState;
 use crate::runtime::clock::Instant;
-use crate::telemetry::access_log::AccessLogEntry;
+use crate::telemetry::access_log::{AccessLogEntry, Termination};
 use crate::telemetry::request_id::RequestId;
 use crate::tls::handshake::Peer;
 
@@ -22,6 +22,7 @@ pub(super) fn record(
     gateway: &GatewayState,
     request: &RequestHeaders,
     context: &RequestContext,
+    termination: Termination,
     downstream: &impl Downstream,
 ) {
     let now = Instant::now();
@@ -32,7 +33,10 @@ pub(super) fn record(
         .since(context.started);
     let (status, path) = (downstream.status(), request.target.path());
     let route = context.route();
-    route.metrics.count_request(&request.method, status);
+    match termination {
+        Termination::Truncated => route.metrics.count_truncated_response(&request.method),
+        _ => route.metrics.count_request(&request.method, status),
+    }
     route.metrics.duration.observe(latency.as_secs_f64());
     if monitoring::is_slow(route.monitoring, latency) {
         route.metrics.slow.inc();
@@ -55,6 +59,7 @@ pub(super) fn record(
         pattern: &route.pattern,
         status,
         bytes: downstream.sent_body_bytes(),
+        termination,
         duration,
         attempts: context.attempts.count,
         upstream: context.attempts.last_endpoint,
@@ -92,6 +97,7 @@ pub(super) fn record_unparsed(
         pattern: &route.pattern,
         status,
         bytes,
+        termination: Termination::Complete,
         duration: Instant::now().since(started),
         attempts: 0,
         upstream: None,

@@ -10,6 +10,29 @@ use logging::{LogFormat, LogWriter};
 use crate::telemetry::request_id::RequestId;
 use crate::telemetry::text;
 
+/// End of a response, by the side that caused it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Termination {
+    Complete,
+    /// The endpoint did not complete the response.
+    Truncated,
+    /// The gateway ended the response.
+    Aborted,
+    ClientDisconnected,
+}
+
+impl Termination {
+    /// Returns the value in the log, `None` for a complete response.
+    fn name(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Complete => None,
+            Self::Truncated => Some(b"truncated"),
+            Self::Aborted => Some(b"aborted"),
+            Self::ClientDisconnected => Some(b"client_disconnected"),
+        }
+    }
+}
+
 /// Line of the access log.
 #[derive(Debug)]
 pub(crate) struct AccessLogEntry<'r> {
@@ -23,6 +46,7 @@ pub(crate) struct AccessLogEntry<'r> {
     pub(crate) status: Option<StatusCode>,
     /// Bytes of the response body.
     pub(crate) bytes: u64,
+    pub(crate) termination: Termination,
     pub(crate) duration: Duration,
     /// Upstream attempts.
     pub(crate) attempts: u32,
@@ -85,6 +109,11 @@ fn put_json(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
     }
     line.put_slice(br#","bytes":"#);
     text::put_number(line, entry.bytes);
+    if let Some(termination) = entry.termination.name() {
+        line.put_slice(br#","termination":""#);
+        line.put_slice(termination);
+        line.put_u8(b'"');
+    }
     line.put_slice(br#","seconds":"#);
     text::put_seconds(line, entry.duration);
     if let Some(upstream) = entry.upstream {
@@ -115,6 +144,10 @@ fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
     line.put_slice(b" bytes ");
     text::put_seconds(line, entry.duration);
     line.put_u8(b's');
+    if let Some(termination) = entry.termination.name() {
+        line.put_slice(b" termination=");
+        line.put_slice(termination);
+    }
     if let Some(client) = entry.client {
         line.put_slice(b" client=");
         text::put_address(line, client);

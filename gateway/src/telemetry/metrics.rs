@@ -21,8 +21,11 @@ const DURATION_BUCKETS: [f64; 14] = [
 const METHODS: [&str; 8] = [
     "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other",
 ];
-/// Classes of response statuses; `none` is for requests that ended without a response.
-const STATUS_CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
+/// Classes of responses: by status; `none` is for requests that ended without a response, `truncated` for
+/// responses that the endpoint broke off, whatever their status.
+const RESPONSE_CLASSES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none", "truncated"];
+const NONE: usize = 5;
+const TRUNCATED: usize = 6;
 
 /// All metrics of the process.
 #[derive(Debug)]
@@ -57,7 +60,7 @@ pub(crate) struct RouteMetrics {
     pattern: String,
     all_requests: IntCounterVec,
     /// Created on first use: most combinations never occur.
-    requests: [[OnceLock<IntCounter>; STATUS_CLASSES.len()]; METHODS.len()],
+    requests: [[OnceLock<IntCounter>; RESPONSE_CLASSES.len()]; METHODS.len()],
     pub(crate) duration: Histogram,
     pub(crate) quota_passed: IntCounter,
     pub(crate) quota_delayed: IntCounter,
@@ -69,10 +72,12 @@ pub(crate) struct RouteMetrics {
 /// Metrics of one endpoint.
 #[derive(Debug)]
 pub(crate) struct EndpointMetrics {
-    pub(crate) responses: [IntCounter; STATUS_CLASSES.len()],
+    responses: [IntCounter; NONE],
     pub(crate) connect_failures: IntCounter,
     pub(crate) timeouts: IntCounter,
+    /// Connections that broke before the response headers.
     pub(crate) broken: IntCounter,
+    pub(crate) truncated: IntCounter,
     pub(crate) duration: Histogram,
     pub(crate) in_flight: IntGauge,
     pub(crate) up: IntGauge,
@@ -147,7 +152,7 @@ impl Metrics {
         Self {
             requests: registrar.counters(
                 "requests_total",
-                "Requests by path pattern, method and class of the response status.",
+                "Requests by path pattern, method and class of the response status; truncated: the endpoint broke its response off.",
                 &["pattern", "method", "status"],
             ),
             durations: registrar.histograms(
@@ -271,7 +276,7 @@ impl Metrics {
             let keep = is_current(pattern);
             if !keep {
                 for method in METHODS {
-                    for class in STATUS_CLASSES {
+                    for class in RESPONSE_CLASSES {
                         let _ = self.requests.remove_label_values(&[pattern, method, class]);
                     }
                 }
@@ -292,10 +297,11 @@ impl Metrics {
     pub(crate) fn endpoint(&self, address: &str) -> EndpointMetrics {
         let attempt = |outcome| self.attempts.with_label_values(&[address, outcome]);
         EndpointMetrics {
-            responses: STATUS_CLASSES.map(attempt),
+            responses: std::array::from_fn(|class| attempt(RESPONSE_CLASSES[class])),
             connect_failures: attempt("connect_failure"),
             timeouts: attempt("timeout"),
             broken: attempt("broken"),
+            truncated: attempt(RESPONSE_CLASSES[TRUNCATED]),
             duration: self.upstream_durations.with_label_values(&[address]),
             in_flight: self.upstream_in_flight.with_label_values(&[address]),
             up: self.replica_up.with_label_values(&[address]),
@@ -304,7 +310,7 @@ impl Metrics {
 
     /// Removes the metrics of an endpoint.
     pub(crate) fn remove_endpoint(&self, address: &str) {
-        for outcome in STATUS_CLASSES
+        for outcome in RESPONSE_CLASSES
             .into_iter()
             .chain(["connect_failure", "timeout", "broken"])
         {
@@ -380,13 +386,23 @@ impl Metrics {
 impl RouteMetrics {
     /// Counts a request. `status` is `None` if it ended without a response.
     pub(crate) fn count_request(&self, method: &Method, status: Option<StatusCode>) {
-        let (method, class) = (method_index(method), class_index(status));
+        let class = status.map_or(NONE, status_class);
+        self.count(method, class);
+    }
+
+    /// Counts a request whose response broke off.
+    pub(crate) fn count_truncated_response(&self, method: &Method) {
+        self.count(method, TRUNCATED);
+    }
+
+    fn count(&self, method: &Method, class: usize) {
+        let method = method_index(method);
         self.requests[method][class]
             .get_or_init(|| {
                 let labels = [
                     self.pattern.as_str(),
                     METHODS[method],
-                    STATUS_CLASSES[class],
+                    RESPONSE_CLASSES[class],
                 ];
                 self.all_requests.with_label_values(&labels)
             })
@@ -397,7 +413,7 @@ impl RouteMetrics {
 impl EndpointMetrics {
     /// Counts the response to an upstream attempt.
     pub(crate) fn count_response(&self, status: StatusCode) {
-        self.responses[class_index(Some(status))].inc();
+        self.responses[status_class(status)].inc();
     }
 }
 
@@ -408,11 +424,9 @@ fn method_index(method: &Method) -> usize {
         .unwrap_or(METHODS.len() - 1)
 }
 
-fn class_index(status: Option<StatusCode>) -> usize {
-    status
-        .map(|status| usize::from(status.as_u16() / 100) - 1)
-        .filter(|class| *class < STATUS_CLASSES.len() - 1)
-        .unwrap_or(STATUS_CLASSES.len() - 1)
+/// Returns the class of a status; an invalid one counts as 5xx (RFC 9110, section 15).
+fn status_class(status: StatusCode) -> usize {
+    (usize::from(status.as_u16() / 100) - 1).min(NONE - 1)
 }
 
 impl RouteMetrics {

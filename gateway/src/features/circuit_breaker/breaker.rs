@@ -55,6 +55,15 @@ impl BreakerState {
     }
 }
 
+/// Role of an admitted request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PermitRole {
+    /// One of the requests that a closed breaker admits.
+    Regular,
+    /// The request whose outcome decides whether the breaker closes.
+    Probe,
+}
+
 /// Circuit breaker of one path pattern and one endpoint.
 #[derive(Debug)]
 pub(super) struct CircuitBreaker {
@@ -78,17 +87,21 @@ impl CircuitBreaker {
         self.permission_in(*self.state.lock(), now)
     }
 
-    /// Returns the permission of a request. The first request after `recovery_timeout` becomes the
-    /// probe.
-    pub(super) fn acquire(&self, now: Instant) -> Permission {
+    /// Admits a request. The first request after `recovery_timeout` becomes the probe.
+    ///
+    /// # Errors
+    /// Returns the time until the next probe if the request is not admitted.
+    pub(super) fn admit(&self, now: Instant) -> Result<PermitRole, Duration> {
         let mut state = self.state.lock();
-        let permission = self.permission_in(*state, now);
-        let is_closed = matches!(*state, BreakerState::Closed { .. });
-        if permission == Permission::Granted && !is_closed {
-            *state = BreakerState::HalfOpen { probe_started: now };
-            self.gauge.set(GAUGE_HALF_OPEN);
+        if let Permission::Denied { retry_after } = self.permission_in(*state, now) {
+            return Err(retry_after);
         }
-        permission
+        if matches!(*state, BreakerState::Closed { .. }) {
+            return Ok(PermitRole::Regular);
+        }
+        *state = BreakerState::HalfOpen { probe_started: now };
+        self.gauge.set(GAUGE_HALF_OPEN);
+        Ok(PermitRole::Probe)
     }
 
     fn permission_in(&self, state: BreakerState, now: Instant) -> Permission {
@@ -105,6 +118,22 @@ impl CircuitBreaker {
             Permission::Granted
         } else {
             Permission::Denied { retry_after }
+        }
+    }
+
+    /// Records that the probe admitted at `acquired_at` has got the headers of a successful response. It
+    /// closes the breaker, since the response may be a stream that lasts for hours. Until a response is
+    /// complete, one failure opens the breaker again.
+    pub(super) fn record_probe_response(&self, acquired_at: Instant) {
+        let mut state = self.state.lock();
+        let probe = BreakerState::HalfOpen {
+            probe_started: acquired_at,
+        };
+        if *state == probe {
+            *state = BreakerState::Closed {
+                consecutive_failures: self.settings.failure_threshold.get() - 1,
+            };
+            self.gauge.set(GAUGE_CLOSED);
         }
     }
 
@@ -180,6 +209,15 @@ mod tests {
         CircuitBreaker::new(settings, IntGauge::new("state", "state").unwrap())
     }
 
+    impl CircuitBreaker {
+        fn acquire(&self, now: Instant) -> Permission {
+            match self.admit(now) {
+                Ok(_) => Permission::Granted,
+                Err(retry_after) => Permission::Denied { retry_after },
+            }
+        }
+    }
+
     fn at(seconds: u64) -> Instant {
         Instant(seconds * SECOND_NS)
     }
@@ -233,6 +271,22 @@ mod tests {
         breaker.release_probe(at(31));
         assert_eq!(breaker.acquire(at(32)), Permission::Granted);
         assert!(matches!(breaker.acquire(at(32)), Permission::Denied { .. }));
+    }
+
+    #[test]
+    fn a_probe_whose_response_breaks_off_opens_it_again() {
+        let breaker = open_breaker();
+        assert_eq!(breaker.admit(at(31)), Ok(PermitRole::Probe));
+        breaker.record_probe_response(at(31));
+        assert_eq!(breaker.admit(at(31)), Ok(PermitRole::Regular));
+        breaker.record_failure(at(31), at(32));
+        assert!(matches!(breaker.acquire(at(33)), Permission::Denied { .. }));
+
+        assert_eq!(breaker.admit(at(62)), Ok(PermitRole::Probe));
+        breaker.record_probe_response(at(62));
+        breaker.record_success(at(62));
+        breaker.record_failure(at(62), at(63));
+        assert_eq!(breaker.acquire(at(63)), Permission::Granted);
     }
 
     #[test]

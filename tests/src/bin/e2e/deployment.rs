@@ -77,12 +77,14 @@ impl Deployment {
     /// Raises the quota of a client: the whole load comes from one address.
     fn raise_quota(&self) -> Result<()> {
         let config_file = self.folder.path().join("config/gateway.yml");
-        let config = fs::read_to_string(&config_file)?;
-        fs::write(
-            &config_file,
-            config.replace("quota: 100 ", "quota: 1000000 "),
-        )?;
-        Ok(())
+        let mut config = fs::read_to_string(&config_file)?;
+        for quota in ["quota: 100 ", "quota: 60,", "quota: 20,"] {
+            config = config.replace(quota, &quota.replace(": ", ": 100000"));
+        }
+        for burst in ["bucket_size: 10,", "bucket_size: 3,"] {
+            config = config.replace(burst, &burst.replace(": ", ": 100000"));
+        }
+        Ok(fs::write(&config_file, config)?)
     }
 
     /// Sets a variable in `.prod.env`.
