@@ -6,11 +6,10 @@ mod endpoint;
 mod health;
 mod pool;
 mod probe;
+mod resolver;
 mod response_headers;
 
-use std::collections::HashSet;
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -28,12 +27,22 @@ use balance::{Candidates, NoEndpoint};
 pub(crate) use connection::{Connection, UpstreamError, UpstreamEvent};
 pub(crate) use endpoint::{ConnectError, ConnectionReuse, Endpoint, InFlight};
 pub(crate) use health::HealthStatus;
+pub(crate) use resolver::Resolver;
+use resolver::Urgency;
 
 /// Endpoints that a round of health checks probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProbeScope {
     AllEndpoints,
     NotHealthy,
+}
+
+/// Endpoint of an attempt.
+#[derive(Debug)]
+pub(crate) struct ChosenEndpoint {
+    pub(crate) in_flight: InFlight,
+    /// Health of the endpoint when it was chosen.
+    pub(crate) health: HealthStatus,
 }
 
 /// All endpoints of the configured servers.
@@ -82,7 +91,7 @@ impl UpstreamGroup {
         result
     }
 
-    /// Chooses the endpoint for an attempt: one that is healthy, that has the circuit breaker's
+    /// Chooses the endpoint for an attempt: one that is healthy, if any is, that has the circuit breaker's
     /// `permission`, and preferably not `previous`, the endpoint of the previous attempt.
     ///
     /// # Errors
@@ -92,36 +101,32 @@ impl UpstreamGroup {
         strategy: BalancingStrategy,
         previous: Option<SocketAddr>,
         permission: impl Fn(&Endpoint) -> Permission,
-    ) -> Result<InFlight, NoEndpoint> {
+    ) -> Result<ChosenEndpoint, NoEndpoint> {
         let endpoints = self.endpoints.load();
         let candidates = Candidates::select(&endpoints, previous, permission)?;
         let endpoint = candidates.choose(strategy, &self.round_robin);
-        Ok(InFlight::new(endpoint))
+        Ok(ChosenEndpoint {
+            in_flight: InFlight::new(endpoint),
+            health: candidates.health(),
+        })
     }
 
     /// Resolves the names of the servers, adds endpoints for new addresses, and removes the others. A
-    /// name that cannot be resolved keeps its endpoints. `unresolved` holds the servers for which that
-    /// was logged.
-    pub(crate) async fn resolve(&self, servers: &[Server], unresolved: &mut HashSet<Server>) {
+    /// name that cannot be resolved, or whose lookup is in progress, keeps its endpoints.
+    pub(crate) async fn resolve(&self, servers: &[Server], resolver: &mut Resolver) {
         let current = self.endpoints();
+        let urgency = if current.is_empty() {
+            Urgency::NoEndpoint
+        } else {
+            Urgency::EndpointsKnown
+        };
+        let results = resolver.resolve(servers, urgency).await;
         let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
-        for server in servers {
-            let addresses = match lookup(server).await {
-                Ok(addresses) => {
-                    unresolved.remove(server);
-                    addresses
-                }
-                Err(error) => {
-                    if unresolved.insert(server.clone()) {
-                        tracing::warn!(%server, %error, "server name cannot be resolved");
-                    }
-                    current
-                        .iter()
-                        .filter(|endpoint| endpoint.server == *server)
-                        .map(|endpoint| endpoint.address)
-                        .collect()
-                }
-            };
+        for (server, addresses) in servers.iter().zip(results) {
+            let addresses = addresses.unwrap_or_else(|| {
+                let known = current.iter().filter(|endpoint| endpoint.server == *server);
+                known.map(|endpoint| endpoint.address).collect()
+            });
             for address in addresses {
                 if has_address(&endpoints, address) {
                     continue;
@@ -192,18 +197,6 @@ impl UpstreamGroup {
 
 fn has_address(endpoints: &[Arc<Endpoint>], address: SocketAddr) -> bool {
     endpoints.iter().any(|endpoint| endpoint.address == address)
-}
-
-/// Resolves the name of a server to its addresses, sorted and without duplicates.
-async fn lookup(server: &Server) -> io::Result<Vec<SocketAddr>> {
-    let addresses = tokio::net::lookup_host((server.host.as_str(), server.port)).await?;
-    let mut addresses: Vec<_> = addresses.collect();
-    addresses.sort();
-    addresses.dedup();
-    if addresses.is_empty() {
-        return Err(io::Error::other("the name has no address"));
-    }
-    Ok(addresses)
 }
 
 impl fmt::Debug for UpstreamGroup {

@@ -179,6 +179,46 @@ async fn a_slow_flood_of_resets_is_disconnected() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_flood_of_resets_padded_with_cheap_requests_is_disconnected() -> Result<()> {
+    const RESETS_PER_ROUND: u32 = 20;
+    let upstream = MockUpstream::start(|_| MockResponse::Never).await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
+    for round in 0..40 {
+        let first = 2 * round * RESETS_PER_ROUND;
+        let (abandoned, cheap) = (
+            first..first + RESETS_PER_ROUND,
+            first + RESETS_PER_ROUND..first + 2 * RESETS_PER_ROUND,
+        );
+        let requests: Vec<u8> = stream_ids(abandoned.clone())
+            .flat_map(|id| get(id, "/"))
+            .collect();
+        if connection.send(requests).await.is_err() {
+            break;
+        }
+        let expected = usize::try_from((round + 1) * RESETS_PER_ROUND)?;
+        wait::until("the requests, or the end of the connection", async || {
+            let connections = gateway.metric("gateway_connections", &[]).await;
+            upstream.received_requests().len() >= expected
+                || connections.is_ok_and(|count| count == Some(0.0))
+        })
+        .await?;
+        let resets = stream_ids(abandoned).flat_map(reset);
+        // The gateway itself responds with 404 to this path.
+        let padding = stream_ids(cheap).flat_map(|id| get(id, "/metrics"));
+        let _ = connection
+            .send(resets.chain(padding).collect::<Vec<u8>>())
+            .await;
+    }
+    read_frame_types(&mut connection).await?;
+    assert!(
+        upstream.received_requests().len() < 800,
+        "the flood is not stopped"
+    );
+    gateway.wait_until_idle().await
+}
+
+#[tokio::test]
 async fn a_stream_reset_before_its_error_response_is_no_longer_in_flight() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
     let gateway = Gateway::builder(&[upstream.address]).start().await?;

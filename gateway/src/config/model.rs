@@ -101,6 +101,8 @@ pub(crate) struct Limits {
     pub(crate) body_timeout: Duration,
     /// Time between two requests on a connection.
     pub(crate) idle_timeout: Duration,
+    /// Time without progress of an endpoint on a path without `timeout`, and of both sides of a WebSocket.
+    pub(crate) stream_idle_timeout: Duration,
     /// Maximum number of concurrent connections.
     pub(crate) max_connections: usize,
     /// Maximum number of concurrent connections of one client.

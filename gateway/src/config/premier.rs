@@ -271,6 +271,7 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         header_timeout: Duration::from_secs(10),
         body_timeout: Duration::from_secs(30),
         idle_timeout: Duration::from_mins(1),
+        stream_idle_timeout: Duration::from_mins(1),
         max_connections: 20_000,
         max_connections_per_client: 10_000,
         max_buffered_bytes: 256 << 20,
@@ -304,6 +305,11 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         default.idle_timeout,
         Node::positive_duration,
     );
+    let stream_idle_timeout = mapping.get_or(
+        "stream_idle_timeout",
+        default.stream_idle_timeout,
+        Node::positive_duration,
+    );
     let max_connections = mapping.get_or("max_connections", default.max_connections, |value| {
         parse_size(value, 1, MAX_CONNECTIONS)
     });
@@ -328,6 +334,7 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         header_timeout: header_timeout?,
         body_timeout: body_timeout?,
         idle_timeout: idle_timeout?,
+        stream_idle_timeout: stream_idle_timeout?,
         max_connections: max_connections?,
         max_connections_per_client: max_connections_per_client?,
         max_buffered_bytes: max_buffered_bytes?,

@@ -8,13 +8,28 @@ use std::time::Duration;
 use crate::config::TimeoutSettings;
 use crate::runtime::clock::Instant;
 
-/// Longest time without progress on an upstream connection, or on an upgraded connection. A deadline
-/// may end the wait earlier.
-pub(crate) const UPSTREAM_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Endpoints are in the same network: one that takes longer to accept a connection is unavailable.
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Zero would mean no timeout at all.
 const MIN_CONNECT_TIMEOUT: Duration = Duration::from_millis(1);
+
+/// Time that an attempt to connect may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectTimeout {
+    /// The time that every endpoint has: one that exceeds it is unavailable.
+    Full,
+    /// What the deadline of the request leaves: exceeding it says nothing about the endpoint.
+    Shortened(Duration),
+}
+
+impl ConnectTimeout {
+    pub(crate) fn duration(self) -> Duration {
+        match self {
+            Self::Full => MAX_CONNECT_TIMEOUT,
+            Self::Shortened(duration) => duration,
+        }
+    }
+}
 
 /// Instant by which the upstream side of a request must be complete, if the route has a timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,10 +57,12 @@ impl Deadline {
         self.0.map(|deadline| deadline.since(now))
     }
 
-    pub(crate) fn connect_timeout(self, now: Instant) -> Duration {
+    pub(crate) fn connect_timeout(self, now: Instant) -> ConnectTimeout {
         match self.remaining(now) {
-            None => MAX_CONNECT_TIMEOUT,
-            Some(remaining) => remaining.clamp(MIN_CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT),
+            Some(remaining) if remaining < MAX_CONNECT_TIMEOUT => {
+                ConnectTimeout::Shortened(remaining.max(MIN_CONNECT_TIMEOUT))
+            }
+            _ => ConnectTimeout::Full,
         }
     }
 }

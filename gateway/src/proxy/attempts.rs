@@ -11,7 +11,7 @@ use http::StatusCode;
 use crate::features::circuit_breaker::{self, Permit};
 use crate::http::message::ResponseHeaders;
 use crate::runtime::clock::Instant;
-use crate::upstream::{Endpoint, InFlight};
+use crate::upstream::{Endpoint, HealthStatus, InFlight};
 
 /// Attempts of one request, one after another.
 #[derive(Debug, Default)]
@@ -33,6 +33,8 @@ pub(crate) struct UpstreamAttempts {
 pub(crate) struct UpstreamAttempt {
     pub(crate) started: Instant,
     pub(crate) in_flight: InFlight,
+    /// Health of the endpoint when it was chosen.
+    pub(crate) health: HealthStatus,
     /// `None` if the route has no circuit breaker.
     pub(crate) permit: Option<Permit>,
 }

@@ -14,7 +14,6 @@ use http::StatusCode;
 use http::header::EXPECT;
 
 use crate::features::retry::{self, AttemptFailure};
-use crate::features::timeout::UPSTREAM_IDLE_TIMEOUT;
 use crate::http::downstream::{Backpressure, Downstream, DownstreamEvent};
 use crate::http::h1::io::ReadSize;
 use crate::http::message::{RequestHeaders, ResponseHeaders};
@@ -272,12 +271,13 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             AwaitedProgress::RequestBody => limits.body_timeout,
             AwaitedProgress::ResponseRead => limits.idle_timeout,
             AwaitedProgress::Upstream if self.response == ResponseProgress::Upgraded => {
-                UPSTREAM_IDLE_TIMEOUT
+                limits.stream_idle_timeout
             }
-            AwaitedProgress::Upstream => match self.context.deadline.remaining(now) {
-                Some(remaining) => remaining.min(UPSTREAM_IDLE_TIMEOUT),
-                None => UPSTREAM_IDLE_TIMEOUT,
-            },
+            // A timeout that the file names is the only one.
+            AwaitedProgress::Upstream => {
+                let remaining = self.context.deadline.remaining(now);
+                remaining.unwrap_or(limits.stream_idle_timeout)
+            }
         }
     }
 

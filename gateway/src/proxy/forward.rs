@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::features::circuit_breaker::Permission;
 use crate::features::retry::AttemptFailure;
-use crate::features::timeout::Deadline;
+use crate::features::timeout::{ConnectTimeout, Deadline};
 use crate::http::downstream::Downstream;
 use crate::http::message::RequestHeaders;
 use crate::proxy::attempts::UpstreamAttempt;
@@ -20,10 +20,12 @@ use crate::proxy::upload::Upload;
 use crate::proxy::upstream_request;
 use crate::runtime::clock::{Instant, whole_seconds};
 use crate::runtime::idle_timer::IdleTimer;
-use crate::upstream::{ConnectError, ConnectionReuse};
+use crate::upstream::{ChosenEndpoint, ConnectError, ConnectionReuse, HealthStatus};
 
 /// Value of `Retry-After`, in seconds, if the gateway itself has no file descriptor or port left.
 const NO_SOCKET_RETRY_AFTER: u64 = 1;
+/// Value of `Retry-After`, in seconds, if no endpoint is healthy and none can be connected to.
+const NO_HEALTHY_ENDPOINT_RETRY_AFTER: u64 = 1;
 
 /// Forwards a request after a delay, and the response of an endpoint.
 pub(super) async fn forward_after(
@@ -60,7 +62,7 @@ pub(super) async fn forward_after(
     }
 }
 
-/// Chooses an endpoint that is healthy, and whose circuit breaker admits the request.
+/// Chooses an endpoint that is healthy, if any is, and whose circuit breaker admits the request.
 fn begin_attempt(
     gateway: &GatewayState,
     context: &mut RequestContext,
@@ -70,7 +72,7 @@ fn begin_attempt(
         return Err(ErrorResponse::deadline_exceeded(context));
     }
     let breakers = context.route().breakers.as_ref();
-    let in_flight = gateway
+    let ChosenEndpoint { in_flight, health } = gateway
         .upstreams
         .choose(
             context.active.config.strategy,
@@ -91,6 +93,7 @@ fn begin_attempt(
     context.attempts.begin(UpstreamAttempt {
         started: now,
         in_flight,
+        health,
         permit,
     });
     Ok(())
@@ -115,9 +118,14 @@ async fn run_attempt(
             attempt.in_flight.endpoint(),
             context.deadline.connect_timeout(attempt.started),
         );
-        let connecting = gateway.upstreams.connect(endpoint, reuse, timeout);
+        let connecting = gateway
+            .upstreams
+            .connect(endpoint, reuse, timeout.duration());
         let mut upstream = match unless_disconnected(downstream, connecting).await {
             Some(Ok(connection)) => connection,
+            Some(Err(ConnectError::TimedOut)) if timeout != ConnectTimeout::Full => {
+                return ControlFlow::Break(on_deadline_while_connecting(context));
+            }
             Some(Err(error)) => return on_connect_error(error, request, context, upload),
             None => return ControlFlow::Break(RequestOutcome::ClientDisconnected),
         };
@@ -130,6 +138,18 @@ async fn run_attempt(
             ExchangeOutcome::Finished(outcome) => return ControlFlow::Break(outcome),
         }
     }
+}
+
+/// Ends a request whose deadline has left less time to connect than an endpoint may take. That is a failure
+/// for the circuit breaker of the pattern, which has the timeout, and not for the endpoint.
+fn on_deadline_while_connecting(context: &mut RequestContext) -> RequestOutcome {
+    let now = Instant::now();
+    context.log_endpoint_failure("the request timed out before the connection was established");
+    if let Some(mut attempt) = context.attempts.end_current(now) {
+        attempt.in_flight.endpoint().metrics.timeouts.inc();
+        attempt.record_failure(now);
+    }
+    RequestOutcome::Failed(ErrorResponse::deadline_exceeded(context))
 }
 
 fn on_connect_error(
@@ -149,7 +169,9 @@ fn on_connect_error(
         return ControlFlow::Break(RequestOutcome::Failed(response));
     }
     context.log_endpoint_failure(error);
+    let mut health = HealthStatus::Healthy;
     if let Some(mut attempt) = attempt {
+        health = attempt.health;
         attempt.record_failure(now);
         attempt.in_flight.endpoint().record_connect_failure();
     }
@@ -157,6 +179,9 @@ fn on_connect_error(
         return ControlFlow::Continue(());
     }
     ControlFlow::Break(RequestOutcome::Failed(match error {
+        _ if health == HealthStatus::Unhealthy => {
+            ErrorResponse::service_unavailable(NO_HEALTHY_ENDPOINT_RETRY_AFTER)
+        }
         ConnectError::TimedOut => ErrorResponse::deadline_exceeded(context),
         ConnectError::Failed | ConnectError::NoSocket => ErrorResponse::BAD_GATEWAY,
     }))

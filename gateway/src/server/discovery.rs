@@ -1,7 +1,6 @@
 //! Service discovery and active health checks: the names of the servers are resolved periodically, so
 //! that scaling needs no reload, and the endpoints are probed.
 
-use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +12,9 @@ use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
 use supervision::Supervisor;
 
-use crate::config::Server;
 use crate::proxy::state::GatewayState;
 use crate::runtime::clock::Instant;
-use crate::upstream::ProbeScope;
+use crate::upstream::{ProbeScope, Resolver};
 
 /// Factor by which endpoints that are not healthy are probed more often, so that they return soon.
 const UNHEALTHY_PROBE_FACTOR: u32 = 4;
@@ -52,10 +50,10 @@ impl Discovery {
     /// listener.
     async fn run(&self, mut shutdown: ShutdownWatch, ready: Option<ServiceReadyNotifier>) {
         let connector = Connector::new(None);
-        let mut unresolved = HashSet::new();
+        let mut resolver = Resolver::new();
         // The listener waits for the first round, so that the first request finds the endpoints.
         {
-            let mut first = pin!(self.round(ProbeScope::AllEndpoints, &connector, &mut unresolved));
+            let mut first = pin!(self.round(ProbeScope::AllEndpoints, &connector, &mut resolver));
             let is_complete = tokio::time::timeout(START_TIMEOUT, &mut first)
                 .await
                 .is_ok();
@@ -79,20 +77,15 @@ impl Discovery {
                 // The endpoints stay up to date while requests in flight are drained.
                 Ok(()) = shutdown.changed() => {}
             }
-            self.round(scope, &connector, &mut unresolved).await;
+            self.round(scope, &connector, &mut resolver).await;
         }
     }
 
-    async fn round(
-        &self,
-        scope: ProbeScope,
-        connector: &Connector,
-        unresolved: &mut HashSet<Server>,
-    ) {
+    async fn round(&self, scope: ProbeScope, connector: &Connector, resolver: &mut Resolver) {
         let active = self.gateway.snapshot();
         let upstreams = &self.gateway.upstreams;
         if scope == ProbeScope::AllEndpoints {
-            upstreams.resolve(&active.config.servers, unresolved).await;
+            upstreams.resolve(&active.config.servers, resolver).await;
             let all = upstreams.endpoints();
             active
                 .routes

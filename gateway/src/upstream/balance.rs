@@ -29,8 +29,11 @@ pub(super) struct Candidates<'e, P> {
 
 impl<'e, P: Fn(&Endpoint) -> Permission> Candidates<'e, P> {
     /// Selects the endpoints of the first of these classes that is not empty: healthy, health unknown,
-    /// and the same with `previous`, the endpoint of the previous attempt. The circuit breaker's
-    /// `permission` is needed in any case.
+    /// the same with `previous`, the endpoint of the previous attempt, and then the unhealthy ones in
+    /// the same order. The circuit breaker's `permission` is needed in any case.
+    ///
+    /// With every endpoint unhealthy, the health checks are more likely wrong than all endpoints are useless:
+    /// requests are tried all the same (panic mode, as Envoy's).
     ///
     /// # Errors
     /// Returns an error if all classes are empty.
@@ -51,6 +54,8 @@ impl<'e, P: Fn(&Endpoint) -> Permission> Candidates<'e, P> {
             (HealthStatus::Unknown, previous),
             (HealthStatus::Healthy, None),
             (HealthStatus::Unknown, None),
+            (HealthStatus::Unhealthy, previous),
+            (HealthStatus::Unhealthy, None),
         ] {
             candidates.health = health;
             candidates.excluded = excluded;
@@ -62,6 +67,11 @@ impl<'e, P: Fn(&Endpoint) -> Permission> Candidates<'e, P> {
         Err(NoEndpoint {
             retry_after: candidates.retry_after(),
         })
+    }
+
+    /// Returns the health that all candidates have.
+    pub(super) fn health(&self) -> HealthStatus {
+        self.health
     }
 
     /// Returns the endpoint that `strategy` chooses. `round_robin` is the number of earlier choices.
@@ -112,13 +122,12 @@ impl<'e, P: Fn(&Endpoint) -> Permission> Candidates<'e, P> {
             .unwrap_or(&self.endpoints[0])
     }
 
-    /// Returns the time until a circuit breaker lets a probe through, or an estimate for unhealthy
-    /// endpoints.
+    /// Returns the time until a circuit breaker lets a probe through, or an estimate if there is no
+    /// endpoint.
     fn retry_after(&self) -> Duration {
         const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
         self.endpoints
             .iter()
-            .filter(|endpoint| endpoint.health() != HealthStatus::Unhealthy)
             .filter_map(|endpoint| match (self.permission)(endpoint) {
                 Permission::Denied { retry_after } => Some(retry_after),
                 Permission::Granted => None,

@@ -52,6 +52,10 @@ const SEND_BUFFER_SIZE: usize = 64 * 1024;
 const MAX_PENDING_RESETS: usize = 32;
 /// Number of resets that are tolerated on every connection.
 const MIN_TOLERATED_RESETS: u64 = 100;
+/// Further resets that are tolerated in each second: clients give up long polls, and browsers leave pages.
+const TOLERATED_RESETS_PER_SECOND: u64 = 10;
+/// Number of streams of which one may be reset, for a proxy that carries many clients.
+const STREAMS_PER_TOLERATED_RESET: u64 = 10;
 /// Longest time to send GOAWAY to a client whose connection is aborted.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that `SETTINGS_MAX_HEADER_LIST_SIZE` counts besides name and value of a header (RFC 9113,
@@ -198,8 +202,9 @@ fn remaining_work(
 /// Detector of rapid resets (CVE-2023-44487): streams that a client resets before it has received the
 /// response.
 ///
-/// They are an attack if they are more than half of all streams and exceed [`MIN_TOLERATED_RESETS`]
-/// plus one per second: clients give up long polls at about that rate.
+/// They are an attack if they exceed [`MIN_TOLERATED_RESETS`], [`TOLERATED_RESETS_PER_SECOND`] and one for
+/// each [`STREAMS_PER_TOLERATED_RESET`] streams together. Their share in all streams alone would not do: an
+/// attacker would pad them with cheap requests.
 struct RapidResetDetector {
     resets: u64,
     streams: u64,
@@ -222,10 +227,12 @@ impl RapidResetDetector {
     /// Records a reset, and returns whether the resets are an attack.
     fn record_reset(&mut self) -> bool {
         self.resets += 1;
-        let tolerated = || MIN_TOLERATED_RESETS + Instant::now().since(self.started_at).as_secs();
-        self.resets > MIN_TOLERATED_RESETS
-            && self.resets > self.streams / 2
-            && self.resets > tolerated()
+        let tolerated_by_streams =
+            MIN_TOLERATED_RESETS + self.streams / STREAMS_PER_TOLERATED_RESET;
+        let tolerated_by_time =
+            || TOLERATED_RESETS_PER_SECOND * Instant::now().since(self.started_at).as_secs();
+        self.resets > tolerated_by_streams
+            && self.resets > tolerated_by_streams + tolerated_by_time()
     }
 }
 
