@@ -72,7 +72,7 @@ impl Credentials {
             return Ok(None);
         };
         let matches = hasher.verify(&self.password, &account.hash).await?;
-        if matches && account.status == AccountStatus::Active {
+        if matches && account.standing.status == AccountStatus::Active {
             return Ok(Some(account));
         }
         hasher.equalize_time(&self.password, &account.hash).await;

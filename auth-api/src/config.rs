@@ -14,6 +14,7 @@ use secrecy::SecretSlice;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::domain::secret_keys::SecretKeys;
+use crate::domain::session::SessionPolicy;
 use crate::hashing::HashingSettings;
 use crate::store::postgres::{PoolMode, PostgresSettings};
 
@@ -34,6 +35,9 @@ const BCRYPT_COST_RANGE: RangeInclusive<u32> = 4..=20;
 const LIFETIME_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_hours(10 * 365 * 24);
 
+/// Longest time in which a used refresh token may be presented again although its successor was used.
+const MAX_REFRESH_GRACE: Duration = Duration::from_mins(5);
+
 /// All settings, validated.
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
@@ -42,7 +46,7 @@ pub(crate) struct Config {
     pub(crate) migrate: MigrateMode,
     pub(crate) secret_keys: SecretKeys,
     pub(crate) access_token_lifetime: Duration,
-    pub(crate) session_lifetime: Duration,
+    pub(crate) session_policy: SessionPolicy,
     pub(crate) hashing: HashingSettings,
     pub(crate) logging: LogSettings,
 }
@@ -157,7 +161,7 @@ impl Config {
             migrate: migrate(environment)?,
             secret_keys: secret_keys(environment)?,
             access_token_lifetime: environment.lifetime("ACCESS_TOKEN_TTL", "86400")?,
-            session_lifetime: environment.lifetime("REFRESH_TOKEN_TTL", "2592000")?,
+            session_policy: session_policy(environment)?,
             hashing: hashing(environment)?,
             logging: logging(environment)?,
         })
@@ -289,6 +293,26 @@ fn migrate(environment: &Environment) -> Result<MigrateMode> {
     }
 }
 
+fn session_policy(environment: &Environment) -> Result<SessionPolicy> {
+    let max_age = environment
+        .is_set("SESSION_MAX_AGE")
+        .then(|| environment.lifetime("SESSION_MAX_AGE", ""))
+        .transpose()?;
+    let grace: f64 = environment.parsed("REFRESH_TOKEN_GRACE", "10", "a number of seconds")?;
+    let refresh_grace = Duration::try_from_secs_f64(grace)
+        .ok()
+        .filter(|grace| *grace <= MAX_REFRESH_GRACE)
+        .with_context(|| {
+            let max = MAX_REFRESH_GRACE.as_secs();
+            format!("REFRESH_TOKEN_GRACE is {grace}: it must be from 0 to {max} seconds")
+        })?;
+    Ok(SessionPolicy {
+        lifetime: environment.lifetime("REFRESH_TOKEN_TTL", "2592000")?,
+        max_age,
+        refresh_grace,
+    })
+}
+
 /// Returns the key that signs tokens, with those that verify them too while a key is rotated.
 fn secret_keys(environment: &Environment) -> Result<SecretKeys> {
     let current = environment.get("SECRET_KEY")?.context(
@@ -384,6 +408,9 @@ mod tests {
             ("ACCESS_TOKEN_TTL", "-1"),
             ("ACCESS_TOKEN_TTL", "0.5"),
             ("REFRESH_TOKEN_TTL", "1e13"),
+            ("SESSION_MAX_AGE", "0"),
+            ("REFRESH_TOKEN_GRACE", "301"),
+            ("REFRESH_TOKEN_GRACE", "-1"),
             ("AUTH_API_LISTEN", "8000"),
             ("HASHING_THREADS", "0"),
             ("MIGRATE", "never"),

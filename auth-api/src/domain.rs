@@ -13,6 +13,7 @@ pub(crate) mod problem;
 pub(crate) mod refresh_token;
 pub(crate) mod secret_keys;
 pub(crate) mod session;
+pub(crate) mod session_cutoff;
 mod strict_json;
 pub(crate) mod time;
 pub(crate) mod user;

@@ -15,7 +15,10 @@ pub(crate) use redis::RedisSessions;
 pub(crate) use sqlite::SqliteSessions;
 
 use crate::domain::principal::Principal;
-use crate::domain::session::{ActiveSession, EndOutcome, NewSession, Rotation, RotationOutcome};
+use crate::domain::session::{
+    ActiveSession, EndOutcome, NewSession, Rotation, RotationOutcome, SessionPolicy,
+};
+use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::UserId;
 use crate::store::unavailable::Unavailable;
 
@@ -42,13 +45,23 @@ impl Sessions {
         dispatch!(self.create(session))
     }
 
-    /// Returns whether the session of `principal` is active, and records its use at intervals.
-    pub(crate) async fn is_active(&self, principal: Principal) -> Result<bool, Unavailable> {
-        dispatch!(self.is_active(principal))
+    /// Returns when the password was last verified in the session of `principal`, `None` if there is
+    /// no such session, and records its use at intervals. The account decides whether it is active.
+    pub(crate) async fn auth_time(
+        &self,
+        principal: Principal,
+        policy: SessionPolicy,
+    ) -> Result<Option<AuthTime>, Unavailable> {
+        dispatch!(self.auth_time(principal, policy))
     }
 
     /// Rotates a refresh token. Of several concurrent calls with one token, one rotates it; within
     /// the grace period the others return the same successor.
+    ///
+    /// As long as no successor of a token was used, presenting it again is a retry of a client that
+    /// lost the response, and has another successor after the grace period. If a successor was
+    /// used, it is a retry within the grace period, unless a successor of that one was used too.
+    /// Everything else is reuse: two parties hold the token (RFC 9700, section 4.14.2).
     pub(crate) async fn rotate(&self, rotation: &Rotation) -> Result<RotationOutcome, Unavailable> {
         dispatch!(self.rotate(rotation))
     }
@@ -63,14 +76,24 @@ impl Sessions {
         dispatch!(self.end_all(user, None))
     }
 
-    /// Ends every session of a user except `kept` and returns their number.
-    pub(crate) async fn end_others(&self, kept: Principal) -> Result<u64, Unavailable> {
-        dispatch!(self.end_all(kept.user, Some(kept.session)))
+    /// Ends every session of a user except `kept`, in which the password was verified at `auth_time`,
+    /// and returns their number.
+    pub(crate) async fn end_others(
+        &self,
+        kept: Principal,
+        auth_time: AuthTime,
+    ) -> Result<u64, Unavailable> {
+        dispatch!(self.end_all(kept.user, Some((kept.session, auth_time))))
     }
 
-    /// Returns the active sessions of a user, the newest first.
-    pub(crate) async fn list(&self, user: UserId) -> Result<Vec<ActiveSession>, Unavailable> {
+    /// Returns the active sessions of a user that `cutoff` permits, the newest first.
+    pub(crate) async fn list(
+        &self,
+        user: UserId,
+        cutoff: SessionCutoff,
+    ) -> Result<Vec<ActiveSession>, Unavailable> {
         let mut sessions: Vec<ActiveSession> = dispatch!(self.list(user))?;
+        sessions.retain(|session| cutoff.permits(session.auth_time));
         sessions.sort_by_key(|session| std::cmp::Reverse(session.created_at));
         Ok(sessions)
     }

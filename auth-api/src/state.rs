@@ -2,10 +2,10 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::domain::access_token::AccessTokenKeys;
 use crate::domain::refresh_token::RefreshTokenKeys;
+use crate::domain::session::SessionPolicy;
 use crate::hashing::Hasher;
 use crate::lifecycle::Lifecycle;
 use crate::sessions::Sessions;
@@ -25,7 +25,7 @@ pub(crate) struct App {
     pub(crate) hasher: Hasher,
     pub(crate) access_tokens: AccessTokenKeys,
     pub(crate) refresh_tokens: RefreshTokenKeys,
-    pub(crate) session_lifetime: Duration,
+    pub(crate) session_policy: SessionPolicy,
     pub(crate) metrics: Metrics,
     pub(crate) lifecycle: Lifecycle,
 }

@@ -12,7 +12,10 @@ pub(crate) use sqlite::SqliteUsers;
 
 use crate::domain::login::Login;
 use crate::domain::password_hash::PasswordHash;
-use crate::domain::user::{Account, AccountStatus, AccountSummary, DeleteOutcome, Profile, UserId};
+use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
+use crate::domain::user::{
+    Account, AccountStatus, AccountSummary, DeleteOutcome, Standing, UserId,
+};
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::metrics::PoolUsage;
 
@@ -63,25 +66,28 @@ impl Users {
         dispatch!(self.find_by_login(login))
     }
 
-    pub(crate) async fn profile(&self, user: UserId) -> Result<Option<Profile>, Unavailable> {
-        dispatch!(self.profile(user))
-    }
-
-    pub(crate) async fn login_and_status(
+    pub(crate) async fn summary(
         &self,
         user: UserId,
-    ) -> Result<Option<(Login, AccountStatus)>, Unavailable> {
-        dispatch!(self.login_and_status(user))
+    ) -> Result<Option<AccountSummary>, Unavailable> {
+        dispatch!(self.summary(user))
+    }
+
+    pub(crate) async fn login_and_standing(
+        &self,
+        user: UserId,
+    ) -> Result<Option<(Login, Standing)>, Unavailable> {
+        dispatch!(self.login_and_standing(user))
     }
 
     /// Sets the time of the last login. Returns `false` and changes nothing if the account was
-    /// deleted or disabled, or its hash replaced, since `account` was read.
+    /// deleted or disabled, its hash replaced, or its sessions ended, since `account` was read.
     pub(crate) async fn record_login(
         &self,
         account: &Account,
-        now: DateTime<Utc>,
+        auth_time: AuthTime,
     ) -> Result<bool, Unavailable> {
-        dispatch!(self.record_login(account, now))
+        dispatch!(self.record_login(account, auth_time))
     }
 
     /// Replaces the password hash. Returns `false` and changes nothing if it is no longer `old`.
@@ -94,13 +100,36 @@ impl Users {
         dispatch!(self.replace_hash(user, old, new))
     }
 
-    /// Enables or disables an account.
+    /// Replaces the password hash and ends every session up to `cutoff`, or to the last login if that
+    /// is later. Returns the cutoff, or `None` and changes nothing if the hash is no longer `old`.
+    pub(crate) async fn change_password(
+        &self,
+        user: UserId,
+        old: &PasswordHash,
+        new: &PasswordHash,
+        cutoff: DateTime<Utc>,
+    ) -> Result<Option<SessionCutoff>, Unavailable> {
+        dispatch!(self.change_password(user, old, new, cutoff))
+    }
+
+    /// Ends every session of the accounts with ids from `first` to `last`, up to `cutoff` or to the
+    /// last login if that is later.
+    pub(crate) async fn end_sessions(
+        &self,
+        (first, last): (UserId, UserId),
+        cutoff: DateTime<Utc>,
+    ) -> Result<(), Unavailable> {
+        dispatch!(self.end_sessions(first, last, cutoff))
+    }
+
+    /// Enables an account, or disables it and ends its sessions.
     pub(crate) async fn set_status(
         &self,
         user: UserId,
         status: AccountStatus,
+        now: DateTime<Utc>,
     ) -> Result<(), Unavailable> {
-        dispatch!(self.set_status(user, status))
+        dispatch!(self.set_status(user, status, now))
     }
 
     /// Returns up to `count` accounts with ids above `after`, ordered by id.

@@ -21,6 +21,7 @@ mod random;
 pub mod raw_connection;
 pub mod redis;
 pub mod replicas;
+pub mod session_backup;
 pub mod settings;
 pub mod wait;
 

@@ -32,7 +32,7 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
             .context("starting the hashing threads")?,
         access_tokens: AccessTokenKeys::new(&config.secret_keys, config.access_token_lifetime),
         refresh_tokens: RefreshTokenKeys::new(&config.secret_keys),
-        session_lifetime: config.session_lifetime,
+        session_policy: config.session_policy,
         metrics,
         lifecycle: Lifecycle::default(),
     };

@@ -42,6 +42,8 @@ pub(super) enum UserCommand {
     Delete { login: String },
     /// End all sessions of an account
     EndSessions { login: String },
+    /// End all sessions of all accounts, as after a store was restored from a backup
+    EndAllSessions,
 }
 
 /// Connects to the stores and runs `command`.
@@ -94,8 +96,11 @@ impl Administration {
             UserCommand::Delete { login } => self.delete(&login).await,
             UserCommand::EndSessions { login } => {
                 let account = self.find(&login).await?;
-                self.end_sessions(&account).await
+                let accounts = (account.id, account.id);
+                self.users.end_sessions(accounts, Utc::now()).await?;
+                self.delete_sessions(&account).await
             }
+            UserCommand::EndAllSessions => self.end_all_sessions().await,
         }
     }
 
@@ -119,7 +124,8 @@ impl Administration {
         let account = self.users.page(previous_id, 1).await?.pop();
         let account = account.context("the account was deleted concurrently")?;
         print(&account_line(&account))?;
-        for session in self.sessions.list(id).await? {
+        let cutoff = account.standing.cutoff;
+        for session in self.sessions.list(id, cutoff).await? {
             print(&session_line(&session))?;
         }
         Ok(())
@@ -140,7 +146,9 @@ impl Administration {
 
     async fn set_status(&self, login: &str, status: AccountStatus) -> Result<()> {
         let account = self.find(login).await?;
-        self.users.set_status(account.id, status).await?;
+        self.users
+            .set_status(account.id, status, Utc::now())
+            .await?;
         match status {
             AccountStatus::Active => {
                 record(AuditEvent::Enabled, account.id, &account.login);
@@ -149,7 +157,7 @@ impl Administration {
             AccountStatus::Disabled => {
                 record(AuditEvent::Disabled, account.id, &account.login);
                 print("disabled")?;
-                self.end_sessions(&account).await
+                self.delete_sessions(&account).await
             }
         }
     }
@@ -157,16 +165,15 @@ impl Administration {
     async fn set_password(&self, login: &str) -> Result<()> {
         let account = self.find(login).await?;
         let hash = self.hasher.hash(&read_password(&account.login)?).await?;
-        if !self
+        let change = self
             .users
-            .replace_hash(account.id, &account.hash, &hash)
-            .await?
-        {
+            .change_password(account.id, &account.hash, &hash, Utc::now());
+        if change.await?.is_none() {
             bail!("the password was changed concurrently: nothing was changed by this command");
         }
         record(AuditEvent::PasswordSet, account.id, &account.login);
         print("password set")?;
-        self.end_sessions(&account).await
+        self.delete_sessions(&account).await
     }
 
     /// Ends the sessions first: if their store is unavailable, nothing has been changed, whereas
@@ -174,7 +181,8 @@ impl Administration {
     /// deletion, for a login in between.
     async fn delete(&self, login: &str) -> Result<()> {
         let account = self.find(login).await?;
-        self.end_sessions(&account).await?;
+        let ended = self.sessions.end_all(account.id).await?;
+        report_ended_sessions(&account, ended)?;
         self.users.delete(account.id).await?;
         record(AuditEvent::Deleted, account.id, &account.login);
         print("deleted")?;
@@ -182,10 +190,30 @@ impl Administration {
         Ok(())
     }
 
-    async fn end_sessions(&self, account: &Account) -> Result<()> {
-        let ended = self.sessions.end_all(account.id).await?;
-        record(AuditEvent::AllSessionsEnded, account.id, &account.login);
-        print(&format!("sessions ended: {ended}"))
+    /// Deletes the sessions of an account that has ended them already: without their store they are
+    /// refused all the same.
+    async fn delete_sessions(&self, account: &Account) -> Result<()> {
+        let Ok(ended) = self.sessions.end_all(account.id).await else {
+            record(AuditEvent::AllSessionsEnded, account.id, &account.login);
+            return print(
+                "sessions ended; the session store is unavailable and still contains them",
+            );
+        };
+        report_ended_sessions(account, ended)
+    }
+
+    async fn end_all_sessions(&self) -> Result<()> {
+        let mut after = UserId(i64::MIN);
+        loop {
+            let page = self.users.page(after, PAGE_SIZE).await?;
+            let (Some(first), Some(last)) = (page.first(), page.last()) else {
+                audit::record_operator(AuditEvent::AllSessionsEnded, Subject::default());
+                return print("sessions of all accounts ended");
+            };
+            after = last.profile.id;
+            let accounts = (first.profile.id, last.profile.id);
+            self.users.end_sessions(accounts, Utc::now()).await?;
+        }
     }
 
     async fn find(&self, login: &str) -> Result<Account> {
@@ -198,6 +226,11 @@ impl Administration {
 }
 
 const UNKNOWN_LOGIN: &str = "no account has that login";
+
+fn report_ended_sessions(account: &Account, ended: u64) -> Result<()> {
+    record(AuditEvent::AllSessionsEnded, account.id, &account.login);
+    print(&format!("sessions ended: {ended}"))
+}
 
 fn record(event: AuditEvent, user: UserId, login: &Login) {
     audit::record_operator(event, Subject::account(user, login));
@@ -217,7 +250,7 @@ fn read_password(login: &Login) -> Result<NewPassword> {
 
 fn account_line(account: &AccountSummary) -> String {
     let profile = &account.profile;
-    let status = match account.status {
+    let status = match account.standing.status {
         AccountStatus::Active => "active",
         AccountStatus::Disabled => "disabled",
     };

@@ -4,9 +4,14 @@
 //! proves that this service issued a token, however long ago it was used: presenting a used one is
 //! reuse, which ends the session, while a token with a wrong MAC is ignored as noise.
 //!
+//! The secret begins with the token's generation, which counts the tokens of a session from a random
+//! number on: a token of a later generation than the store knows was issued by a rotation that the
+//! store has lost. The other 224 bits are random in each token, all 256 in the first one.
+//!
 //! A store holds only the SHA-256 of a token's secret. For a client that retries because it lost
 //! the response, the store also holds the successor, encrypted with a pad that is derived from the
-//! secret of the token that it replaces. Each token has one successor, so no pad is used twice.
+//! secret of the token that it replaces. A token has another successor only if the first one was
+//! never used, and the store then holds that one alone.
 
 use std::fmt;
 
@@ -24,6 +29,7 @@ use super::user::UserId;
 const USER_BYTES: usize = 8;
 const SESSION_BYTES: usize = 16;
 const SECRET_BYTES: usize = 32;
+const GENERATION_BYTES: usize = 4;
 const PAYLOAD_BYTES: usize = USER_BYTES + SESSION_BYTES + SECRET_BYTES;
 const MAC_BYTES: usize = 16;
 const TOKEN_BYTES: usize = PAYLOAD_BYTES + MAC_BYTES;
@@ -31,6 +37,17 @@ const TOKEN_BYTES: usize = PAYLOAD_BYTES + MAC_BYTES;
 /// SHA-256 of a token's secret. A slow hash is not needed: the secret has 256 bits of entropy.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RefreshTokenHash(pub(crate) [u8; 32]);
+
+/// Position of a token among those of its session, modulo 2^32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RefreshTokenGeneration(pub(crate) u32);
+
+impl RefreshTokenGeneration {
+    /// Returns by how many rotations this generation is after `other`.
+    pub(crate) fn distance_from(self, other: Self) -> u32 {
+        self.0.wrapping_sub(other.0)
+    }
+}
 
 /// Secret of a token's successor, encrypted so that only the holder of the token can decrypt it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,6 +114,22 @@ impl RefreshToken {
 
     pub(crate) fn hash(&self) -> RefreshTokenHash {
         RefreshTokenHash(sha256(&[&self.secret]))
+    }
+
+    /// Creates a token of the next generation.
+    pub(crate) fn successor(&self) -> Self {
+        let mut successor = Self::random(self.principal);
+        let generation = self.generation().0.wrapping_add(1);
+        successor.secret[..GENERATION_BYTES].copy_from_slice(&generation.to_be_bytes());
+        successor
+    }
+
+    pub(crate) fn generation(&self) -> RefreshTokenGeneration {
+        let bytes = self
+            .secret
+            .first_chunk()
+            .expect("the secret is longer than a generation");
+        RefreshTokenGeneration(u32::from_be_bytes(*bytes))
     }
 
     /// Encrypts the successor's secret so that only a holder of this token can decrypt it.
@@ -208,6 +241,16 @@ mod tests {
         ] {
             assert!(keys.decode(other).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn a_successor_has_the_next_generation() {
+        let mut first = token();
+        let second = first.successor();
+        assert_eq!(second.generation().distance_from(first.generation()), 1);
+        assert_ne!(second.hash(), first.successor().hash());
+        first.secret[..GENERATION_BYTES].fill(u8::MAX);
+        assert_eq!(first.successor().generation().0, 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::login::Login;
 use super::password_hash::PasswordHash;
+use super::session_cutoff::{AuthTime, SessionCutoff};
 
 /// Primary key of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, JsonSchema)]
@@ -23,11 +24,25 @@ pub(crate) struct Profile {
     pub(crate) last_login: Option<DateTime<Utc>>,
 }
 
-/// Part of an account that an operator sees.
+/// Profile of an account, and what decides about its sessions.
 #[derive(Debug, Clone)]
 pub(crate) struct AccountSummary {
     pub(crate) profile: Profile,
+    pub(crate) standing: Standing,
+}
+
+/// Part of an account that decides about its sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
     pub(crate) status: AccountStatus,
+    pub(crate) cutoff: SessionCutoff,
+}
+
+impl Standing {
+    /// Returns whether a session may act for the account, if the store of sessions has it.
+    pub(crate) fn permits(&self, auth_time: AuthTime) -> bool {
+        self.status == AccountStatus::Active && self.cutoff.permits(auth_time)
+    }
 }
 
 /// Part of an account that password verification needs.
@@ -36,7 +51,7 @@ pub(crate) struct Account {
     pub(crate) id: UserId,
     pub(crate) login: Login,
     pub(crate) hash: PasswordHash,
-    pub(crate) status: AccountStatus,
+    pub(crate) standing: Standing,
 }
 
 /// Only an active account can be logged in to.

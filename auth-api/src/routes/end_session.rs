@@ -33,7 +33,7 @@ pub(crate) fn operation() -> Operation {
 pub(crate) async fn handle(
     State(state): State<AppState>,
     request: RequestInfo,
-    Authenticated(principal): Authenticated,
+    Authenticated { principal, .. }: Authenticated,
     Path(id): Path<String>,
 ) -> Result<Json<MessageResponse>, ApiError> {
     let session = SessionId::parse(&id).ok_or(ApiError::SessionNotFound)?;

@@ -53,9 +53,10 @@ pub(crate) fn operation() -> Operation {
 
 pub(crate) async fn handle(
     State(state): State<AppState>,
-    Authenticated(principal): Authenticated,
+    Authenticated { principal, account }: Authenticated,
 ) -> Result<Json<SessionsResponse>, ApiError> {
-    let sessions = state.sessions.list(principal.user).await?;
+    let cutoff = account.standing.cutoff;
+    let sessions = state.sessions.list(principal.user, cutoff).await?;
     let sessions = sessions
         .into_iter()
         .map(|session| SessionEntry {

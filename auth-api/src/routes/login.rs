@@ -80,19 +80,22 @@ async fn create_session(
         session: SessionId::random(),
     };
     let refresh_token = RefreshToken::random(principal);
+    let auth_time = account.standing.cutoff.next_auth_time(now);
     state
         .sessions
         .create(&NewSession {
             principal,
             refresh_hash: refresh_token.hash(),
+            refresh_generation: refresh_token.generation(),
             created_at: now,
-            expires_at: now + state.session_lifetime,
+            auth_time,
+            policy: state.session_policy,
             client: request.client.clone(),
         })
         .await?;
     // A concurrent password change, deletion or disabling may have ended the sessions of the account
     // before this one was created.
-    if !state.users.record_login(&account, now).await? {
+    if !state.users.record_login(&account, auth_time).await? {
         state.sessions.end(principal).await?;
         return Ok(None);
     }

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use chrono::Utc;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -39,7 +40,7 @@ pub(crate) fn operation() -> Operation {
 pub(crate) async fn handle(
     State(state): State<AppState>,
     request: RequestInfo,
-    Authenticated(principal): Authenticated,
+    Authenticated { principal, .. }: Authenticated,
 ) -> Result<Json<LogoutAllResponse>, ApiError> {
     let logout = log_out_everywhere(state.clone(), request, principal.user);
     let ended = state.lifecycle.complete(logout).await?;
@@ -54,6 +55,8 @@ async fn log_out_everywhere(
     request: RequestInfo,
     user: UserId,
 ) -> Result<u64, ApiError> {
+    // By the account first, which holds whatever the store of sessions loses.
+    state.users.end_sessions((user, user), Utc::now()).await?;
     let ended = state.sessions.end_all(user).await?;
     state.metrics.sessions_ended.inc_by(ended);
     audit::record(AuditEvent::AllSessionsEnded, user, &request);

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
+use chrono::Utc;
 use serde_json::{Value, json};
 
 use crate::authentication::Credentials;
@@ -47,14 +48,13 @@ const SUCCESS: MessageResponse = MessageResponse::new("Password changed");
 pub(crate) fn operation() -> Operation {
     Operation::new(
         "Change the password",
-        "Ends every other session. The new password must not be a common password or the login.",
+        "Ends every other session; this one and its tokens stay valid. The new password must not be a common password or the login.",
     )
     .bearer()
     .request_body::<PasswordChange>()
     .response(StatusCode::OK, "Changed", &SUCCESS)
     .errors(bearer::possible_errors())
     .errors(credentials::possible_errors())
-    .errors([ApiError::UserNotFound])
 }
 
 impl RequestBody for PasswordChange {
@@ -77,12 +77,12 @@ impl RequestBody for PasswordChange {
 pub(crate) async fn handle(
     State(state): State<AppState>,
     request: RequestInfo,
-    Authenticated(principal): Authenticated,
+    Authenticated { principal, .. }: Authenticated,
     PasswordChange { current, new }: PasswordChange,
 ) -> Result<Json<MessageResponse>, ApiError> {
     let (login, _) = state
         .users
-        .login_and_status(principal.user)
+        .login_and_standing(principal.user)
         .await?
         .ok_or(ApiError::UserNotFound)?;
     let new = new
@@ -121,6 +121,9 @@ enum ChangeOutcome {
 
 /// Ends the other sessions first: if their store is unavailable, nothing has been changed. Ends them
 /// again after the change, for a login with the old password in between.
+///
+/// The change also ends them by the account, which the session of the request outlives, because the
+/// password has just been verified in it. Its older access tokens stay valid with it.
 async fn change(
     state: AppState,
     request: RequestInfo,
@@ -129,16 +132,20 @@ async fn change(
     hash: PasswordHash,
 ) -> Result<ChangeOutcome, ApiError> {
     let sessions_ended = &state.metrics.sessions_ended;
-    sessions_ended.inc_by(state.sessions.end_others(principal).await?);
-    let is_replaced = state
+    let now = Utc::now();
+    let auth_time = account.standing.cutoff.next_auth_time(now);
+    sessions_ended.inc_by(state.sessions.end_others(principal, auth_time).await?);
+    let cutoff = state
         .users
-        .replace_hash(account.id, &account.hash, &hash)
+        .change_password(account.id, &account.hash, &hash, auth_time.latest_cutoff())
         .await?;
-    if !is_replaced {
+    let Some(cutoff) = cutoff else {
         return Ok(ChangeOutcome::HashReplaced);
-    }
+    };
     audit::record(AuditEvent::PasswordChanged, principal.user, &request);
-    sessions_ended.inc_by(state.sessions.end_others(principal).await?);
+    // Later than a concurrent login, up to which the account has ended sessions.
+    let auth_time = auth_time.max(cutoff.next_auth_time(now));
+    sessions_ended.inc_by(state.sessions.end_others(principal, auth_time).await?);
     Ok(ChangeOutcome::Changed)
 }
 

@@ -1,7 +1,8 @@
 //! `POST /api/refresh`: exchanges a refresh token for new tokens.
 //!
-//! Each refresh token can be used once. Using one again after the grace period ends the session,
-//! because two parties then hold the token (RFC 9700, section 4.14.2).
+//! Each refresh token can be used once. Presenting one again is a retry as long as no successor of it
+//! was used, and later within the grace period; else two parties hold the token, and its
+//! session ends (RFC 9700, section 4.14.2).
 
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::domain::refresh_token::RefreshToken;
 use crate::domain::session::{EndOutcome, Rotation, RotationOutcome};
+use crate::domain::session_cutoff::SessionCutoff;
 use crate::domain::user::AccountStatus;
 use crate::http::error::ApiError;
 use crate::http::json_body::JsonObject;
@@ -37,8 +39,8 @@ impl<S: Sync> FromRequest<S> for PresentedToken {
 pub(crate) fn operation() -> Operation {
     Operation::new(
         "Renew tokens",
-        "Exchanges a refresh token for new tokens. Each can be used once: using it again after ten \
-         seconds ends its session.",
+        "Exchanges a refresh token for new tokens. A client that lost the response may repeat the request. \
+         A token whose successor was used ends its session when it is used again.",
     )
     .request_body::<PresentedToken>()
     .response(StatusCode::OK, "Renewed", &TokenResponse::example())
@@ -72,13 +74,12 @@ pub(crate) async fn handle(
     // Read before the rotation: if the store is unavailable, the token is not used up.
     let account = state
         .users
-        .login_and_status(presented.principal.user)
+        .login_and_standing(presented.principal.user)
         .await?;
-    let login = account
-        .filter(|(_, status)| *status == AccountStatus::Active)
-        .map(|(login, _)| login)
+    let (login, standing) = account
+        .filter(|(_, standing)| standing.status == AccountStatus::Active)
         .ok_or(ApiError::InvalidRefreshToken)?;
-    let rotation = rotate(state.clone(), request, presented, now);
+    let rotation = rotate(state.clone(), request, presented, standing.cutoff, now);
     let successor = state.lifecycle.complete(rotation).await?;
     state.metrics.refreshes.inc();
     Ok(TokenResponse::issue(&state, &login, &successor, now))
@@ -89,21 +90,27 @@ async fn rotate(
     state: AppState,
     request: RequestInfo,
     presented: RefreshToken,
+    cutoff: SessionCutoff,
     now: DateTime<Utc>,
 ) -> Result<RefreshToken, ApiError> {
     let principal = presented.principal;
-    let successor = RefreshToken::random(principal);
+    let successor = presented.successor();
     let rotation = Rotation {
         principal,
         presented: presented.hash(),
+        presented_generation: presented.generation(),
         successor: successor.hash(),
+        successor_generation: successor.generation(),
         sealed_successor: presented.seal_successor(&successor),
+        cutoff,
         now,
-        expires_at: now + state.session_lifetime,
+        policy: state.session_policy,
     };
     match state.sessions.rotate(&rotation).await? {
         RotationOutcome::Rotated => Ok(successor),
-        RotationOutcome::RetriedWithinGrace(sealed) => Ok(presented.open_successor(sealed)),
+        RotationOutcome::Retried(sealed) => Ok(sealed
+            .into_iter()
+            .fold(presented, |token, sealed| token.open_successor(sealed))),
         RotationOutcome::Reused => {
             if state.sessions.end(principal).await? == EndOutcome::Ended {
                 state.metrics.sessions_ended.inc();

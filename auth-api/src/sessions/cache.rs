@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::domain::principal::{Principal, SessionId};
+use crate::domain::session_cutoff::AuthTime;
 use crate::domain::user::UserId;
 use crate::sessions::lease::Lease;
 
@@ -34,6 +35,7 @@ struct CacheState {
 #[derive(Debug, Clone, Copy)]
 struct CacheEntry {
     user: UserId,
+    auth_time: AuthTime,
     expires_at: Instant,
 }
 
@@ -42,8 +44,9 @@ struct CacheEntry {
 pub(super) struct CacheVersion(u64);
 
 impl SessionCache {
-    /// Returns `Ok` if the session is known to be active, else the version to pass to [`Self::insert`].
-    pub(super) fn check(&self, principal: Principal, now: Instant) -> Result<(), CacheVersion> {
+    /// Returns when the password was last verified in the session if it is cached, else the version to
+    /// pass to [`Self::insert`].
+    pub(super) fn get(&self, principal: Principal, now: Instant) -> Result<AuthTime, CacheVersion> {
         let mut state = self.0.lock();
         state.was_used = true;
         match state.entries.get(&principal.session) {
@@ -52,14 +55,20 @@ impl SessionCache {
                     && entry.expires_at > now
                     && state.lease.is_valid(now) =>
             {
-                Ok(())
+                Ok(entry.auth_time)
             }
             _ => Err(CacheVersion(state.version)),
         }
     }
 
-    /// Caches an active session, unless something was invalidated since `version` was returned.
-    pub(super) fn insert(&self, principal: Principal, version: CacheVersion, now: Instant) {
+    /// Caches a session, unless something was invalidated since `version` was returned.
+    pub(super) fn insert(
+        &self,
+        principal: Principal,
+        auth_time: AuthTime,
+        version: CacheVersion,
+        now: Instant,
+    ) {
         let mut state = self.0.lock();
         if state.lease == Lease::Unsubscribed || state.version != version.0 {
             return;
@@ -69,6 +78,7 @@ impl SessionCache {
         }
         let entry = CacheEntry {
             user: principal.user,
+            auth_time,
             expires_at: now + ENTRY_LIFETIME,
         };
         state.entries.insert(principal.session, entry);
@@ -135,6 +145,8 @@ mod tests {
     use super::*;
     use crate::sessions::lease::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, LEASE_DURATION};
 
+    const AUTH_TIME: AuthTime = AuthTime(1);
+
     fn principal() -> Principal {
         Principal {
             user: UserId(1),
@@ -154,68 +166,68 @@ mod tests {
     fn an_invalidated_or_expired_entry_is_not_found() {
         let (one, now) = (principal(), Instant::now());
         let cache = leased_cache(now);
-        let version = cache.check(one, now).unwrap_err();
-        cache.insert(one, version, now);
-        assert_eq!(cache.check(one, now), Ok(()));
+        let version = cache.get(one, now).unwrap_err();
+        cache.insert(one, AUTH_TIME, version, now);
+        assert_eq!(cache.get(one, now), Ok(AUTH_TIME));
         let later = now + ENTRY_LIFETIME;
         cache.heartbeat_received(later);
-        assert!(cache.check(one, later).is_err());
+        assert!(cache.get(one, later).is_err());
         let other_user = Principal {
             user: UserId(2),
             ..one
         };
-        assert!(cache.check(other_user, now).is_err());
+        assert!(cache.get(other_user, now).is_err());
         cache.invalidate_session(one.session);
-        assert!(cache.check(one, now).is_err());
+        assert!(cache.get(one, now).is_err());
     }
 
     #[test]
     fn a_session_that_ends_during_its_lookup_is_not_cached() {
         let (one, now) = (principal(), Instant::now());
         let cache = leased_cache(now);
-        let version = cache.check(one, now).unwrap_err();
+        let version = cache.get(one, now).unwrap_err();
         cache.invalidate_session(one.session);
-        cache.insert(one, version, now);
-        assert!(cache.check(one, now).is_err());
+        cache.insert(one, AUTH_TIME, version, now);
+        assert!(cache.get(one, now).is_err());
     }
 
     #[test]
     fn a_session_that_was_looked_up_before_the_subscription_is_not_cached() {
         let (cache, one, now) = (SessionCache::default(), principal(), Instant::now());
-        let version = cache.check(one, now).unwrap_err();
+        let version = cache.get(one, now).unwrap_err();
         cache.subscription_started();
         cache.heartbeat_received(now);
-        cache.insert(one, version, now);
-        assert!(cache.check(one, now).is_err());
+        cache.insert(one, AUTH_TIME, version, now);
+        assert!(cache.get(one, now).is_err());
     }
 
     #[test]
     fn nothing_is_cached_without_a_subscription() {
         let (cache, one, now) = (SessionCache::default(), principal(), Instant::now());
-        let version = cache.check(one, now).unwrap_err();
-        cache.insert(one, version, now);
-        assert!(cache.check(one, now).is_err());
+        let version = cache.get(one, now).unwrap_err();
+        cache.insert(one, AUTH_TIME, version, now);
+        assert!(cache.get(one, now).is_err());
         cache.subscription_started();
         cache.heartbeat_received(now);
-        cache.insert(one, cache.check(one, now).unwrap_err(), now);
-        assert_eq!(cache.check(one, now), Ok(()));
+        cache.insert(one, AUTH_TIME, cache.get(one, now).unwrap_err(), now);
+        assert_eq!(cache.get(one, now), Ok(AUTH_TIME));
         cache.subscription_lost();
-        assert!(cache.check(one, now).is_err());
+        assert!(cache.get(one, now).is_err());
     }
 
     #[test]
     fn the_cache_is_unused_once_its_lease_has_expired() {
         let (one, now) = (principal(), Instant::now());
         let cache = leased_cache(now);
-        cache.insert(one, cache.check(one, now).unwrap_err(), now);
+        cache.insert(one, AUTH_TIME, cache.get(one, now).unwrap_err(), now);
         cache.heartbeat_published(now + HEARTBEAT_INTERVAL);
-        assert_eq!(cache.check(one, now + LEASE_DURATION / 2), Ok(()));
-        assert!(cache.check(one, now + LEASE_DURATION).is_err());
+        assert_eq!(cache.get(one, now + LEASE_DURATION / 2), Ok(AUTH_TIME));
+        assert!(cache.get(one, now + LEASE_DURATION).is_err());
         assert!(!cache.is_heartbeat_overdue(now + HEARTBEAT_TIMEOUT));
         let overdue = now + HEARTBEAT_INTERVAL + HEARTBEAT_TIMEOUT + HEARTBEAT_INTERVAL;
         assert!(cache.is_heartbeat_overdue(overdue));
         cache.heartbeat_received(now + HEARTBEAT_INTERVAL);
-        assert_eq!(cache.check(one, now + LEASE_DURATION), Ok(()));
+        assert_eq!(cache.get(one, now + LEASE_DURATION), Ok(AUTH_TIME));
         // A heartbeat may return before its publication is confirmed.
         cache.heartbeat_published(now + HEARTBEAT_INTERVAL);
         assert!(!cache.is_heartbeat_overdue(now + 2 * HEARTBEAT_TIMEOUT));

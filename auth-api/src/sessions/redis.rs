@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta};
 use fred::types::scripts::Script;
 use supervision::Supervisor;
 
@@ -16,12 +16,13 @@ use super::cache::SessionCache;
 use super::invalidation::acknowledgement::InvalidationTracker;
 use super::invalidation::message::{INVALIDATION_CHANNEL, UNACKNOWLEDGED_HEADER};
 use super::invalidation::subscriber::Subscriber;
-use super::policy::{GRACE_PERIOD, LAST_USED_INTERVAL, MAX_SESSIONS_PER_USER};
+use super::policy::{LAST_USED_INTERVAL, MAX_LOST_ROTATIONS, MAX_SESSIONS_PER_USER, MAX_SIBLINGS};
 use crate::domain::principal::{Principal, SessionId};
 use crate::domain::refresh_token::SealedSuccessor;
 use crate::domain::session::{
-    ActiveSession, ClientInfo, EndOutcome, NewSession, Rotation, RotationOutcome,
+    ActiveSession, ClientInfo, EndOutcome, NewSession, Rotation, RotationOutcome, SessionPolicy,
 };
+use crate::domain::session_cutoff::AuthTime;
 use crate::domain::user::UserId;
 use crate::store::redis::{Redis, argument, unexpected_reply};
 use crate::store::unavailable::Unavailable;
@@ -32,13 +33,14 @@ static ROTATE: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("re
 static END: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/end.lua")));
 static END_ALL: LazyLock<Script> =
     LazyLock::new(|| Script::from_lua(include_str!("redis/end_all.lua")));
-static LIST: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/list.lua")));
+static LIST: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/list.lua")));
 
 /// Name of the subscriber in the metrics.
 const SUBSCRIBER_TASK: &str = "session_subscriber";
 
-/// Session as `list.lua` returns it: id, created, last used (ms since 1970), address, user agent.
-type ListedSession = (String, i64, i64, String, String);
+/// Session as `list.lua` returns it: id, created, last used (ms since 1970), address, user agent, time
+/// of the password's verification (µs since 1970).
+type ListedSession = (String, i64, i64, String, String, i64);
 
 /// Sessions in Redis, cached by this replica. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -80,7 +82,7 @@ impl RedisSessions {
         let arguments = vec![
             argument(session.principal.session),
             argument(session.principal.user.0),
-            lifetime(session.created_at, session.expires_at),
+            millis(session.expires_at() - session.created_at),
             argument(MAX_SESSIONS_PER_USER),
             INVALIDATION_CHANNEL.into(),
             Bytes::copy_from_slice(&session.refresh_hash.0),
@@ -88,6 +90,8 @@ impl RedisSessions {
             argument(&session.client.user_agent),
             // A login does not wait until the sessions that it displaces are invalidated.
             argument(UNACKNOWLEDGED_HEADER),
+            argument(session.auth_time.0),
+            argument(session.refresh_generation.0),
         ];
         let keys = keys(session.principal);
         self.redis
@@ -96,33 +100,46 @@ impl RedisSessions {
             .map(drop)
     }
 
-    pub(super) async fn is_active(&self, principal: Principal) -> Result<bool, Unavailable> {
-        let version = match self.cache.check(principal, Instant::now()) {
-            Ok(()) => return Ok(true),
+    pub(super) async fn auth_time(
+        &self,
+        principal: Principal,
+        policy: SessionPolicy,
+    ) -> Result<Option<AuthTime>, Unavailable> {
+        let version = match self.cache.get(principal, Instant::now()) {
+            Ok(auth_time) => return Ok(Some(auth_time)),
             Err(version) => version,
         };
         let arguments = vec![
             argument(principal.session),
             argument(principal.user.0),
             argument(LAST_USED_INTERVAL.as_millis()),
+            max_age(policy),
         ];
         let keys = keys(principal);
-        let is_active: bool = self.redis.run(&CHECK, keys, arguments).await?;
-        if is_active {
-            self.cache.insert(principal, version, Instant::now());
+        let reply: Option<i64> = self.redis.run(&CHECK, keys, arguments).await?;
+        let auth_time = reply.map(AuthTime);
+        if let Some(auth_time) = auth_time {
+            self.cache
+                .insert(principal, auth_time, version, Instant::now());
         }
-        Ok(is_active)
+        Ok(auth_time)
     }
 
     pub(super) async fn rotate(&self, rotation: &Rotation) -> Result<RotationOutcome, Unavailable> {
         let arguments = vec![
             argument(rotation.principal.session),
             argument(rotation.principal.user.0),
-            lifetime(rotation.now, rotation.expires_at),
-            argument(GRACE_PERIOD.as_millis()),
+            argument(rotation.policy.lifetime.as_millis()),
+            max_age(rotation.policy),
+            argument(rotation.policy.refresh_grace.as_millis()),
+            argument(rotation.cutoff.micros()),
             Bytes::copy_from_slice(&rotation.presented.0),
+            argument(rotation.presented_generation.0),
             Bytes::copy_from_slice(&rotation.successor.0),
+            argument(rotation.successor_generation.0),
             Bytes::copy_from_slice(&rotation.sealed_successor.0),
+            argument(MAX_SIBLINGS),
+            argument(MAX_LOST_ROTATIONS),
         ];
         let keys = keys(rotation.principal);
         let reply: Vec<Bytes> = self.redis.run(&ROTATE, keys, arguments).await?;
@@ -130,9 +147,11 @@ impl RedisSessions {
             [outcome] if outcome == "rotated" => Ok(RotationOutcome::Rotated),
             [outcome] if outcome == "reused" => Ok(RotationOutcome::Reused),
             [outcome] if outcome == "session_not_found" => Ok(RotationOutcome::SessionNotFound),
-            [outcome, sealed] if outcome == "retried_within_grace" => sealed[..]
-                .try_into()
-                .map(|sealed| RotationOutcome::RetriedWithinGrace(SealedSuccessor(sealed)))
+            [outcome, sealed @ ..] if outcome == "retried" => sealed
+                .iter()
+                .map(|sealed| sealed[..].try_into().map(SealedSuccessor))
+                .collect::<Result<_, _>>()
+                .map(RotationOutcome::Retried)
                 .map_err(|_| unexpected_reply("rotate.lua: sealed successor of wrong length")),
             _ => Err(unexpected_reply("rotate.lua: unknown outcome")),
         }
@@ -159,15 +178,19 @@ impl RedisSessions {
     pub(super) async fn end_all(
         &self,
         user: UserId,
-        kept: Option<SessionId>,
+        kept: Option<(SessionId, AuthTime)>,
     ) -> Result<u64, Unavailable> {
-        let kept = kept.map_or_else(Bytes::new, argument);
+        let (kept, auth_time) = kept.map_or_else(
+            || (Bytes::new(), Bytes::new()),
+            |(session, auth_time)| (argument(session), argument(auth_time.0)),
+        );
         let invalidation = self.tracker.begin();
         let arguments = vec![
             kept,
             argument(user.0),
             INVALIDATION_CHANNEL.into(),
             argument(invalidation.header()),
+            auth_time,
         ];
         let keys = vec![index_key(user)];
         let ended: u64 = self.redis.run(&END_ALL, keys, arguments).await?;
@@ -195,7 +218,7 @@ fn with_prelude(script: &str) -> Script {
 }
 
 fn to_active_session(
-    (id, created, used, address, user_agent): ListedSession,
+    (id, created, used, address, user_agent, auth_time): ListedSession,
 ) -> Result<ActiveSession, Unavailable> {
     let time = |millis| {
         DateTime::from_timestamp_millis(millis)
@@ -204,6 +227,7 @@ fn to_active_session(
     Ok(ActiveSession {
         id: SessionId::parse(&id)
             .ok_or_else(|| unexpected_reply("list.lua: invalid session id"))?,
+        auth_time: AuthTime(auth_time),
         created_at: time(created)?,
         last_used: time(used)?,
         client: ClientInfo {
@@ -213,9 +237,14 @@ fn to_active_session(
     })
 }
 
-/// Returns the milliseconds between two times. Scripts add them to the clock of Redis.
-fn lifetime(from: DateTime<Utc>, to: DateTime<Utc>) -> Bytes {
-    argument((to - from).num_milliseconds())
+/// Returns a duration in milliseconds. Scripts add them to the clock of Redis.
+fn millis(duration: TimeDelta) -> Bytes {
+    argument(duration.num_milliseconds())
+}
+
+/// Returns the maximum age of a session in milliseconds, 0 if there is none.
+fn max_age(policy: SessionPolicy) -> Bytes {
+    argument(policy.max_age.unwrap_or_default().as_millis())
 }
 
 fn keys(principal: Principal) -> Vec<String> {

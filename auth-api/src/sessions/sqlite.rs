@@ -3,12 +3,13 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::SqliteConnection;
 
-use super::policy::{GRACE_PERIOD, LAST_USED_INTERVAL, MAX_SESSIONS_PER_USER};
+use super::policy::{LAST_USED_INTERVAL, MAX_LOST_ROTATIONS, MAX_SESSIONS_PER_USER, MAX_SIBLINGS};
 use crate::domain::principal::{Principal, SessionId};
-use crate::domain::refresh_token::SealedSuccessor;
+use crate::domain::refresh_token::{RefreshTokenGeneration, SealedSuccessor};
 use crate::domain::session::{
-    ActiveSession, ClientInfo, EndOutcome, NewSession, Rotation, RotationOutcome,
+    ActiveSession, ClientInfo, EndOutcome, NewSession, Rotation, RotationOutcome, SessionPolicy,
 };
+use crate::domain::session_cutoff::AuthTime;
 use crate::domain::user::UserId;
 use crate::store::sqlite::{STORE, Sqlite, failed, time_from_micros};
 use crate::store::unavailable::Unavailable;
@@ -17,11 +18,27 @@ use crate::store::unavailable::Unavailable;
 #[derive(Debug, Clone)]
 pub(crate) struct SqliteSessions(pub(crate) Sqlite);
 
-/// Columns that a rotation reads: hash of the current token, hash of the previous one, time of the
-/// last rotation, sealed successor.
-type RotationRow = (Vec<u8>, Option<Vec<u8>>, Option<i64>, Option<Vec<u8>>);
-/// Columns of a listed session: id, created, last used (µs since 1970), address, user agent.
-type ListedSession = (String, i64, i64, String, String);
+/// Columns of a listed session: id, created, last used (µs since 1970), address, user agent, time of
+/// the password's verification.
+type ListedSession = (String, i64, i64, String, String, i64);
+
+/// Columns that a rotation reads. Times are µs since 1970.
+#[derive(sqlx::FromRow)]
+struct RotationRow {
+    auth_time: i64,
+    created_at: i64,
+    refresh_hash: Vec<u8>,
+    generation: Option<i64>,
+    previous_hash: Option<Vec<u8>>,
+    rotated_at: Option<i64>,
+    successor: Option<Vec<u8>>,
+    siblings: Option<Vec<u8>>,
+    grandparent_hash: Option<Vec<u8>>,
+    grandparent_rotated_at: Option<i64>,
+    grandparent_successor: Option<Vec<u8>>,
+}
+
+const HASH_BYTES: usize = 32;
 
 impl SqliteSessions {
     pub(super) async fn create(&self, session: &NewSession) -> Result<(), Unavailable> {
@@ -34,17 +51,19 @@ impl SqliteSessions {
             .await
             .map_err(failed)?;
         sqlx::query(
-            "INSERT INTO sessions (id, user_id, refresh_hash, created_at, last_used, expires_at, address, user_agent)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO sessions (id, user_id, refresh_hash, created_at, last_used, expires_at, address, user_agent,
+             authenticated_at, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(session.principal.session.to_string())
         .bind(session.principal.user.0)
         .bind(session.refresh_hash.0.as_slice())
         .bind(created)
         .bind(created)
-        .bind(session.expires_at.timestamp_micros())
+        .bind(session.expires_at().timestamp_micros())
         .bind(&session.client.address)
         .bind(&session.client.user_agent)
+        .bind(session.auth_time.0)
+        .bind(session.refresh_generation.0)
         .execute(&mut *transaction)
         .await
         .map_err(failed)?;
@@ -60,10 +79,15 @@ impl SqliteSessions {
         transaction.commit().await.map_err(failed)
     }
 
-    pub(super) async fn is_active(&self, principal: Principal) -> Result<bool, Unavailable> {
+    pub(super) async fn auth_time(
+        &self,
+        principal: Principal,
+        policy: SessionPolicy,
+    ) -> Result<Option<AuthTime>, Unavailable> {
         let now = Utc::now();
-        let last_used: Option<i64> = sqlx::query_scalar(
-            "SELECT last_used FROM sessions WHERE id = ? AND user_id = ? AND expires_at > ?",
+        let row: Option<(i64, i64, i64)> = sqlx::query_as(
+            "SELECT created_at, last_used, coalesce(authenticated_at, created_at) FROM sessions
+             WHERE id = ? AND user_id = ? AND expires_at > ?",
         )
         .bind(principal.session.to_string())
         .bind(principal.user.0)
@@ -71,9 +95,12 @@ impl SqliteSessions {
         .fetch_optional(&self.0.readers)
         .await
         .map_err(failed)?;
-        let Some(last_used) = last_used else {
-            return Ok(false);
+        let Some((created_at, last_used, auth_time)) = row else {
+            return Ok(None);
         };
+        if is_past_max_age(created_at, policy, now) {
+            return Ok(None);
+        }
         let is_due = |last_used| now - last_used >= time_delta(LAST_USED_INTERVAL);
         if time_from_micros(last_used).is_some_and(is_due) {
             let update = sqlx::query("UPDATE sessions SET last_used = ? WHERE id = ?")
@@ -86,7 +113,7 @@ impl SqliteSessions {
                 tracing::warn!(store = STORE, %error, "updating a session's last use failed");
             }
         }
-        Ok(true)
+        Ok(Some(AuthTime(auth_time)))
     }
 
     pub(super) async fn rotate(&self, rotation: &Rotation) -> Result<RotationOutcome, Unavailable> {
@@ -120,22 +147,33 @@ impl SqliteSessions {
     pub(super) async fn end_all(
         &self,
         user: UserId,
-        kept: Option<SessionId>,
+        kept: Option<(SessionId, AuthTime)>,
     ) -> Result<u64, Unavailable> {
-        let kept = kept.map(|kept| kept.to_string()).unwrap_or_default();
+        let (kept, auth_time) = kept
+            .map(|(session, auth_time)| (session.to_string(), auth_time.0))
+            .unwrap_or_default();
+        let mut transaction = self.0.writer.begin().await.map_err(failed)?;
         let result = sqlx::query("DELETE FROM sessions WHERE user_id = ? AND id <> ?")
             .bind(user.0)
-            .bind(kept)
-            .execute(&self.0.writer)
+            .bind(&kept)
+            .execute(&mut *transaction)
             .await
             .map_err(failed)?;
+        sqlx::query("UPDATE sessions SET authenticated_at = ? WHERE user_id = ? AND id = ?")
+            .bind(auth_time)
+            .bind(user.0)
+            .bind(kept)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        transaction.commit().await.map_err(failed)?;
         Ok(result.rows_affected())
     }
 
     pub(super) async fn list(&self, user: UserId) -> Result<Vec<ActiveSession>, Unavailable> {
         let listed: Vec<ListedSession> = sqlx::query_as(
-            "SELECT id, created_at, last_used, address, user_agent FROM sessions
-             WHERE user_id = ? AND expires_at > ?",
+            "SELECT id, created_at, last_used, address, user_agent, coalesce(authenticated_at, created_at)
+             FROM sessions WHERE user_id = ? AND expires_at > ?",
         )
         .bind(user.0)
         .bind(Utc::now().timestamp_micros())
@@ -154,52 +192,169 @@ async fn rotate(
     connection: &mut SqliteConnection,
     rotation: &Rotation,
 ) -> Result<RotationOutcome, Unavailable> {
-    let session = rotation.principal.session.to_string();
-    let now = rotation.now.timestamp_micros();
     let row: Option<RotationRow> = sqlx::query_as(
-        "SELECT refresh_hash, previous_hash, rotated_at, successor FROM sessions
-         WHERE id = ? AND user_id = ? AND expires_at > ?",
+        "SELECT coalesce(authenticated_at, created_at) AS auth_time, created_at, refresh_hash, generation,
+         previous_hash, rotated_at, successor, siblings, grandparent_hash, grandparent_rotated_at,
+         grandparent_successor FROM sessions WHERE id = ? AND user_id = ? AND expires_at > ?",
     )
-    .bind(&session)
+    .bind(rotation.principal.session.to_string())
     .bind(rotation.principal.user.0)
-    .bind(now)
+    .bind(rotation.now.timestamp_micros())
     .fetch_optional(&mut *connection)
     .await
     .map_err(failed)?;
-    let Some((current, previous, rotated_at, successor)) = row else {
+    let is_active = |row: &RotationRow| {
+        rotation.cutoff.permits(AuthTime(row.auth_time))
+            && !is_past_max_age(row.created_at, rotation.policy, rotation.now)
+    };
+    let Some(row) = row.filter(is_active) else {
         return Ok(RotationOutcome::SessionNotFound);
     };
     let presented = &rotation.presented.0[..];
-    if current == presented {
-        sqlx::query(
-            "UPDATE sessions SET refresh_hash = ?, previous_hash = ?, rotated_at = ?, successor = ?,
-             last_used = ?, expires_at = ? WHERE id = ?",
-        )
-        .bind(&rotation.successor.0[..])
-        .bind(presented)
-        .bind(now)
-        .bind(&rotation.sealed_successor.0[..])
-        .bind(now)
-        .bind(rotation.expires_at.timestamp_micros())
-        .bind(&session)
-        .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
+    if row.is_unused(rotation) {
+        issue_successor(connection, rotation, row.after_rotation(presented)).await?;
         return Ok(RotationOutcome::Rotated);
     }
-    let is_within_grace = rotated_at
-        .and_then(time_from_micros)
-        .is_some_and(|rotated_at| rotation.now - rotated_at <= time_delta(GRACE_PERIOD));
-    match successor.map(<[u8; 32]>::try_from) {
-        Some(Ok(sealed)) if is_within_grace && previous.as_deref() == Some(presented) => {
-            Ok(RotationOutcome::RetriedWithinGrace(SealedSuccessor(sealed)))
+    if row.previous_hash.as_deref() == Some(presented) {
+        if is_within_grace(row.rotated_at, rotation) {
+            return Ok(retried(&[row.successor]));
         }
-        _ => Ok(RotationOutcome::Reused),
+        // The response with the successor was lost, since no successor was used.
+        issue_successor(connection, rotation, row.after_retry()).await?;
+        return Ok(RotationOutcome::Rotated);
+    }
+    if row.grandparent_hash.as_deref() == Some(presented)
+        && is_within_grace(row.grandparent_rotated_at, rotation)
+    {
+        return Ok(retried(&[row.grandparent_successor, row.successor]));
+    }
+    Ok(RotationOutcome::Reused)
+}
+
+impl RotationRow {
+    /// Returns the unused successors of the previous token other than the current one.
+    fn siblings(&self) -> &[u8] {
+        // The hash of the previous token comes first: an earlier version of the program leaves old ones.
+        match (&self.siblings, &self.previous_hash) {
+            (Some(siblings), Some(previous)) => siblings.strip_prefix(&previous[..]),
+            _ => None,
+        }
+        .unwrap_or_default()
+    }
+
+    /// Returns whether the presented token is the current one, a sibling of it, or newer.
+    fn is_unused(&self, rotation: &Rotation) -> bool {
+        let presented = &rotation.presented.0[..];
+        // Only this service issues tokens, so one that is newer than the current token was issued by a
+        // rotation that the store has lost.
+        let current = self
+            .generation
+            .and_then(|number| u32::try_from(number).ok());
+        let lost = current.map_or(0, |current| {
+            let current = RefreshTokenGeneration(current);
+            rotation.presented_generation.distance_from(current)
+        });
+        self.refresh_hash == presented
+            || self
+                .siblings()
+                .chunks_exact(HASH_BYTES)
+                .any(|sibling| sibling == presented)
+            || (1..=MAX_LOST_ROTATIONS).contains(&lost)
+    }
+
+    /// Returns the row after the first use of `presented`, without its successor.
+    fn after_rotation(self, presented: &[u8]) -> Self {
+        // The sealed successor leads to the current token, not to a sibling.
+        let (grandparent_hash, grandparent_rotated_at, grandparent_successor) =
+            if self.refresh_hash == presented {
+                (self.previous_hash, self.rotated_at, self.successor)
+            } else {
+                (None, None, None)
+            };
+        Self {
+            previous_hash: Some(presented.to_vec()),
+            siblings: None,
+            successor: None,
+            grandparent_hash,
+            grandparent_rotated_at,
+            grandparent_successor,
+            ..self
+        }
+    }
+
+    /// Returns the row after the previous token was presented again, without its new successor.
+    fn after_retry(self) -> Self {
+        let unused = [self.siblings(), &self.refresh_hash].concat();
+        let surplus = unused.len().saturating_sub(MAX_SIBLINGS * HASH_BYTES);
+        let previous = self.previous_hash.as_deref().unwrap_or_default();
+        let siblings = [previous, &unused[surplus..]].concat();
+        Self {
+            siblings: Some(siblings),
+            ..self
+        }
     }
 }
 
+/// Stores the successor of a rotation as the current token, with the other columns of `row`.
+async fn issue_successor(
+    connection: &mut SqliteConnection,
+    rotation: &Rotation,
+    row: RotationRow,
+) -> Result<(), Unavailable> {
+    let now = rotation.now.timestamp_micros();
+    let created_at = time_from_micros(row.created_at).unwrap_or(rotation.now);
+    let expires_at = rotation.policy.expires_at(created_at, rotation.now);
+    sqlx::query(
+        "UPDATE sessions SET refresh_hash = ?, generation = ?, previous_hash = ?, rotated_at = ?, successor = ?,
+         siblings = ?, grandparent_hash = ?, grandparent_rotated_at = ?, grandparent_successor = ?,
+         last_used = ?, expires_at = ? WHERE id = ?",
+    )
+    .bind(&rotation.successor.0[..])
+    .bind(rotation.successor_generation.0)
+    .bind(row.previous_hash)
+    .bind(now)
+    .bind(&rotation.sealed_successor.0[..])
+    .bind(row.siblings)
+    .bind(row.grandparent_hash)
+    .bind(row.grandparent_rotated_at)
+    .bind(row.grandparent_successor)
+    .bind(now)
+    .bind(expires_at.timestamp_micros())
+    .bind(rotation.principal.session.to_string())
+    .execute(&mut *connection)
+    .await
+    .map_err(failed)
+    .map(drop)
+}
+
+/// Returns the successors that lead to the current token.
+fn retried(sealed: &[Option<Vec<u8>>]) -> RotationOutcome {
+    let sealed: Option<_> = sealed
+        .iter()
+        .map(|sealed| sealed.as_deref()?.try_into().ok().map(SealedSuccessor))
+        .collect();
+    sealed.map_or(RotationOutcome::Reused, RotationOutcome::Retried)
+}
+
+/// Returns whether the grace period after a rotation has not passed. A time in the future means that
+/// the clock was set back.
+fn is_within_grace(rotated_at: Option<i64>, rotation: &Rotation) -> bool {
+    let elapsed = rotated_at
+        .and_then(time_from_micros)
+        .and_then(|rotated_at| (rotation.now - rotated_at).to_std().ok());
+    elapsed.is_some_and(|elapsed| elapsed <= rotation.policy.refresh_grace)
+}
+
+fn is_past_max_age(created_at: i64, policy: SessionPolicy, now: DateTime<Utc>) -> bool {
+    let age = time_from_micros(created_at).and_then(|created_at| (now - created_at).to_std().ok());
+    policy
+        .max_age
+        .zip(age)
+        .is_some_and(|(max_age, age)| age >= max_age)
+}
+
 fn to_active_session(
-    (id, created, used, address, user_agent): ListedSession,
+    (id, created, used, address, user_agent, auth_time): ListedSession,
 ) -> Result<ActiveSession, Unavailable> {
     let invalid_row = |description: &str| Unavailable::because(STORE, &description);
     let time = |micros| -> Result<DateTime<Utc>, Unavailable> {
@@ -207,6 +362,7 @@ fn to_active_session(
     };
     Ok(ActiveSession {
         id: SessionId::parse(&id).ok_or_else(|| invalid_row("invalid session id"))?,
+        auth_time: AuthTime(auth_time),
         created_at: time(created)?,
         last_used: time(used)?,
         client: ClientInfo {

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use supervision::{Panicked, Supervisor};
 use tokio::sync::{Notify, oneshot};
 
-use crate::domain::user::{Profile, UserId};
+use crate::domain::user::{AccountSummary, UserId};
 use crate::store::postgres::STORE;
 use crate::store::unavailable::Unavailable;
 
@@ -27,7 +27,7 @@ const MAX_FETCHERS: usize = 2;
 /// Idle time after which a fetcher ends and releases its connection.
 const FETCHER_IDLE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Query for the profiles of several users, with the connection that it holds between runs.
+/// Query for the profiles and standing of several users, with the connection that it holds between runs.
 pub(super) trait FetchProfiles: Send + 'static {
     /// Returns the profiles of those `users` that exist, in any order.
     fn fetch(
@@ -37,9 +37,9 @@ pub(super) trait FetchProfiles: Send + 'static {
 }
 
 /// Profile of one user, or the failure to read it.
-pub(super) type FetchedProfile = (UserId, Result<Profile, Unavailable>);
+pub(super) type FetchedProfile = (UserId, Result<AccountSummary, Unavailable>);
 
-type ProfileResult = Result<Option<Profile>, Unavailable>;
+type ProfileResult = Result<Option<AccountSummary>, Unavailable>;
 
 /// Name of the fetchers in the metrics.
 const TASK: &str = "profile_fetcher";
@@ -116,7 +116,7 @@ enum FetcherState {
     Ended,
 }
 
-type FetchedProfiles = HashMap<UserId, Result<Profile, Unavailable>>;
+type FetchedProfiles = HashMap<UserId, Result<AccountSummary, Unavailable>>;
 
 impl Fetcher {
     /// Serves batches until the fetcher has been idle for [`FETCHER_IDLE_TIMEOUT`].
@@ -223,6 +223,8 @@ impl Drop for Fetcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::user::Profile;
+    use crate::users::rows::to_standing;
 
     /// Query that panics for one user.
     #[derive(Clone, Copy)]
@@ -255,12 +257,15 @@ mod tests {
     const BAD: UserId = UserId(1);
     const GOOD: UserId = UserId(2);
 
-    fn profile(id: UserId) -> Profile {
-        Profile {
-            id,
-            login: id.0.to_string(),
-            created_at: None,
-            last_login: None,
+    fn profile(id: UserId) -> AccountSummary {
+        AccountSummary {
+            profile: Profile {
+                id,
+                login: id.0.to_string(),
+                created_at: None,
+                last_login: None,
+            },
+            standing: to_standing(false, None),
         }
     }
 

@@ -2,10 +2,17 @@
 
 use crate::domain::login::Login;
 use crate::domain::password_hash::PasswordHash;
-use crate::domain::user::{Account, AccountStatus, UserId};
+use crate::domain::session_cutoff::SessionCutoff;
+use crate::domain::user::{Account, AccountStatus, Standing, UserId};
 
 /// Converts a row. If its hash is not a bcrypt hash, no password matches until an operator sets one.
-pub(super) fn to_account(id: i64, login: &Login, hash: String, is_disabled: bool) -> Account {
+pub(super) fn to_account(
+    id: i64,
+    login: &Login,
+    hash: String,
+    is_disabled: bool,
+    valid_after: Option<i64>,
+) -> Account {
     let hash = PasswordHash::from_stored(hash);
     if hash.as_bcrypt().is_none() {
         tracing::warn!(
@@ -17,14 +24,18 @@ pub(super) fn to_account(id: i64, login: &Login, hash: String, is_disabled: bool
         id: UserId(id),
         login: login.clone(),
         hash,
-        status: to_status(is_disabled),
+        standing: to_standing(is_disabled, valid_after),
     }
 }
 
-pub(super) fn to_status(is_disabled: bool) -> AccountStatus {
-    if is_disabled {
-        AccountStatus::Disabled
-    } else {
-        AccountStatus::Active
+/// Converts the columns that decide about an account's sessions; `valid_after` is in µs since 1970.
+pub(super) fn to_standing(is_disabled: bool, valid_after: Option<i64>) -> Standing {
+    Standing {
+        status: if is_disabled {
+            AccountStatus::Disabled
+        } else {
+            AccountStatus::Active
+        },
+        cutoff: SessionCutoff::from_micros(valid_after),
     }
 }

@@ -2,10 +2,13 @@
 
 use chrono::{DateTime, Utc};
 
-use super::rows::{to_account, to_status};
+use super::rows::{to_account, to_standing};
 use crate::domain::login::Login;
 use crate::domain::password_hash::PasswordHash;
-use crate::domain::user::{Account, AccountStatus, AccountSummary, DeleteOutcome, Profile, UserId};
+use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
+use crate::domain::user::{
+    Account, AccountStatus, AccountSummary, DeleteOutcome, Profile, Standing, UserId,
+};
 use crate::store::sqlite::{Sqlite, failed, time_from_micros};
 use crate::store::unavailable::Unavailable;
 
@@ -13,8 +16,19 @@ use crate::store::unavailable::Unavailable;
 #[derive(Debug, Clone)]
 pub(crate) struct SqliteUsers(pub(crate) Sqlite);
 
-type ProfileRow = (i64, String, i64, Option<i64>);
-type SummaryRow = (i64, String, i64, Option<i64>, bool);
+type SummaryRow = (i64, String, i64, Option<i64>, bool, Option<i64>);
+
+/// Assignment that ends every session up to the given time, and up to the last login, which a replica
+/// may have recorded before the clock was set back.
+macro_rules! end_sessions {
+    ($time:literal) => {
+        concat!(
+            "sessions_valid_after = max(",
+            $time,
+            ", coalesce(sessions_valid_after, 0), coalesce(last_login, 0))"
+        )
+    };
+}
 
 impl SqliteUsers {
     /// Returns `None` if the login is taken.
@@ -24,7 +38,8 @@ impl SqliteUsers {
         hash: &PasswordHash,
     ) -> Result<Option<UserId>, Unavailable> {
         let id: Option<i64> = sqlx::query_scalar(
-            "INSERT INTO users (login, password_hash, created_at) VALUES (?, ?, ?)
+            // Sessions of another account that had the id before a backup was restored do not count.
+            "INSERT INTO users (login, password_hash, created_at, sessions_valid_after) VALUES (?1, ?2, ?3, ?3)
              ON CONFLICT (login) DO NOTHING RETURNING id",
         )
         .bind(login.as_str())
@@ -40,56 +55,54 @@ impl SqliteUsers {
         &self,
         login: &Login,
     ) -> Result<Option<Account>, Unavailable> {
-        let row: Option<(i64, String, bool)> = sqlx::query_as(
-            "SELECT id, password_hash, disabled_at IS NOT NULL FROM users WHERE login = ?",
+        let row: Option<(i64, String, bool, Option<i64>)> = sqlx::query_as(
+            "SELECT id, password_hash, disabled_at IS NOT NULL, sessions_valid_after FROM users WHERE login = ?",
         )
         .bind(login.as_str())
         .fetch_optional(&self.0.readers)
         .await
         .map_err(failed)?;
-        Ok(row.map(|(id, hash, is_disabled)| to_account(id, login, hash, is_disabled)))
+        Ok(row.map(|(id, hash, is_disabled, valid_after)| {
+            to_account(id, login, hash, is_disabled, valid_after)
+        }))
     }
 
-    pub(super) async fn login_and_status(
+    pub(super) async fn login_and_standing(
         &self,
         user: UserId,
-    ) -> Result<Option<(Login, AccountStatus)>, Unavailable> {
-        let row: Option<(String, bool)> =
-            sqlx::query_as("SELECT login, disabled_at IS NOT NULL FROM users WHERE id = ?")
-                .bind(user.0)
-                .fetch_optional(&self.0.readers)
-                .await
-                .map_err(failed)?;
-        Ok(row.and_then(|(login, is_disabled)| {
-            Some((Login::for_lookup(&login)?, to_status(is_disabled)))
+    ) -> Result<Option<(Login, Standing)>, Unavailable> {
+        let account = self.summary(user).await?;
+        Ok(account.and_then(|account| {
+            Some((Login::for_lookup(&account.profile.login)?, account.standing))
         }))
     }
 
-    pub(super) async fn profile(&self, user: UserId) -> Result<Option<Profile>, Unavailable> {
-        let row: Option<ProfileRow> =
-            sqlx::query_as("SELECT id, login, created_at, last_login FROM users WHERE id = ?")
-                .bind(user.0)
-                .fetch_optional(&self.0.readers)
-                .await
-                .map_err(failed)?;
-        Ok(row.map(|(id, login, created_at, last_login)| Profile {
-            id: UserId(id),
-            login,
-            created_at: time_from_micros(created_at),
-            last_login: last_login.and_then(time_from_micros),
-        }))
+    pub(super) async fn summary(
+        &self,
+        user: UserId,
+    ) -> Result<Option<AccountSummary>, Unavailable> {
+        let row: Option<SummaryRow> = sqlx::query_as(
+            "SELECT id, login, created_at, last_login, disabled_at IS NOT NULL, sessions_valid_after FROM users
+             WHERE id = ?",
+        )
+        .bind(user.0)
+        .fetch_optional(&self.0.readers)
+        .await
+        .map_err(failed)?;
+        Ok(row.map(to_summary))
     }
 
     pub(super) async fn record_login(
         &self,
         account: &Account,
-        now: DateTime<Utc>,
+        auth_time: AuthTime,
     ) -> Result<bool, Unavailable> {
         let result = sqlx::query(
-            "UPDATE users SET last_login = ?
-             WHERE id = ? AND password_hash = ? AND disabled_at IS NULL",
+            "UPDATE users SET last_login = ?1
+             WHERE id = ?2 AND password_hash = ?3 AND disabled_at IS NULL
+             AND (sessions_valid_after IS NULL OR sessions_valid_after < ?1)",
         )
-        .bind(now.timestamp_micros())
+        .bind(auth_time.0)
         .bind(account.id.0)
         .bind(account.hash.as_str())
         .execute(&self.0.writer)
@@ -115,17 +128,64 @@ impl SqliteUsers {
         Ok(result.rows_affected() == 1)
     }
 
+    pub(super) async fn change_password(
+        &self,
+        user: UserId,
+        old: &PasswordHash,
+        new: &PasswordHash,
+        cutoff: DateTime<Utc>,
+    ) -> Result<Option<SessionCutoff>, Unavailable> {
+        let valid_after: Option<Option<i64>> = sqlx::query_scalar(concat!(
+            "UPDATE users SET password_hash = ?1, ",
+            end_sessions!("?2"),
+            " WHERE id = ?3 AND password_hash = ?4 RETURNING sessions_valid_after"
+        ))
+        .bind(new.as_str())
+        .bind(cutoff.timestamp_micros())
+        .bind(user.0)
+        .bind(old.as_str())
+        .fetch_optional(&self.0.writer)
+        .await
+        .map_err(failed)?;
+        Ok(valid_after.map(SessionCutoff::from_micros))
+    }
+
+    pub(super) async fn end_sessions(
+        &self,
+        first: UserId,
+        last: UserId,
+        cutoff: DateTime<Utc>,
+    ) -> Result<(), Unavailable> {
+        sqlx::query(concat!(
+            "UPDATE users SET ",
+            end_sessions!("?1"),
+            " WHERE id BETWEEN ?2 AND ?3"
+        ))
+        .bind(cutoff.timestamp_micros())
+        .bind(first.0)
+        .bind(last.0)
+        .execute(&self.0.writer)
+        .await
+        .map_err(failed)
+        .map(drop)
+    }
+
     pub(super) async fn set_status(
         &self,
         user: UserId,
         status: AccountStatus,
+        now: DateTime<Utc>,
     ) -> Result<(), Unavailable> {
-        let disabled_at = match status {
-            AccountStatus::Active => None,
-            AccountStatus::Disabled => Some(Utc::now().timestamp_micros()),
+        let statement = match status {
+            AccountStatus::Active => "UPDATE users SET disabled_at = nullif(?1, ?1) WHERE id = ?2",
+            AccountStatus::Disabled => concat!(
+                "UPDATE users SET disabled_at = coalesce(disabled_at, ?1), ",
+                end_sessions!("?1"),
+                " WHERE id = ?2"
+            ),
         };
-        sqlx::query("UPDATE users SET disabled_at = ? WHERE id = ?")
-            .bind(disabled_at)
+        sqlx::query(statement)
+            .bind(now.timestamp_micros())
             .bind(user.0)
             .execute(&self.0.writer)
             .await
@@ -139,7 +199,7 @@ impl SqliteUsers {
         count: u32,
     ) -> Result<Vec<AccountSummary>, Unavailable> {
         let rows: Vec<SummaryRow> = sqlx::query_as(
-            "SELECT id, login, created_at, last_login, disabled_at IS NOT NULL FROM users
+            "SELECT id, login, created_at, last_login, disabled_at IS NOT NULL, sessions_valid_after FROM users
              WHERE id > ? ORDER BY id LIMIT ?",
         )
         .bind(after.0)
@@ -147,17 +207,7 @@ impl SqliteUsers {
         .fetch_all(&self.0.readers)
         .await
         .map_err(failed)?;
-        let summary =
-            |(id, login, created_at, last_login, is_disabled): SummaryRow| AccountSummary {
-                profile: Profile {
-                    id: UserId(id),
-                    login,
-                    created_at: time_from_micros(created_at),
-                    last_login: last_login.and_then(time_from_micros),
-                },
-                status: to_status(is_disabled),
-            };
-        Ok(rows.into_iter().map(summary).collect())
+        Ok(rows.into_iter().map(to_summary).collect())
     }
 
     pub(super) async fn delete(&self, user: UserId) -> Result<DeleteOutcome, Unavailable> {
@@ -174,5 +224,19 @@ impl SqliteUsers {
 
     pub(super) async fn ping(&self) -> Result<(), Unavailable> {
         self.0.ping().await
+    }
+}
+
+fn to_summary(
+    (id, login, created_at, last_login, is_disabled, valid_after): SummaryRow,
+) -> AccountSummary {
+    AccountSummary {
+        profile: Profile {
+            id: UserId(id),
+            login,
+            created_at: time_from_micros(created_at),
+            last_login: last_login.and_then(time_from_micros),
+        },
+        standing: to_standing(is_disabled, valid_after),
     }
 }

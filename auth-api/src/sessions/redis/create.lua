@@ -1,9 +1,10 @@
 -- Creates a session. KEYS: session, index. ARGV: id, user, lifetime (ms), maximum of sessions per user,
--- invalidation channel, SHA-256 of the refresh token, address, user agent, header of an invalidation.
+-- invalidation channel, SHA-256 of the refresh token, address, user agent, header of an invalidation, time of the
+-- password's verification (µs), generation of the refresh token.
 local at = now()
 local expires_at = at + ARGV[3]
 redis.call('HSET', KEYS[1], 'user', ARGV[2], 'created', at, 'used', at, 'refresh', ARGV[6],
-    'address', ARGV[7], 'agent', ARGV[8])
+    'address', ARGV[7], 'agent', ARGV[8], 'auth', ARGV[10], 'generation', ARGV[11])
 redis.call('PEXPIREAT', KEYS[1], expires_at)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', at)
 add_to_index(KEYS[2], ARGV[1], expires_at)

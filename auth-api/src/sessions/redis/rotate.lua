@@ -1,20 +1,78 @@
--- Rotates a refresh token. KEYS: session, index. ARGV: id, user, lifetime (ms), grace period (ms), SHA-256 of the
--- presented token, SHA-256 of its successor, sealed successor. Returns the outcome, with the sealed successor
--- of the last rotation if the token was rotated within the grace period.
-local session = redis.call('HMGET', KEYS[1], 'user', 'refresh', 'previous', 'rotated', 'successor')
-if session[1] ~= ARGV[2] then
+-- Exchanges a refresh token. KEYS: session, index. ARGV: id, user, lifetime (ms), maximum age (ms), grace period (ms),
+-- time (µs) up to which the user's sessions have ended, SHA-256 of the presented token, its generation, SHA-256 of the
+-- successor, its generation, sealed successor, maximum of unused siblings, maximum of
+-- rotations that the store may have lost. Returns the outcome, and for a retry the
+-- sealed successors that lead from the presented token to the current one.
+local HASH_BYTES = 32
+
+local values = redis.call('HMGET', KEYS[1], 'user', 'auth', 'created', 'refresh', 'generation', 'previous', 'rotated',
+    'successor', 'siblings', 'grandparent', 'grandparent_rotated', 'grandparent_successor')
+local user, auth, created, refresh, generation, previous = unpack(values, 1, 6)
+local rotated, successor, siblings, grandparent, grandparent_rotated, grandparent_successor = unpack(values, 7, 12)
+if user ~= ARGV[2] or tonumber(auth_time(auth, created)) <= tonumber(ARGV[6]) then
     return { 'session_not_found' }
 end
 local at = now()
-if session[2] == ARGV[5] then
-    local expires_at = at + ARGV[3]
-    redis.call('HSET', KEYS[1], 'refresh', ARGV[6], 'previous', ARGV[5], 'successor', ARGV[7],
-        'rotated', at, 'used', at)
+local expires_at = with_max_age(at + ARGV[3], created, ARGV[4])
+if expires_at <= at then
+    return { 'session_not_found' }
+end
+local presented = ARGV[7]
+-- They belong to the previous token, whose hash comes first: an earlier version of the program leaves old ones.
+if not siblings or siblings:sub(1, HASH_BYTES) ~= previous then
+    siblings = previous or ''
+end
+
+local function is_unused()
+    if presented == refresh then
+        return true
+    end
+    for start = HASH_BYTES + 1, #siblings, HASH_BYTES do
+        if presented == siblings:sub(start, start + HASH_BYTES - 1) then
+            return true
+        end
+    end
+    -- Only this service issues tokens, so one that is newer than the current token was issued by a rotation that the
+    -- store has lost.
+    local lost = generation and (ARGV[8] - generation) % 4294967296 or 0
+    return lost >= 1 and lost <= tonumber(ARGV[13])
+end
+
+-- A time in the future means that the clock was set back.
+local function is_within_grace(time)
+    return time and at >= tonumber(time) and at - time <= tonumber(ARGV[5])
+end
+
+local function issue_successor()
+    redis.call('HSET', KEYS[1], 'refresh', ARGV[9], 'generation', ARGV[10], 'successor', ARGV[11], 'rotated', at,
+        'used', at)
     redis.call('PEXPIREAT', KEYS[1], expires_at)
     add_to_index(KEYS[2], ARGV[1], expires_at)
     return { 'rotated' }
 end
-if session[3] == ARGV[5] and at - session[4] <= tonumber(ARGV[4]) then
-    return { 'retried_within_grace', session[5] }
+
+if is_unused() then
+    -- The sealed successor leads to the current token, not to a sibling.
+    if previous and presented == refresh then
+        redis.call('HSET', KEYS[1], 'grandparent', previous, 'grandparent_rotated', rotated,
+            'grandparent_successor', successor)
+    else
+        redis.call('HDEL', KEYS[1], 'grandparent', 'grandparent_rotated', 'grandparent_successor')
+    end
+    redis.call('HSET', KEYS[1], 'previous', presented)
+    redis.call('HDEL', KEYS[1], 'siblings')
+    return issue_successor()
+end
+if presented == previous then
+    if is_within_grace(rotated) then
+        return { 'retried', successor }
+    end
+    -- The response with the successor was lost, since no successor was used.
+    local unused = (siblings .. refresh):sub(HASH_BYTES + 1)
+    redis.call('HSET', KEYS[1], 'siblings', previous .. unused:sub(-HASH_BYTES * ARGV[12]))
+    return issue_successor()
+end
+if presented == grandparent and is_within_grace(grandparent_rotated) then
+    return { 'retried', grandparent_successor, successor }
 end
 return { 'reused' }
