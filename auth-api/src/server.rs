@@ -1,24 +1,31 @@
 //! TCP listeners, connections with time limits, and the graceful shutdown.
 
+mod connection_limit;
+mod header_timeout;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use axum::Router;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::OwnedSemaphorePermit;
 
+use self::connection_limit::ConnectionLimit;
+use self::header_timeout::{ConnectionPhase, HeaderTimeoutStream};
 use crate::lifecycle::Lifecycle;
 use crate::router;
 use crate::state::AppState;
 
-/// Longest time to receive the request headers. It also bounds the time for which a connection is
-/// idle, so it is longer than the idle timeout of the gateway's connections.
-const REQUEST_HEADERS_TIMEOUT: Duration = Duration::from_secs(90);
+/// Longest time for which a connection is idle. It is longer than the idle timeout of the gateway's
+/// connections, which would else send requests on connections that are being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Longest duration of the shutdown, after which requests in flight are aborted.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time without requests after which every gateway is assumed to have closed its connections or to
@@ -41,12 +48,14 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, state: AppStat
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let connections = GracefulShutdown::new();
+    let (mut public_limit, mut internal_limit) =
+        (ConnectionLimit::public(), ConnectionLimit::internal());
     let lifecycle = state.lifecycle.clone();
     let public_router = router::public(state.clone());
     let internal_router = router::internal(state);
     tokio::select! {
-        () = accept(&public, &public_router, &connections) => {}
-        () = accept(&internal, &internal_router, &connections) => {}
+        () = accept(&public, &mut public_limit, &public_router, &connections) => {}
+        () = accept(&internal, &mut internal_limit, &internal_router, &connections) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -55,7 +64,7 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, state: AppStat
     let deadline = tokio::time::Instant::now() + SHUTDOWN_TIMEOUT;
     tokio::select! {
         () = wait_until_idle(&lifecycle, &connections) => {}
-        () = accept(&public, &public_router, &connections) => {}
+        () = accept(&public, &mut public_limit, &public_router, &connections) => {}
     }
     drop((public, internal));
     let drained = async {
@@ -71,10 +80,16 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, state: AppStat
 }
 
 /// Accepts and serves connections without end.
-async fn accept(listener: &TcpListener, router: &Router, connections: &GracefulShutdown) {
+async fn accept(
+    listener: &TcpListener,
+    limit: &mut ConnectionLimit,
+    router: &Router,
+    connections: &GracefulShutdown,
+) {
     loop {
+        let permit = limit.acquire().await;
         match listener.accept().await {
-            Ok((stream, _)) => serve(stream, router.clone(), connections),
+            Ok((stream, _)) => serve(stream, permit, router.clone(), connections),
             Err(error) => {
                 tracing::error!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
@@ -105,21 +120,39 @@ async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener> {
         .with_context(|| format!("{setting}: listening on {address}"))
 }
 
-fn serve(stream: TcpStream, router: Router, connections: &GracefulShutdown) {
+fn serve(
+    stream: TcpStream,
+    permit: OwnedSemaphorePermit,
+    router: Router,
+    connections: &GracefulShutdown,
+) {
     // Without Nagle's algorithm, which would delay a small response until the previous one is acknowledged.
     let _ = stream.set_nodelay(true);
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_HEADERS_TIMEOUT)
+        // hyper's timer begins when the connection is idle.
+        .header_read_timeout(IDLE_TIMEOUT)
         .max_buf_size(MAX_REQUEST_HEADERS_BYTES);
-    let service = TowerToHyperService::new(router);
+    let phase = ConnectionPhase::new();
+    let stream = HeaderTimeoutStream::new(stream, phase.clone());
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        phase.request_started();
+        let (phase, response) = (phase.clone(), router.call(request));
+        async move {
+            let response = response.await;
+            phase.request_finished();
+            response
+        }
+    });
     let connection = builder
         .serve_connection(TokioIo::new(stream), service)
         .into_owned();
     let connection = connections.watch(connection);
     tokio::spawn(async move {
+        let _permit = permit;
         if let Err(error) = connection.await {
             tracing::debug!(%error, "connection failed");
         }

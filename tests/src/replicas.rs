@@ -47,6 +47,8 @@ pub struct Replicas {
     /// The database of [`Store::PostgresRedis`].
     pub database: Option<Database>,
     settings: Settings,
+    /// Limit of open files of replicas that are started from now on.
+    max_open_files: Option<u32>,
     folder: TempDir,
 }
 
@@ -84,6 +86,7 @@ impl Replicas {
             redis,
             database,
             settings: all_settings,
+            max_open_files: None,
             folder,
         };
         for _ in 0..count {
@@ -131,6 +134,11 @@ impl Replicas {
         self.instances
             .last_mut()
             .context("a replica was just added")
+    }
+
+    /// Limits the open files of programs that are started from now on.
+    pub fn limit_open_files(&mut self, limit: u32) {
+        self.max_open_files = Some(limit);
     }
 
     /// Sets a setting of replicas that are started from now on.
@@ -191,7 +199,16 @@ impl Replicas {
     /// The developer's own environment and `.env` file do not reach it.
     #[must_use]
     pub fn command(&self, name: &str) -> Command {
-        let mut command = bound_command(program_path(name));
+        let mut command = match self.max_open_files {
+            None => bound_command(program_path(name)),
+            Some(limit) => {
+                let mut command = bound_command("prlimit");
+                command
+                    .arg(format!("--nofile={limit}"))
+                    .arg(program_path(name));
+                command
+            }
+        };
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
