@@ -1,6 +1,7 @@
 //! Configuration from environment variables, with the names and defaults of the Python service.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
@@ -22,6 +23,9 @@ use crate::store::postgres::{PoolMode, PostgresSettings};
 pub(crate) const MIN_SAFE_BCRYPT_COST: u32 = 12;
 /// HS256 requires a key at least as long as its hash (RFC 7518, section 3.2).
 const MIN_KEY_BYTES: usize = 32;
+/// Fewer different bytes show that a key is not random: 32 random hexadecimal digits have fewer with
+/// a probability below 10⁻⁷.
+const MIN_DISTINCT_KEY_BYTES: usize = 8;
 /// Substrings of keys in examples.
 const EXAMPLE_KEY_PARTS: [&str; 5] = [
     "change-me",
@@ -69,39 +73,53 @@ pub(crate) enum MigrateMode {
 }
 
 /// Environment variables of the process and, in development, of a `.env` file.
-pub(crate) struct Environment(HashMap<String, String>);
+pub(crate) struct Environment(HashMap<OsString, OsString>);
 
 impl Environment {
     /// Reads the variables. Those of the process override those of `.env` in the working directory.
     pub(crate) fn read() -> Result<Self> {
-        let mut variables: HashMap<_, _> = match dotenvy::dotenv_iter() {
-            Ok(lines) => lines.collect::<Result<_, _>>().context("reading .env")?,
-            Err(error) if error.not_found() => HashMap::new(),
+        let mut variables = HashMap::new();
+        match dotenvy::dotenv_iter() {
+            Ok(lines) => {
+                for line in lines {
+                    let (name, value) = line.context("reading .env")?;
+                    variables.insert(name.into(), value.into());
+                }
+            }
+            Err(error) if error.not_found() => {}
             Err(error) => return Err(error).context("reading .env"),
-        };
-        variables.extend(std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        }));
+        }
+        variables.extend(std::env::vars_os());
         Ok(Self(variables))
     }
 
     /// Returns the value of a variable. An empty one counts as unset.
-    fn variable(&self, name: &str) -> Option<&String> {
-        self.0.get(name).filter(|value| !value.is_empty())
+    ///
+    /// # Errors
+    /// Returns an error if the value is not UTF-8. Variables that are no settings may be.
+    fn variable(&self, name: &str) -> Result<Option<&str>> {
+        let Some(value) = self.0.get(OsStr::new(name)) else {
+            return Ok(None);
+        };
+        let text = value
+            .to_str()
+            .with_context(|| format!("{name} is not UTF-8"))?;
+        Ok(Some(text).filter(|text| !text.is_empty()))
     }
 
-    fn is_set(&self, name: &str) -> bool {
-        self.variable(name).is_some() || self.variable(&format!("{name}_FILE")).is_some()
+    fn is_set(&self, name: &str) -> Result<bool> {
+        let file_variable = format!("{name}_FILE");
+        Ok(self.variable(name)?.is_some() || self.variable(&file_variable)?.is_some())
     }
 
     /// Returns the value of a variable, or the contents of the file that `NAME_FILE` names (Docker secrets).
     fn get(&self, name: &str) -> Result<Option<String>> {
         let file_variable = format!("{name}_FILE");
-        match (self.variable(name), self.variable(&file_variable)) {
+        match (self.variable(name)?, self.variable(&file_variable)?) {
             (Some(_), Some(_)) => {
                 bail!("{name} and {file_variable} are both set: set only one of them")
             }
-            (Some(value), None) => Ok(Some(value.clone())),
+            (Some(value), None) => Ok(Some(value.to_owned())),
             (None, Some(file)) => {
                 let text = std::fs::read_to_string(file)
                     .with_context(|| format!("{file_variable}: reading {file}"))?;
@@ -223,8 +241,13 @@ fn configured_by(
     environment: &Environment,
     (url, others): (&'static str, &[&'static str]),
 ) -> Result<Option<&'static str>> {
-    let other = others.iter().copied().find(|name| environment.is_set(name));
-    match (environment.is_set(url).then_some(url), other) {
+    let mut other = None;
+    for name in others {
+        if other.is_none() && environment.is_set(name)? {
+            other = Some(*name);
+        }
+    }
+    match (environment.is_set(url)?.then_some(url), other) {
         (Some(url), Some(other)) => {
             bail!("{url} and {other} are both set: set either the URL or the individual settings")
         }
@@ -267,9 +290,15 @@ const PORT: &str = "a port, 1 to 65535";
 fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
     use fred::types::config::{Config, ServerConfig};
     if let Some(url) = environment.get("REDIS_URL")? {
-        return Config::from_url(&url).ok().context(
+        let config = Config::from_url(&url).ok().context(
             "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)",
-        );
+        )?;
+        if config.server.is_clustered() {
+            bail!(
+                "REDIS_URL names a Redis Cluster, which is not supported: use one primary, redis://host:6379/0"
+            );
+        }
+        return Ok(config);
     }
     Ok(Config {
         server: ServerConfig::new_centralized(
@@ -349,6 +378,11 @@ fn secret_key(name: &str, key: &str) -> Result<SecretSlice<u8>> {
             key.len()
         );
     }
+    if key.bytes().collect::<HashSet<_>>().len() < MIN_DISTINCT_KEY_BYTES {
+        bail!(
+            "{name} repeats a few characters and could be guessed: generate one (openssl rand -base64 48)"
+        );
+    }
     let lower = key.to_lowercase();
     if EXAMPLE_KEY_PARTS
         .iter()
@@ -383,12 +417,14 @@ pub(crate) fn hashing(environment: &Environment) -> Result<HashingSettings> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Config> {
         let key = ("SECRET_KEY", "0123456789abcdef0123456789abcdef");
         let all = std::iter::once(&key).chain(variables);
-        let set = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let set = all.map(|(name, value)| (name.into(), value.into()));
         Config::read(&Environment(set.collect()))
     }
 
@@ -400,6 +436,9 @@ mod tests {
             ("SECRET_KEY", "change-me-please-change-me-please-change-me"),
             ("SECRET_KEY_PREVIOUS", "short"),
             ("SECRET_KEY_NEXT", "0123456789abcdef0123456789abcdef short"),
+            ("SECRET_KEY", &"a".repeat(64)),
+            ("SECRET_KEY", &"abcdefg".repeat(8)),
+            ("SECRET_KEY_PREVIOUS", &"0".repeat(32)),
             ("DB_HOST", "localhost"),
             ("REDIS_HOST", "localhost"),
             ("BCRYPT_COST", "3"),
@@ -456,6 +495,37 @@ mod tests {
         assert!(verifying(&[("SECRET_KEY_NEXT", " \n")]).is_empty());
         let phrase = "a passphrase of more than thirty-two bytes";
         assert_eq!(verifying(&[("SECRET_KEY_PREVIOUS", phrase)]), [phrase]);
+    }
+
+    #[test]
+    fn a_redis_cluster_is_rejected() {
+        for scheme in ["redis-cluster", "rediss-cluster"] {
+            let url = format!("{scheme}://:a-password@redis:6379");
+            let servers = [("DB_HOST", "db"), ("REDIS_URL", url.as_str())];
+            let error = read(&servers).err().expect(scheme).to_string();
+            assert!(
+                error.contains("REDIS_URL") && error.contains("Cluster"),
+                "{error}"
+            );
+            assert!(!error.contains("a-password"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_setting_that_is_not_utf8_is_an_error_and_another_variable_is_not() {
+        let not_utf8 = OsString::from_vec(b"\xff".to_vec());
+        let key = (
+            "SECRET_KEY".into(),
+            "0123456789abcdef0123456789abcdef".into(),
+        );
+        for name in ["LOG_LEVEL", "DB_HOST", "SECRET_KEY_FILE", "REDIS_URL"] {
+            let variables = [key.clone(), (name.into(), not_utf8.clone())];
+            let error = Config::read(&Environment(variables.into())).err();
+            let error = error.expect(name).to_string();
+            assert_eq!(error, format!("{name} is not UTF-8"));
+        }
+        let variables = [key, ("LS_COLORS".into(), not_utf8)];
+        assert!(Config::read(&Environment(variables.into())).is_ok());
     }
 
     #[test]
