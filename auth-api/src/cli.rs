@@ -10,6 +10,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{self, Environment};
 use crate::router;
@@ -65,11 +67,17 @@ fn execute(command: Command) -> Result<()> {
 /// (`make bench WHAT=auth-api`).
 fn runtime() -> Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads((cores / 2).max(1))
         .enable_all()
         .build()
-        .context("starting the worker threads")
+        .context("starting the worker threads")?;
+    let _context = runtime.enter();
+    // Handled once, the signal never ends the process again: a write beyond the limit of a file's size
+    // (ulimit -f) fails like one to a full disk.
+    let file_size_signal = SignalKind::from_raw(Signal::XFSZ.as_raw());
+    drop(signal(file_size_signal).context("handling SIGXFSZ")?);
+    Ok(runtime)
 }
 
 fn print_openapi_document() -> Result<()> {

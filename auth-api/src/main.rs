@@ -7,6 +7,7 @@ mod domain;
 mod hashing;
 mod http;
 mod lifecycle;
+mod readiness;
 mod router;
 mod routes;
 mod server;

@@ -20,6 +20,7 @@ use crate::domain::session::{
 };
 use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::UserId;
+use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
 
 /// Sessions in one of the stores. Cheap to clone.
@@ -98,8 +99,11 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Runs the cheapest command that shows that the store responds.
-    pub(crate) async fn ping(&self) -> Result<(), Unavailable> {
-        dispatch!(self.ping())
+    /// Checks whether the store can do what requests need of it.
+    pub(crate) async fn check(&self) -> Result<(), CheckError> {
+        match self {
+            Self::Redis(sessions) => sessions.check().await,
+            Self::Sqlite(sessions) => sessions.0.check().await,
+        }
     }
 }

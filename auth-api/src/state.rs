@@ -8,6 +8,7 @@ use crate::domain::refresh_token::RefreshTokenKeys;
 use crate::domain::session::SessionPolicy;
 use crate::hashing::Hasher;
 use crate::lifecycle::Lifecycle;
+use crate::readiness::Readiness;
 use crate::sessions::Sessions;
 use crate::telemetry::metrics::Metrics;
 use crate::throttle::Throttle;
@@ -28,6 +29,7 @@ pub(crate) struct App {
     pub(crate) session_policy: SessionPolicy,
     pub(crate) metrics: Metrics,
     pub(crate) lifecycle: Lifecycle,
+    pub(crate) readiness: Readiness,
 }
 
 impl From<App> for AppState {

@@ -1,5 +1,6 @@
 //! Store of user accounts: PostgreSQL, or the embedded SQLite file.
 
+mod add_user_error;
 mod postgres;
 mod profile_batcher;
 mod rows;
@@ -7,6 +8,7 @@ mod sqlite;
 
 use chrono::{DateTime, Utc};
 
+pub(crate) use add_user_error::AddUserError;
 pub(crate) use postgres::PostgresUsers;
 pub(crate) use sqlite::SqliteUsers;
 
@@ -16,6 +18,7 @@ use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::{
     Account, AccountStatus, AccountSummary, DeleteOutcome, Standing, UserId,
 };
+use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::metrics::PoolUsage;
 
@@ -24,15 +27,6 @@ use crate::telemetry::metrics::PoolUsage;
 pub(crate) enum Users {
     Postgres(PostgresUsers),
     Sqlite(SqliteUsers),
-}
-
-/// Reason an account was not added.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum AddUserError {
-    #[error("the login is taken")]
-    LoginTaken,
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
 }
 
 /// Calls a method of the store that is in use. PostgreSQL measures its operations itself.
@@ -49,13 +43,20 @@ impl Users {
     /// Adds an account. Of several concurrent calls with one login, one succeeds.
     ///
     /// # Errors
-    /// Returns an error if the login is taken or the store is unavailable.
+    /// Returns an error if the login is taken, the database does not accept it, or the store is
+    /// unavailable.
     pub(crate) async fn add(
         &self,
         login: &Login,
         hash: &PasswordHash,
     ) -> Result<UserId, AddUserError> {
-        dispatch!(self.add(login, hash))?.ok_or(AddUserError::LoginTaken)
+        match self {
+            Self::Postgres(users) => users.add(login, hash).await,
+            Self::Sqlite(users) => {
+                let id = users.0.timed(users.add(login, hash)).await?;
+                id.ok_or(AddUserError::LoginTaken)
+            }
+        }
     }
 
     /// Returns the account with this login.
@@ -154,8 +155,11 @@ impl Users {
         }
     }
 
-    /// Runs the cheapest statement that shows that the store responds.
-    pub(crate) async fn ping(&self) -> Result<(), Unavailable> {
-        dispatch!(self.ping())
+    /// Checks whether the store can do what requests need of it.
+    pub(crate) async fn check(&self) -> Result<(), CheckError> {
+        match self {
+            Self::Postgres(users) => users.check().await,
+            Self::Sqlite(users) => users.0.check().await,
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 /// Interval at which a delayed chunk checks for a change of the delay.
@@ -20,6 +21,7 @@ pub struct FaultProxy {
     pub address: SocketAddr,
     delay_ms: Arc<AtomicU64>,
     blackholes: Arc<AtomicU64>,
+    server: Arc<Mutex<SocketAddr>>,
     task: JoinHandle<()>,
 }
 
@@ -33,10 +35,13 @@ impl FaultProxy {
         let address = listener.local_addr()?;
         let delay_ms = Arc::new(AtomicU64::new(0));
         let blackholes = Arc::new(AtomicU64::new(0));
+        let server = Arc::new(Mutex::new(server));
         let task = tokio::spawn({
             let (delay_ms, blackholes) = (Arc::clone(&delay_ms), Arc::clone(&blackholes));
+            let server = Arc::clone(&server);
             async move {
                 while let Ok((client, _)) = listener.accept().await {
+                    let server = *server.lock().await;
                     if let Ok(server) = TcpStream::connect(server).await {
                         let (from_client, to_client) = client.into_split();
                         let (from_server, to_server) = server.into_split();
@@ -56,8 +61,15 @@ impl FaultProxy {
             address,
             delay_ms,
             blackholes,
+            server,
             task,
         })
+    }
+
+    /// Connects to another server from now on, as an address does that follows a failover. Open
+    /// connections stay where they are.
+    pub async fn lead_to(&self, server: SocketAddr) {
+        *self.server.lock().await = server;
     }
 
     /// Delays each chunk from a client to the server by `delay` from now on.

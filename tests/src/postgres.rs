@@ -178,6 +178,31 @@ impl Database {
         Self::create(address.parse()?).await
     }
 
+    /// Creates an empty database with a character encoding on the server that the test run shares.
+    ///
+    /// # Errors
+    /// Returns an error outside of `scripts/test`, or if there is no such encoding.
+    pub async fn create_with_encoding(encoding: &str) -> Result<Self> {
+        let template = Self::create_on_shared_server().await?;
+        let name = format!("{}_encoded", template.name);
+        let statement = format!("CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0");
+        template.execute(statement).await?;
+        Ok(Self { name, ..template })
+    }
+
+    /// Executes statements in the database.
+    ///
+    /// # Errors
+    /// Returns an error if a statement fails.
+    pub async fn execute(&self, statements: impl Into<String>) -> Result<()> {
+        let mut connection = self.connect().await?;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statements.into()))
+            .execute(&mut connection)
+            .await?;
+        connection.close().await?;
+        Ok(())
+    }
+
     async fn create(server: SocketAddr) -> Result<Self> {
         let name = format!("test_{:016x}", u64::from_le_bytes(random_bytes()));
         let mut connection =

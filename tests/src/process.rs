@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use crate::wait;
 
@@ -100,11 +100,29 @@ impl Process {
     /// # Errors
     /// Returns an error if the process has exited.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id())
+        kill_process(self.pid()?, signal)
+            .with_context(|| format!("sending a signal to {}", self.name))
+    }
+
+    /// Limits the size of files that the process may write, in bytes, or lifts the limit. Writes beyond
+    /// it fail, as on a full disk; files that are larger already stay as they are.
+    ///
+    /// # Errors
+    /// Returns an error if the process has exited.
+    pub fn limit_file_size(&self, limit: Option<u64>) -> Result<()> {
+        let limit = Rlimit {
+            current: limit,
+            maximum: None,
+        };
+        prlimit(Some(self.pid()?), Resource::Fsize, limit).context("limiting the size of files")?;
+        Ok(())
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        i32::try_from(self.child.id())
             .ok()
             .and_then(Pid::from_raw)
-            .context("invalid process id")?;
-        kill_process(pid, signal).with_context(|| format!("sending a signal to {}", self.name))
+            .context("invalid process id")
     }
 
     /// Returns true while the process runs.

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result};
-use sqlx::Row;
+use sqlx::{Connection, Row};
 use tests::certificate::Certificate;
 use tests::client::{PASSWORD, credentials};
 use tests::pgbouncer::PgBouncer;
@@ -140,5 +140,133 @@ async fn the_embedded_store_is_accessible_only_to_its_owner() -> Result<()> {
     for entry in files {
         assert_eq!(mode(entry.metadata()?), 0o600, "{}", entry.path().display());
     }
+    Ok(())
+}
+
+/// Schema of the first versions, which a database that is not UTF-8 may have.
+const SCHEMA: [&str; 2] = [
+    include_str!("../../migrations/postgres/0001_users.sql"),
+    include_str!("../../migrations/postgres/0002_disabled_accounts.sql"),
+];
+
+#[tokio::test]
+async fn a_database_that_is_not_utf8_stops_the_start_with_the_fix() -> Result<()> {
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let database = postgres::Database::create_with_encoding(encoding).await?;
+        let settings = postgres_settings(database.server, &database.name);
+        let error = Replicas::start_with(Store::PostgresRedis, 1, settings)
+            .await
+            .err();
+        let error = error.map(|error| format!("{error:#}")).unwrap_or_default();
+        assert!(
+            error.contains(&format!("encoded in {encoding}")) && error.contains("ENCODING 'UTF8'"),
+            "{error}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_login_that_the_encoding_lacks_is_no_outage() -> Result<()> {
+    let database = postgres::Database::create_with_encoding("LATIN1").await?;
+    database.execute(SCHEMA.concat()).await?;
+    let mut all = postgres_settings(database.server, &database.name);
+    all.extend(settings([("MIGRATE", "command".to_owned())]));
+    let mut replicas = Replicas::start_with(Store::PostgresRedis, 0, all).await?;
+    replicas.start_another()?;
+    let client = replicas.client(0)?;
+    client
+        .wait_for_response("/ready", |response| {
+            let problem = response.json()["users"]["problem"].to_string();
+            response.status == 503 && problem.contains("UTF8")
+        })
+        .await?;
+    assert_eq!(client.login("日本語").await?.status, 401);
+    assert_eq!(client.register("日本語").await?.status, 422);
+    assert_eq!(client.register("Jürgen").await?.status, 201);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_login_that_violates_a_constraint_of_the_database_is_no_outage() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    replicas
+        .execute("ALTER TABLE users ALTER COLUMN login TYPE VARCHAR(40)")
+        .await?;
+    replicas
+        .execute("ALTER TABLE users ADD CHECK (login NOT LIKE '%!%')")
+        .await?;
+    for login in ["a".repeat(41), "alice!".to_owned()] {
+        let registered = client.register(&login).await?;
+        assert_eq!(registered.status, 422, "{}", registered.text);
+        assert_eq!(client.login(&login).await?.status, 401);
+    }
+    let failures = "auth_api_store_failures_total";
+    let failures = replicas.metric(0, failures, &["postgres"]).await?;
+    assert_eq!(failures.unwrap_or_default(), 0.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_migration_that_waits_for_a_lock_stops_no_other_client() -> Result<()> {
+    let database = postgres::Database::create_on_shared_server().await?;
+    database.execute(SCHEMA[0]).await?;
+    let mut idle = database.connect().await?;
+    let mut idle_transaction = idle.begin().await?;
+    sqlx::query("SELECT login FROM users")
+        .fetch_all(&mut *idle_transaction)
+        .await?;
+
+    let settings = postgres_settings(database.server, &database.name);
+    let mut replicas = Replicas::start_with(Store::PostgresRedis, 0, settings).await?;
+    replicas.start_another()?;
+    replicas.wait_for_log("the migration is retried").await?;
+    let mut other = database.connect().await?;
+    sqlx::query("SET lock_timeout = '5s'")
+        .execute(&mut other)
+        .await?;
+    while replicas.logs().matches("the migration is retried").count() < 3 {
+        replicas.instances[0].process.ensure_running()?;
+        sqlx::query("SELECT login FROM users")
+            .fetch_all(&mut other)
+            .await?;
+    }
+    idle_transaction.rollback().await?;
+    replicas.wait_until_ready(0).await?;
+    assert_eq!(replicas.client(0)?.register("alice").await?.status, 201);
+
+    // An upgrade, from a database that has some of the migrations.
+    replicas
+        .execute("DELETE FROM _sqlx_migrations WHERE version > 1")
+        .await?;
+    replicas.start_another()?;
+    replicas.wait_until_ready(1).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_create_tables_can_start_if_no_migration_is_pending() -> Result<()> {
+    let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let database = replicas
+        .database
+        .as_ref()
+        .context("the store has a database")?;
+    let role = format!("{}_role", database.name);
+    database
+        .execute(format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'role';
+             REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+             GRANT SELECT ON _sqlx_migrations TO {role};
+             GRANT SELECT, INSERT, UPDATE, DELETE ON users TO {role};
+             GRANT USAGE ON SEQUENCE users_id_seq TO {role}"
+        ))
+        .await?;
+    replicas.set("DB_USER", &role);
+    replicas.set("DB_PASSWORD", "role");
+    replicas.start_another()?;
+    replicas.wait_until_ready(1).await?;
+    let client = replicas.client(1)?;
+    client.register_and_login("alice").await?;
     Ok(())
 }

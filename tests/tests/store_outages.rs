@@ -1,6 +1,7 @@
 //! Stores that are stopped, hang or are out of memory: responses of 503 in time, never a wrong 200
 //! or 401, no acknowledged change lost, and recovery without a restart.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -301,4 +302,164 @@ async fn a_redis_out_of_memory_still_checks_and_ends_sessions() -> Result<()> {
         401
     );
     Ok(())
+}
+
+async fn wait_for_login(client: &Client) -> Result<()> {
+    wait::until("a login to succeed", async || {
+        let response = client.login("alice").await;
+        response.is_ok_and(|response| response.status == 200)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_embedded_store_works_again_after_its_disk_was_full() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    let process = &replicas.instances[0].process;
+    process.limit_file_size(Some(1))?;
+    for _ in 0..2 {
+        assert_eq!(client.login("alice").await?.status, 503);
+    }
+    let profile = client.get_with_token(&token, "/api/profile").await?;
+    assert_eq!(profile.status, 200, "reads need no space: {}", profile.text);
+    client
+        .wait_for_response("/ready", |response| response.status == 503)
+        .await?;
+
+    process.limit_file_size(None)?;
+    wait_for_login(&client).await?;
+    assert_eq!(client.register("bob").await?.status, 201);
+    assert_eq!(client.login("bob").await?.status, 200);
+    client
+        .wait_for_response("/ready", |response| response.status == 200)
+        .await
+}
+
+#[tokio::test]
+async fn the_embedded_store_acknowledges_nothing_while_its_file_is_deleted() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    let (file, aside) = (
+        replicas.sqlite_file(),
+        replicas.sqlite_file().with_extension("aside"),
+    );
+    fs::rename(&file, &aside)?;
+    assert_503_in_time(&client, &token, "/api/profile").await?;
+    assert_eq!(client.register("bob").await?.status, 503);
+    client
+        .wait_for_response("/ready", |response| response.status == 503)
+        .await?;
+
+    fs::rename(&aside, &file)?;
+    assert_recovers_in_time(&client, &token).await?;
+    assert_eq!(client.register("bob").await?.status, 201);
+    client
+        .wait_for_response("/ready", |response| response.status == 200)
+        .await
+}
+
+#[tokio::test]
+async fn the_embedded_store_writes_to_the_file_that_replaced_its_own() -> Result<()> {
+    let mut replicas = Replicas::start(Store::Embedded, 1).await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    replicas.execute("PRAGMA wal_checkpoint(TRUNCATE)").await?;
+    let (file, backup) = (
+        replicas.sqlite_file(),
+        replicas.sqlite_file().with_extension("backup"),
+    );
+    fs::copy(&file, &backup)?;
+    fs::rename(&backup, &file)?;
+    assert_eq!(client.register("bob").await?.status, 201);
+    replicas.instances[0].process.terminate()?;
+    replicas.start_another()?;
+    replicas.wait_until_ready(1).await?;
+    let other = replicas.client(1)?;
+    for login in ["alice", "bob"] {
+        assert_eq!(other.login(login).await?.status, 200, "{login}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn redis_is_connected_to_anew_when_its_server_has_become_a_replica() -> Result<()> {
+    let (old_primary, new_primary) = (RedisServer::start()?, RedisServer::start()?);
+    let address = FaultProxy::start(old_primary.address).await?;
+    let settings = redis_settings(address.address);
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, settings).await?;
+    let client = replicas.client(0)?;
+    client.register_and_login("alice").await?;
+    address.lead_to(new_primary.address).await;
+    let replica_of = CustomCommand::new_static("REPLICAOF", None, false);
+    let (host, port) = (
+        new_primary.address.ip().to_string(),
+        new_primary.address.port().to_string(),
+    );
+    let _: () = old_primary
+        .connect()
+        .await?
+        .custom(replica_of, vec![host, port])
+        .await?;
+    let start = Instant::now();
+    wait_for_login(&client).await?;
+    assert!(start.elapsed() < MAX_RECOVERY_TIME, "{:?}", start.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_login_that_fails_since_postgres_is_read_only_leaves_no_session() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    let database = replicas
+        .database
+        .as_ref()
+        .expect("the store has a database");
+    let name = &database.name;
+    // What the connections of a failover see: their server has become a standby.
+    database
+        .execute(format!(
+            "ALTER DATABASE {name} SET default_transaction_read_only = on;
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+        ))
+        .await?;
+    for _ in 0..3 {
+        assert_eq!(client.login("alice").await?.status, 503);
+    }
+    client
+        .wait_for_response("/ready", |response| {
+            response.status == 503 && response.json()["users"]["problem"] != json!(null)
+        })
+        .await?;
+    let listed = client.get_with_token(&token, "/api/sessions").await?.json();
+    let sessions = listed["sessions"].as_array().map(Vec::len);
+    assert_eq!(sessions, Some(1), "{listed}");
+
+    // Fills the pool with connections that are read-only for as long as they are open.
+    assert!(
+        concurrent_logins(&client)
+            .await?
+            .iter()
+            .all(|status| *status == 503)
+    );
+    let reset = format!(
+        "BEGIN READ WRITE;
+         ALTER DATABASE {name} RESET default_transaction_read_only;
+         COMMIT"
+    );
+    database.execute(reset).await?;
+    wait_for_login(&client).await?;
+    assert!(
+        concurrent_logins(&client)
+            .await?
+            .iter()
+            .all(|status| *status == 200)
+    );
+    client
+        .wait_for_response("/ready", |response| response.status == 200)
+        .await
 }

@@ -8,6 +8,7 @@ use crate::domain::access_token::AccessTokenKeys;
 use crate::domain::refresh_token::RefreshTokenKeys;
 use crate::hashing::Hasher;
 use crate::lifecycle::Lifecycle;
+use crate::readiness::Readiness;
 use crate::server;
 use crate::state::App;
 use crate::telemetry::logging;
@@ -24,6 +25,7 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
         );
     }
     let (users, sessions, throttle) = stores::open(&config.store, config.migrate, &metrics).await?;
+    let readiness = Readiness::start(&users, &sessions);
     let app = App {
         users,
         sessions,
@@ -35,6 +37,7 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
         session_policy: config.session_policy,
         metrics,
         lifecycle: Lifecycle::default(),
+        readiness,
     };
     server::run(config.listen, config.internal_listen, app.into()).await
 }

@@ -22,7 +22,7 @@ use crate::sessions::Sessions;
 use crate::telemetry::audit::{self, AuditEvent, Subject};
 use crate::telemetry::logging::start_on_standard_error;
 use crate::telemetry::metrics::Metrics;
-use crate::users::{AddUserError, Users};
+use crate::users::Users;
 
 #[derive(Debug, Clone, Subcommand)]
 pub(super) enum UserCommand {
@@ -139,8 +139,7 @@ impl Administration {
                 record(AuditEvent::Registered, id, &login);
                 print(&format!("created account {}", id.0))
             }
-            Err(AddUserError::LoginTaken) => bail!("the login is taken"),
-            Err(AddUserError::Unavailable(error)) => Err(error.into()),
+            Err(error) => Err(error.into()),
         }
     }
 

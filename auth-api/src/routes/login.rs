@@ -95,8 +95,12 @@ async fn create_session(
         .await?;
     // A concurrent password change, deletion or disabling may have ended the sessions of the account
     // before this one was created.
-    if !state.users.record_login(&account, auth_time).await? {
+    let recorded = state.users.record_login(&account, auth_time).await;
+    if !matches!(recorded, Ok(true)) {
+        // The client never gets its tokens.
         state.sessions.end(principal).await?;
+    }
+    if !recorded? {
         return Ok(None);
     }
     state.metrics.sessions_created.inc();

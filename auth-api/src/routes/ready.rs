@@ -1,15 +1,15 @@
 //! `GET /ready`: readiness for requests, with the latency of each store. For the gateway's health
 //! check and for operators.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 
+use crate::readiness::StoreStatus;
 use crate::state::AppState;
-use crate::store::unavailable::Unavailable;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Readiness {
@@ -21,27 +21,31 @@ pub(crate) struct Readiness {
 struct StoreReadiness {
     ready: bool,
     latency_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
 }
 
-/// Longest wait for a store. The gateway's health check times out after one second.
-const PING_TIMEOUT: Duration = Duration::from_millis(900);
-
 pub(crate) async fn handle(State(state): State<AppState>) -> (StatusCode, Json<Readiness>) {
-    let (users, sessions) =
-        tokio::join!(measure(state.users.ping()), measure(state.sessions.ping()));
-    let status = if users.ready && sessions.ready && !state.lifecycle.is_shutting_down() {
+    let readiness = Readiness {
+        users: state.readiness.users.status().into(),
+        sessions: state.readiness.sessions.status().into(),
+    };
+    let is_ready =
+        readiness.users.ready && readiness.sessions.ready && !state.lifecycle.is_shutting_down();
+    let status = if is_ready {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(Readiness { users, sessions }))
+    (status, Json(readiness))
 }
 
-async fn measure(ping: impl Future<Output = Result<(), Unavailable>>) -> StoreReadiness {
-    let start = Instant::now();
-    let ready = matches!(tokio::time::timeout(PING_TIMEOUT, ping).await, Ok(Ok(())));
-    StoreReadiness {
-        ready,
-        latency_ms: start.elapsed().as_secs_f64() * 1000.0,
+impl From<StoreStatus> for StoreReadiness {
+    fn from(status: StoreStatus) -> Self {
+        Self {
+            ready: status.is_ready,
+            latency_ms: status.latency.as_ref().map_or(0.0, Duration::as_secs_f64) * 1000.0,
+            problem: status.problem.map(|problem| problem.to_string()),
+        }
     }
 }

@@ -86,6 +86,10 @@ async fn add(
     let id = match state.users.add(&login, &hash).await {
         Ok(id) => id,
         Err(AddUserError::LoginTaken) => return Err(ApiError::LoginTaken),
+        Err(AddUserError::LoginNotStorable) => {
+            let problem = Problem::invalid_value("login", "Login cannot be stored");
+            return Err(ApiError::InvalidBody(vec![problem]));
+        }
         Err(AddUserError::Unavailable(error)) => return Err(error.into()),
     };
     let subject = Subject::account(id, &login);

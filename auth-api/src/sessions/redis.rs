@@ -24,6 +24,7 @@ use crate::domain::session::{
 };
 use crate::domain::session_cutoff::AuthTime;
 use crate::domain::user::UserId;
+use crate::store::check::CheckError;
 use crate::store::redis::{Redis, argument, unexpected_reply};
 use crate::store::unavailable::Unavailable;
 
@@ -207,8 +208,8 @@ impl RedisSessions {
         listed.into_iter().map(to_active_session).collect()
     }
 
-    pub(super) async fn ping(&self) -> Result<(), Unavailable> {
-        self.redis.ping().await
+    pub(super) async fn check(&self) -> Result<(), CheckError> {
+        self.redis.check().await
     }
 }
 

@@ -110,6 +110,7 @@ impl SqliteSessions {
                 .await;
             // A store that cannot be written (the disk is full) still serves reads.
             if let Err(error) = update {
+                self.0.statement_failed();
                 tracing::warn!(store = STORE, %error, "updating a session's last use failed");
             }
         }
@@ -181,10 +182,6 @@ impl SqliteSessions {
         .await
         .map_err(failed)?;
         listed.into_iter().map(to_active_session).collect()
-    }
-
-    pub(super) async fn ping(&self) -> Result<(), Unavailable> {
-        self.0.ping().await
     }
 }
 

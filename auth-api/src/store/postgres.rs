@@ -1,11 +1,13 @@
 //! Connection pool for PostgreSQL.
 
+mod check;
+mod migration;
 mod pooled_connection;
+mod statement_error;
 mod timeouts;
 mod timestamp;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use sqlx::postgres::{
     PgArguments, PgConnectOptions, PgConnection, PgPoolOptions, PgQueryResult, PgRow,
@@ -13,24 +15,16 @@ use sqlx::postgres::{
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgPool};
 
 pub(crate) use pooled_connection::PooledConnection;
+pub(crate) use statement_error::{STORE, StatementError, ValueRejected};
 pub(crate) use timeouts::OPERATION_TIMEOUT;
-use timeouts::{
-    ACQUIRE_TIMEOUT, LOCK_TIMEOUT, PING_AFTER_IDLE, PING_TIMEOUT, STARTUP_RETRY_DELAY,
-    STARTUP_TIMEOUT, STATEMENT_TIMEOUT,
-};
+use timeouts::{ACQUIRE_TIMEOUT, LOCK_TIMEOUT, PING_AFTER_IDLE, PING_TIMEOUT, STATEMENT_TIMEOUT};
 pub(crate) use timestamp::Timestamp;
 
-use crate::store::migrations;
+use crate::store::stale_connections::StaleConnections;
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::metrics::{PoolUsage, StoreMetrics};
 
-pub(crate) const STORE: &str = "PostgreSQL";
 const MAX_CONNECTIONS: u32 = 10;
-/// Key of the advisory lock that serialises the migrations of replicas that start together: the
-/// bytes of `auth-api`, which no other program uses.
-const MIGRATION_LOCK: i64 = 0x6175_7468_2d61_7069;
-/// `cannot_connect_now`: the server is starting up or shutting down (PostgreSQL, appendix A).
-const CANNOT_CONNECT_NOW: &str = "57P03";
 
 /// Time for which a server session belongs to one client, in the terms of `PgBouncer`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +53,9 @@ pub(crate) struct PostgresSettings {
 pub(crate) struct Postgres {
     pool: PgPool,
     settings: Arc<PostgresSettings>,
+    /// Connections to a server that has become a standby, or that were opened while writes were
+    /// rejected. A connection whose own statement failed is closed by [`PooledConnection`].
+    stale: StaleConnections,
     metrics: StoreMetrics,
 }
 
@@ -69,6 +66,8 @@ impl Postgres {
     /// Creates a pool that connects on first use: the server may start after this program.
     pub(crate) fn new(settings: PostgresSettings, metrics: StoreMetrics) -> Self {
         let pool_mode = settings.pool_mode;
+        let stale = StaleConnections::default();
+        let stale_before_acquire = stale.clone();
         let pool = PgPoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -82,10 +81,11 @@ impl Postgres {
             })
             // A ping before each use would double the round trips of a request.
             .test_before_acquire(false)
-            .before_acquire(|connection, metadata| {
+            .before_acquire(move |connection, metadata| {
+                let is_stale = stale_before_acquire.includes(metadata.age);
                 Box::pin(async move {
-                    if metadata.idle_for < PING_AFTER_IDLE {
-                        return Ok(true);
+                    if is_stale || metadata.idle_for < PING_AFTER_IDLE {
+                        return Ok(!is_stale);
                     }
                     let pong = tokio::time::timeout(PING_TIMEOUT, connection.ping()).await;
                     Ok(matches!(pong, Ok(Ok(()))))
@@ -95,41 +95,8 @@ impl Postgres {
         Self {
             pool,
             settings: Arc::new(settings),
+            stale,
             metrics,
-        }
-    }
-
-    /// Applies the migrations. Of several replicas that start together one applies them, in a
-    /// single transaction, since a pooler may not keep a session for longer.
-    pub(crate) async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
-        let mut migrator = migrations::ignoring_unknown(sqlx::migrate!("../migrations/postgres"));
-        migrator.set_locking(false);
-        // A connection of its own, closed afterwards, because its prepared statements are discarded.
-        let mut connection = self.connect_when_ready().await?;
-        let mut transaction = connection.begin().await?;
-        let lock = format!("DEALLOCATE ALL; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
-        transaction.execute(AssertSqlSafe(lock)).await?;
-        migrator.run(&mut *transaction).await?;
-        migrations::warn_if_newer(&migrator, &mut *transaction).await?;
-        transaction.execute("DEALLOCATE ALL").await?;
-        transaction.commit().await?;
-        connection.close().await?;
-        Ok(())
-    }
-
-    /// Connects, and retries while the server may still be starting.
-    async fn connect_when_ready(&self) -> Result<PgConnection, sqlx::Error> {
-        let start = Instant::now();
-        loop {
-            let error = match PgConnection::connect_with(&self.settings.connection).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => error,
-            };
-            if !is_transient(&error) || start.elapsed() > STARTUP_TIMEOUT {
-                return Err(error);
-            }
-            tracing::warn!(store = STORE, %error, "waiting for a store");
-            tokio::time::sleep(STARTUP_RETRY_DELAY).await;
         }
     }
 
@@ -137,15 +104,38 @@ impl Postgres {
         PoolUsage::of(&self.pool)
     }
 
-    /// Runs the cheapest statement that shows that the store responds.
-    pub(crate) async fn ping(&self) -> Result<(), Unavailable> {
-        self.execute(sqlx::query("SELECT 1")).await.map(drop)
-    }
-
     pub(crate) async fn fetch_optional<T>(
         &self,
         query: QueryAs<'_, T>,
     ) -> Result<Option<T>, Unavailable>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        Ok(self.try_fetch_optional(query).await?)
+    }
+
+    /// Runs a query with a value from a client, which the database may reject.
+    pub(crate) async fn fetch_optional_by_input<T>(
+        &self,
+        query: QueryAs<'_, T>,
+    ) -> Result<Result<Option<T>, ValueRejected>, Unavailable>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        match self.try_fetch_optional(query).await {
+            Ok(row) => Ok(Ok(row)),
+            Err(error) if error.is_value_rejected() => {
+                tracing::debug!(store = STORE, %error, "value rejected");
+                Ok(Err(ValueRejected))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn try_fetch_optional<T>(
+        &self,
+        query: QueryAs<'_, T>,
+    ) -> Result<Option<T>, StatementError>
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
@@ -168,33 +158,43 @@ impl Postgres {
         query: Query<'_>,
     ) -> Result<Vec<PgRow>, Unavailable> {
         let query = query.persistent(self.settings.pool_mode.keeps_prepared_statements());
-        self.run(held, async |connection: &mut PgConnection| {
-            query.fetch_all(connection).await
-        })
-        .await
+        let rows = self
+            .run(held, async |connection: &mut PgConnection| {
+                query.fetch_all(connection).await
+            })
+            .await?;
+        Ok(rows)
     }
 
     pub(crate) async fn execute(&self, query: Query<'_>) -> Result<PgQueryResult, Unavailable> {
         let query = query.persistent(self.settings.pool_mode.keeps_prepared_statements());
-        self.run(&mut None, async |connection: &mut PgConnection| {
-            query.execute(connection).await
-        })
-        .await
+        let result = self
+            .run(&mut None, async |connection: &mut PgConnection| {
+                query.execute(connection).await
+            })
+            .await?;
+        Ok(result)
     }
 
     async fn run<T>(
         &self,
         held: &mut Option<PooledConnection>,
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, Unavailable> {
+    ) -> Result<T, StatementError> {
         let timer = self.metrics.start();
         let operation = self.run_on(held, statement);
         let outcome = match tokio::time::timeout(OPERATION_TIMEOUT, operation).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Unavailable::because(STORE, &error)),
-            Err(elapsed) => Err(Unavailable::because(STORE, &elapsed)),
+            Ok(outcome) => outcome.map_err(StatementError::from),
+            Err(elapsed) => Err(elapsed.into()),
         };
-        timer.stop(&outcome);
+        match &outcome {
+            // A value that the database rejects is no failure of the store.
+            Err(error) if error.is_value_rejected() => timer.stop(&Ok::<_, ()>(())),
+            outcome => timer.stop(outcome),
+        }
+        if outcome.as_ref().is_err_and(StatementError::is_read_only) {
+            self.stale.mark();
+        }
         outcome
     }
 
@@ -246,14 +246,4 @@ fn begin_with_timeouts() -> AssertSqlSafe<String> {
 fn set_timeouts(set: &str) -> String {
     let (statement, lock) = (STATEMENT_TIMEOUT.as_millis(), LOCK_TIMEOUT.as_millis());
     format!("{set} statement_timeout = {statement}; {set} lock_timeout = {lock}")
-}
-
-/// Returns whether a connection attempt may succeed later.
-fn is_transient(error: &sqlx::Error) -> bool {
-    match error {
-        // An untrusted certificate is reported as invalid data and does not become trusted.
-        sqlx::Error::Io(error) => error.kind() != std::io::ErrorKind::InvalidData,
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| code == CANNOT_CONNECT_NOW),
-        _ => false,
-    }
 }

@@ -1,7 +1,7 @@
 //! Connection to Redis, with bounded waits and automatic reconnection.
 
 use std::fmt::Display;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use fred::types::scripts::Script;
 use fred::types::{Builder, FromValue};
 use parking_lot::Mutex;
 
+use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::metrics::StoreMetrics;
 
@@ -98,16 +99,18 @@ impl Redis {
 
     /// Replaces the connection if it has received nothing since a command was sent that timed out:
     /// the peer may be gone without closing it. The library detects that only while no further
-    /// commands are sent.
+    /// commands are sent. Also replaces it if the server has become a replica: after a failover the
+    /// same address may lead to the new primary.
     fn track_connection<T>(&self, sent_at: Instant, outcome: &Result<T, RedisError>) {
         let is_timeout = |error: &RedisError| *error.kind() == ErrorKind::Timeout;
         let mut connection = self.connection.lock();
-        if !outcome.as_ref().is_err_and(is_timeout) {
+        let has_responded = !outcome.as_ref().is_err_and(is_timeout);
+        if has_responded {
             connection.last_response = Instant::now();
-        } else if connection.last_response < sent_at
-            && !connection.is_reconnecting
-            && self.client.is_connected()
-        {
+        }
+        let is_dead = !has_responded && connection.last_response < sent_at;
+        let is_unusable = is_dead || outcome.as_ref().is_err_and(is_read_only);
+        if is_unusable && !connection.is_reconnecting && self.client.is_connected() {
             connection.is_reconnecting = true;
             let client = self.client.clone();
             let reconnection = Reconnection(Arc::clone(&self.connection));
@@ -127,10 +130,43 @@ impl Redis {
         outcome
     }
 
-    /// Sends the cheapest command that shows that the store responds.
-    pub(crate) async fn ping(&self) -> Result<(), Unavailable> {
-        self.client.ping::<()>(None).await.map_err(failed)
+    /// Checks that scripts may write: a Redis that is a replica, is out of memory or cannot persist
+    /// responds to commands that only read.
+    pub(crate) async fn check(&self) -> Result<(), CheckError> {
+        let (timer, sent_at) = (self.metrics.start(), Instant::now());
+        let keys = vec![CHECK_KEY.to_owned()];
+        let arguments = vec![argument(CHECK_KEY_LIFETIME.as_millis())];
+        let outcome: Result<i64, _> = CHECK
+            .evalsha_with_reload(&self.client, keys, arguments)
+            .await;
+        timer.stop(&outcome);
+        self.track_connection(sent_at, &outcome);
+        match outcome {
+            Ok(_) => Ok(()),
+            Err(error) if is_read_only(&error) => Err(CheckError::ReadOnly),
+            Err(error) => Err(failed(error).into()),
+        }
     }
+}
+
+/// Writes with the commands that creating a session uses, which a role's ACL permits.
+static CHECK: LazyLock<Script> = LazyLock::new(|| {
+    Script::from_lua(
+        r"
+redis.call('HSET', KEYS[1], 'checked', 1)
+return redis.call('PEXPIRE', KEYS[1], ARGV[1])
+",
+    )
+});
+
+/// Key that checks write, among those of sessions. No session has it, since it is no id.
+const CHECK_KEY: &str = "session:check";
+const CHECK_KEY_LIFETIME: Duration = Duration::from_mins(1);
+
+/// Returns whether the server is a replica. The error of a script has the code inside its text in
+/// Redis 6 and earlier.
+fn is_read_only(error: &RedisError) -> bool {
+    error.details().contains("READONLY")
 }
 
 fn builder(config: Config) -> Builder {

@@ -1,17 +1,26 @@
 //! Embedded store: one SQLite file, which replicas on one machine may share.
 
+mod check;
+mod file_identity;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use sqlx::SqlitePool;
+use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use file_identity::FileIdentity;
 
 use crate::domain::time;
 use crate::store::migrations;
+use crate::store::stale_connections::StaleConnections;
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::metrics::{PoolUsage, StoreMetrics};
 
@@ -22,10 +31,18 @@ const MAX_READERS: u32 = 4;
 
 /// One connection for writing and several for reading. SQLite has one writer at a time, and waiting
 /// for a pooled connection is cheaper than waiting for its lock. Cheap to clone.
+///
+/// After an operation that failed (a full disk, an I/O error, a corrupt page) and when the path leads
+/// to another file than before, the connections are closed and opened anew: SQLite rolls a transaction
+/// back by itself after some errors, which sqlx does not notice, and an open connection would go on
+/// with a file that was deleted or replaced, and lose what it acknowledges.
 #[derive(Debug, Clone)]
 pub(crate) struct Sqlite {
     pub(crate) writer: SqlitePool,
     pub(crate) readers: SqlitePool,
+    stale: StaleConnections,
+    /// Start of the last write check that succeeded.
+    last_write_check: Arc<Mutex<Option<Instant>>>,
     metrics: StoreMetrics,
 }
 
@@ -45,23 +62,39 @@ impl Sqlite {
             // An acknowledged write survives a crash of the machine.
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);
+        let stale = StaleConnections::default();
+        let identity = Arc::new(FileIdentity::of(file));
         let pool = |connections| {
+            let (stale, identity) = (stale.clone(), Arc::clone(&identity));
             SqlitePoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(BUSY_TIMEOUT)
+                // It checks whether the thread of the connection lives, which a statement does too.
+                .test_before_acquire(false)
+                .before_acquire(move |_, metadata| {
+                    if identity.has_changed() {
+                        tracing::error!(store = STORE, "the database file was deleted or replaced");
+                        stale.mark();
+                    }
+                    let is_usable = !stale.includes(metadata.age);
+                    Box::pin(async move { Ok(is_usable) })
+                })
         };
         let writer = pool(1).connect_with(options.clone()).await?;
-        let migrator = migrations::ignoring_unknown(sqlx::migrate!("../migrations/sqlite"));
+        let migrator = migrator();
         migrator.run(&writer).await?;
         migrations::warn_if_newer(&migrator, &mut *writer.acquire().await?).await?;
         Ok(Self {
             writer,
             readers: pool(MAX_READERS).connect_lazy_with(options.optimize_on_close(true, None)),
+            stale,
+            last_write_check: Arc::default(),
             metrics,
         })
     }
 
-    /// Runs `operation` and records its duration and outcome.
+    /// Runs `operation` and records its duration and outcome. After a failure no connection that is
+    /// open now is used again.
     pub(crate) async fn timed<T>(
         &self,
         operation: impl Future<Output = Result<T, Unavailable>>,
@@ -69,21 +102,25 @@ impl Sqlite {
         let timer = self.metrics.start();
         let outcome = operation.await;
         timer.stop(&outcome);
+        if outcome.is_err() {
+            self.statement_failed();
+        }
         outcome
     }
 
-    /// Runs the cheapest statement that shows that the store responds.
-    pub(crate) async fn ping(&self) -> Result<(), Unavailable> {
-        sqlx::query("SELECT 1")
-            .execute(&self.readers)
-            .await
-            .map_err(failed)
-            .map(drop)
+    /// Replaces the connections, since their state is unknown after a failed statement. [`Self::timed`]
+    /// calls it, other callers only for a failure that the operation survives.
+    pub(crate) fn statement_failed(&self) {
+        self.stale.mark();
     }
 
     pub(crate) fn pool_usage(&self) -> PoolUsage {
         PoolUsage::of(&self.writer) + PoolUsage::of(&self.readers)
     }
+}
+
+fn migrator() -> Migrator {
+    migrations::ignoring_unknown(sqlx::migrate!("../migrations/sqlite"))
 }
 
 /// Opens or creates a file that only its owner can read, since it contains password hashes. The

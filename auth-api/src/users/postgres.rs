@@ -5,6 +5,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use supervision::Supervisor;
 
+use super::add_user_error::AddUserError;
 use super::profile_batcher::{FetchProfiles, FetchedProfile, ProfileBatcher};
 use super::rows::{to_account, to_standing};
 use crate::domain::login::Login;
@@ -13,7 +14,10 @@ use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::{
     Account, AccountStatus, AccountSummary, DeleteOutcome, Profile, Standing, UserId,
 };
-use crate::store::postgres::{OPERATION_TIMEOUT, PooledConnection, Postgres, STORE, Timestamp};
+use crate::store::check::CheckError;
+use crate::store::postgres::{
+    OPERATION_TIMEOUT, PooledConnection, Postgres, STORE, Timestamp, ValueRejected,
+};
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::metrics::PoolUsage;
 
@@ -68,12 +72,11 @@ impl PostgresUsers {
         self.postgres.pool_usage()
     }
 
-    /// Returns `None` if the login is taken.
     pub(super) async fn add(
         &self,
         login: &Login,
         hash: &PasswordHash,
-    ) -> Result<Option<UserId>, Unavailable> {
+    ) -> Result<UserId, AddUserError> {
         let insert = sqlx::query_as(
             // Sessions of another account that had the id before a backup was restored do not count.
             "INSERT INTO users (login, password_hash, sessions_valid_after) VALUES ($1, $2, $3)
@@ -82,8 +85,11 @@ impl PostgresUsers {
         .bind(login.as_str())
         .bind(hash.as_str())
         .bind(Utc::now());
-        let row: Option<(i64,)> = self.postgres.fetch_optional(insert).await?;
-        Ok(row.map(|(id,)| UserId(id)))
+        match self.postgres.fetch_optional_by_input(insert).await? {
+            Ok(Some((id,))) => Ok(UserId(id)),
+            Ok(None) => Err(AddUserError::LoginTaken),
+            Err(ValueRejected) => Err(AddUserError::LoginNotStorable),
+        }
     }
 
     pub(super) async fn find_by_login(
@@ -97,8 +103,12 @@ impl PostgresUsers {
         ))
         .bind(login.as_str());
         // The Python service's table is accepted as it is: without NOT NULL, a hash may be missing.
-        let row: Option<(i64, Option<String>, bool, Option<i64>)> =
-            self.postgres.fetch_optional(select).await?;
+        let row: Option<(i64, Option<String>, bool, Option<i64>)> = self
+            .postgres
+            .fetch_optional_by_input(select)
+            .await?
+            // No account has a login that the database cannot represent.
+            .unwrap_or(None);
         Ok(row.map(|(id, hash, is_disabled, valid_after)| {
             let hash = hash.unwrap_or_default();
             to_account(id, login, hash, is_disabled, valid_after)
@@ -254,8 +264,8 @@ impl PostgresUsers {
         })
     }
 
-    pub(super) async fn ping(&self) -> Result<(), Unavailable> {
-        self.postgres.ping().await
+    pub(super) async fn check(&self) -> Result<(), CheckError> {
+        self.postgres.check().await
     }
 }
 

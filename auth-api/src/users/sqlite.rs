@@ -221,10 +221,6 @@ impl SqliteUsers {
             _ => DeleteOutcome::Deleted,
         })
     }
-
-    pub(super) async fn ping(&self) -> Result<(), Unavailable> {
-        self.0.ping().await
-    }
 }
 
 fn to_summary(

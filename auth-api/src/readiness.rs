@@ -1,0 +1,155 @@
+//! Readiness of this replica: whether its stores can do what requests need of them.
+//!
+//! Each store is checked in the background, however often readiness is asked for. A check that
+//! succeeds is a lease: the store counts as ready for [`LEASE`]. So a fault that is shorter, such as
+//! the failover of a database, does not take every replica out at once, and a store that works again
+//! is ready at its next check. A check that hangs or a task that has ended lets the lease expire.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::sessions::Sessions;
+use crate::store::check::CheckError;
+use crate::users::Users;
+
+/// Pause between two checks of a store.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest duration of a check, a little more than that of an operation of any store.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for which a store is ready after a check that succeeded. It is longer than the longest check
+/// and the pause before it.
+const LEASE: Duration = Duration::from_secs(5);
+
+/// Readiness of the stores. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Readiness {
+    pub(crate) users: StoreHealth,
+    pub(crate) sessions: StoreHealth,
+}
+
+/// Results of the checks of one store. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StoreHealth(Arc<Mutex<CheckHistory>>);
+
+#[derive(Debug, Default)]
+struct CheckHistory {
+    /// Start and duration of the last check that succeeded.
+    last_success: Option<(Instant, Duration)>,
+    /// Reason the last check failed, `None` if it succeeded.
+    problem: Option<CheckError>,
+}
+
+/// State of a store at one time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct StoreStatus {
+    pub(crate) is_ready: bool,
+    /// Duration of the last check that succeeded.
+    pub(crate) latency: Option<Duration>,
+    /// Reason the last check failed. The store may still be ready.
+    pub(crate) problem: Option<CheckError>,
+}
+
+impl Readiness {
+    /// Starts to check the stores. They are not ready before their first check.
+    pub(crate) fn start(users: &Users, sessions: &Sessions) -> Self {
+        let readiness = Self {
+            users: StoreHealth::default(),
+            sessions: StoreHealth::default(),
+        };
+        let (health, users) = (readiness.users.clone(), users.clone());
+        tokio::spawn(async move {
+            loop {
+                health.check("users", users.check()).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
+            }
+        });
+        let (health, sessions) = (readiness.sessions.clone(), sessions.clone());
+        tokio::spawn(async move {
+            loop {
+                health.check("sessions", sessions.check()).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
+            }
+        });
+        readiness
+    }
+}
+
+impl StoreHealth {
+    pub(crate) fn status(&self) -> StoreStatus {
+        self.0.lock().status_at(Instant::now())
+    }
+
+    async fn check(&self, store: &str, check: impl Future<Output = Result<(), CheckError>>) {
+        let start = Instant::now();
+        let outcome = tokio::time::timeout(CHECK_TIMEOUT, check)
+            .await
+            .unwrap_or(Err(CheckError::Unavailable));
+        let previous = self.0.lock().record(start, start.elapsed(), outcome);
+        match (previous, outcome.err()) {
+            (Some(_), None) => tracing::info!(store, "store is usable again"),
+            (previous, Some(problem)) if previous != Some(problem) => {
+                tracing::error!(store, %problem, "store is not usable");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl CheckHistory {
+    /// Records the outcome of a check and returns the problem that the one before found.
+    fn record(
+        &mut self,
+        start: Instant,
+        duration: Duration,
+        outcome: Result<(), CheckError>,
+    ) -> Option<CheckError> {
+        if outcome.is_ok() {
+            self.last_success = Some((start, duration));
+        }
+        std::mem::replace(&mut self.problem, outcome.err())
+    }
+
+    fn status_at(&self, now: Instant) -> StoreStatus {
+        StoreStatus {
+            is_ready: self
+                .last_success
+                .is_some_and(|(start, _)| now < start + LEASE),
+            latency: self.last_success.map(|(_, duration)| duration),
+            problem: self.problem,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_ready_from_its_first_success_until_none_has_followed_for_a_lease() {
+        let (mut history, start) = (CheckHistory::default(), Instant::now());
+        assert!(!history.status_at(start).is_ready);
+        history.record(start, Duration::ZERO, Err(CheckError::SchemaMissing));
+        assert!(!history.status_at(start).is_ready);
+
+        history.record(start, Duration::from_millis(2), Ok(()));
+        let failed_at = start + CHECK_INTERVAL;
+        history.record(failed_at, CHECK_TIMEOUT, Err(CheckError::ReadOnly));
+        let status = history.status_at(failed_at + CHECK_TIMEOUT);
+        assert!(status.is_ready, "a brief fault");
+        assert_eq!(status.problem, Some(CheckError::ReadOnly));
+        assert_eq!(status.latency, Some(Duration::from_millis(2)));
+        assert!(!history.status_at(start + LEASE).is_ready);
+
+        let recovered_at = start + 2 * LEASE;
+        history.record(recovered_at, Duration::ZERO, Ok(()));
+        let status = history.status_at(recovered_at);
+        assert!(status.is_ready && status.problem.is_none());
+    }
+
+    #[test]
+    fn the_slowest_check_that_succeeds_renews_the_lease_in_time() {
+        assert!(CHECK_INTERVAL + CHECK_TIMEOUT < LEASE);
+    }
+}

@@ -1,0 +1,24 @@
+//! Result of checking whether a store can do what requests need of it.
+
+use crate::store::unavailable::Unavailable;
+
+/// Reason a store cannot serve requests, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CheckError {
+    #[error("unavailable")]
+    Unavailable,
+    #[error("schema is missing or older than this program: run `auth-api migrate`")]
+    SchemaMissing,
+    #[error("read-only: a standby, or a database that is set to read-only")]
+    ReadOnly,
+    #[error("permission denied: the role must be able to select, insert, update and delete")]
+    PermissionDenied,
+    #[error("encoding is not UTF8: move the data to a database with ENCODING 'UTF8'")]
+    NotUtf8,
+}
+
+impl From<Unavailable> for CheckError {
+    fn from(_: Unavailable) -> Self {
+        Self::Unavailable
+    }
+}

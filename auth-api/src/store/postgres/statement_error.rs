@@ -1,0 +1,94 @@
+//! Errors of statements, by what they say about the store.
+
+use sqlx::error::DatabaseError;
+use tokio::time::error::Elapsed;
+
+use crate::store::unavailable::Unavailable;
+
+/// Store name in log lines and errors.
+pub(crate) const STORE: &str = "PostgreSQL";
+
+/// Reason a statement has no result.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StatementError {
+    #[error(transparent)]
+    Failed(#[from] sqlx::Error),
+    #[error(transparent)]
+    TimedOut(#[from] Elapsed),
+}
+
+/// The database does not accept a value of a statement. Another attempt would fail too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the database does not accept a value")]
+pub(crate) struct ValueRejected;
+
+// Error codes (PostgreSQL, appendix A).
+/// Class of data exceptions: a character that the encoding of the database does not have, a string
+/// longer than its column, and the like.
+const DATA_EXCEPTIONS: &str = "22";
+const CHECK_VIOLATION: &str = "23514";
+const READ_ONLY_TRANSACTION: &str = "25006";
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// The server is starting up or shutting down.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+const MISSING_OBJECTS: [&str; 3] = [
+    "3F000", // schema
+    "42703", // column
+    "42P01", // table
+];
+
+impl StatementError {
+    /// Returns whether the error concerns the values of the statement and not the store.
+    pub(super) fn is_value_rejected(&self) -> bool {
+        self.code()
+            .is_some_and(|code| code.starts_with(DATA_EXCEPTIONS) || code == CHECK_VIOLATION)
+    }
+
+    /// Returns whether the server accepts no writes on the connection, as a standby does.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.has_code(READ_ONLY_TRANSACTION)
+    }
+
+    pub(super) fn is_schema_missing(&self) -> bool {
+        self.code()
+            .is_some_and(|code| MISSING_OBJECTS.contains(&code.as_ref()))
+    }
+
+    pub(super) fn is_permission_denied(&self) -> bool {
+        self.has_code(INSUFFICIENT_PRIVILEGE)
+    }
+
+    fn has_code(&self, expected: &str) -> bool {
+        self.code().is_some_and(|code| code == expected)
+    }
+
+    fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+        match self {
+            Self::Failed(error) => error.as_database_error().and_then(DatabaseError::code),
+            Self::TimedOut(_) => None,
+        }
+    }
+}
+
+impl From<StatementError> for Unavailable {
+    fn from(error: StatementError) -> Self {
+        Self::because(STORE, &error)
+    }
+}
+
+/// Returns whether a lock was not available within `lock_timeout`.
+pub(super) fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.is_some_and(|code| code == LOCK_NOT_AVAILABLE)
+}
+
+/// Returns whether a connection attempt may succeed later.
+pub(super) fn is_connect_error_transient(error: &sqlx::Error) -> bool {
+    match error {
+        // An untrusted certificate is reported as invalid data and does not become trusted.
+        sqlx::Error::Io(error) => error.kind() != std::io::ErrorKind::InvalidData,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code == CANNOT_CONNECT_NOW),
+        _ => false,
+    }
+}
