@@ -324,7 +324,7 @@ fn migrate(environment: &Environment) -> Result<MigrateMode> {
 
 fn session_policy(environment: &Environment) -> Result<SessionPolicy> {
     let max_age = environment
-        .is_set("SESSION_MAX_AGE")
+        .is_set("SESSION_MAX_AGE")?
         .then(|| environment.lifetime("SESSION_MAX_AGE", ""))
         .transpose()?;
     let grace: f64 = environment.parsed("REFRESH_TOKEN_GRACE", "10", "a number of seconds")?;

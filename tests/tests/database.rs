@@ -204,7 +204,10 @@ async fn a_login_that_violates_a_constraint_of_the_database_is_no_outage() -> Re
     }
     let failures = "auth_api_store_failures_total";
     let failures = replicas.metric(0, failures, &["postgres"]).await?;
-    assert_eq!(failures.unwrap_or_default(), 0.0);
+    assert!(
+        failures.is_none_or(|failures| failures < 1.0),
+        "{failures:?}"
+    );
     Ok(())
 }
 

@@ -15,7 +15,7 @@ const CHECK: &str = "
     WITH inserted AS (
         INSERT INTO users (login, password_hash) SELECT '', '' WHERE false RETURNING id
     ), updated AS (
-        UPDATE users SET password_hash = '', last_login = NULL, disabled_at = NULL
+        UPDATE users SET password_hash = '', last_login = NULL, disabled_at = NULL, sessions_valid_after = NULL
         WHERE false RETURNING id, login, created_at
     ), deleted AS (
         DELETE FROM users WHERE false RETURNING id
