@@ -2,8 +2,9 @@
 //! supporting TCP in gigabit routers with per-flow queueing", 1999).
 //!
 //! When the queue is full, a job of the client with the most jobs makes room for that of a client with
-//! fewer. A lone client may use the whole queue; as soon as others need it, each gets an equal share, and
-//! only the clients that ask for more are refused.
+//! fewer. Jobs that are being hashed count too: else a client could fill a short queue again and again
+//! with single jobs. A lone client may use the whole queue; as soon as others need it, each gets an equal
+//! share, and only the clients that ask for more are refused.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -27,16 +28,20 @@ impl From<&str> for ClientKey {
     }
 }
 
-/// Returns the index of the job that makes room for one of `newcomer`: the last one of the client with the
-/// most jobs. Returns `None` if no client has at least two more jobs than the newcomer, with whom it would
-/// only change places.
-pub(super) fn job_to_displace(jobs: &[ClientKey], newcomer: ClientKey) -> Option<usize> {
+/// Returns the index of the queued job that makes room for one of `newcomer`: the last one of the client
+/// with the most jobs, queued and being hashed together. Returns `None` if no client with a queued job has
+/// at least two more jobs than the newcomer, with whom it would only change places.
+pub(super) fn job_to_displace(
+    queued: &[ClientKey],
+    hashing: &[ClientKey],
+    newcomer: ClientKey,
+) -> Option<usize> {
     let mut counts = HashMap::from([(newcomer, 0_usize)]);
-    for client in jobs {
+    for client in queued.iter().chain(hashing) {
         *counts.entry(*client).or_default() += 1;
     }
     let own = counts[&newcomer];
-    let (index, most) = jobs
+    let (index, most) = queued
         .iter()
         .enumerate()
         .map(|(index, client)| (index, counts[client]))
@@ -57,11 +62,20 @@ mod tests {
     #[test]
     fn the_last_job_of_the_client_with_the_most_jobs_is_displaced() {
         let jobs = [1, 2, 1, 1, 2].map(client);
-        assert_eq!(job_to_displace(&jobs, client(3)), Some(3));
-        assert_eq!(job_to_displace(&jobs, client(1)), None);
-        assert_eq!(job_to_displace(&jobs, client(2)), None);
-        assert_eq!(job_to_displace(&[], client(1)), None);
-        assert_eq!(job_to_displace(&[1, 2].map(client), client(3)), None);
+        assert_eq!(job_to_displace(&jobs, &[], client(3)), Some(3));
+        assert_eq!(job_to_displace(&jobs, &[], client(1)), None);
+        assert_eq!(job_to_displace(&jobs, &[], client(2)), None);
+        assert_eq!(job_to_displace(&[], &[], client(1)), None);
+        assert_eq!(job_to_displace(&[1, 2].map(client), &[], client(3)), None);
+    }
+
+    #[test]
+    fn jobs_that_are_being_hashed_count() {
+        let (queued, hashing) = ([client(1)], [1, 1, 1].map(client));
+        assert_eq!(job_to_displace(&queued, &hashing, client(2)), Some(0));
+        assert_eq!(job_to_displace(&queued, &[], client(2)), None);
+        let hashing = [1, 2, 2].map(client);
+        assert_eq!(job_to_displace(&queued, &hashing, client(2)), None);
     }
 
     #[test]
@@ -82,7 +96,7 @@ mod tests {
             for newcomer in arrivals.into_iter().map(client) {
                 let own = jobs.iter().filter(|job| **job == newcomer).count();
                 if jobs.len() == CAPACITY {
-                    let Some(index) = job_to_displace(&jobs, newcomer) else {
+                    let Some(index) = job_to_displace(&jobs, &[], newcomer) else {
                         prop_assert!(own + 1 >= CAPACITY / 4, "refused with {own} jobs");
                         continue;
                     };

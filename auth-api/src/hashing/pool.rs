@@ -63,6 +63,8 @@ pub(crate) struct HashingSettings {
 #[derive(Debug)]
 struct Queue {
     jobs: Mutex<VecDeque<Job>>,
+    /// Clients of the jobs that are being hashed. Locked after `jobs`.
+    hashing: Mutex<Vec<ClientKey>>,
     /// Notified when a job was added.
     added: Condvar,
     /// Number of threads that are hashing.
@@ -95,6 +97,7 @@ impl Hasher {
         let estimate = INITIAL_ESTIMATE.saturating_mul(1 << settings.cost);
         let queue = Arc::new(Queue {
             jobs: Mutex::default(),
+            hashing: Mutex::default(),
             added: Condvar::new(),
             busy_threads: AtomicUsize::new(0),
             threads: settings.threads.get() as u64,
@@ -212,8 +215,8 @@ impl Queue {
             self.metrics.rejected.inc();
             let queue_full = QueueFull { retry_after: wait };
             let clients: Vec<_> = jobs.iter().map(|job| job.client).collect();
-            let displaced =
-                job_to_displace(&clients, job.client).and_then(|index| jobs.remove(index));
+            let displaced = job_to_displace(&clients, &self.hashing.lock(), job.client)
+                .and_then(|index| jobs.remove(index));
             let Some(displaced) = displaced else {
                 return Err(queue_full);
             };
@@ -236,14 +239,14 @@ impl Queue {
         // permitted, the thread keeps the normal one.
         let _ = rustix::process::setpriority_process(None, NICENESS);
         loop {
-            let batch = self.take_batch();
+            let (batch, _clients) = self.take_batch();
             let _busy = BusyGuard::new(&self.busy_threads);
             self.hash(batch);
         }
     }
 
     /// Waits for jobs and takes a batch: jobs of one cost whose clients still wait.
-    fn take_batch(&self) -> Vec<Job> {
+    fn take_batch(&self) -> (Vec<Job>, HashingGuard<'_>) {
         let mut jobs = self.jobs.lock();
         loop {
             while jobs.is_empty() {
@@ -264,7 +267,8 @@ impl Queue {
                 // Notifications for these jobs woke this thread, which leaves them to another.
                 self.added.notify_one();
             }
-            return batch;
+            let clients = HashingGuard::new(&self.hashing, &batch);
+            return (batch, clients);
         }
     }
 
@@ -325,6 +329,31 @@ impl Queue {
         let old = self.job_nanos.load(Ordering::Relaxed);
         self.job_nanos
             .store(old - old / 8 + new / 8, Ordering::Relaxed);
+    }
+}
+
+/// Counts the clients of a batch as being served until it is dropped.
+struct HashingGuard<'q> {
+    hashing: &'q Mutex<Vec<ClientKey>>,
+    clients: Vec<ClientKey>,
+}
+
+impl<'q> HashingGuard<'q> {
+    fn new(hashing: &'q Mutex<Vec<ClientKey>>, batch: &[Job]) -> Self {
+        let clients: Vec<_> = batch.iter().map(|job| job.client).collect();
+        hashing.lock().extend(&clients);
+        Self { hashing, clients }
+    }
+}
+
+impl Drop for HashingGuard<'_> {
+    fn drop(&mut self) {
+        let mut hashing = self.hashing.lock();
+        for client in &self.clients {
+            if let Some(index) = hashing.iter().position(|other| other == client) {
+                hashing.swap_remove(index);
+            }
+        }
     }
 }
 
