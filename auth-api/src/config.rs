@@ -290,14 +290,18 @@ const PORT: &str = "a port, 1 to 65535";
 fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
     use fred::types::config::{Config, ServerConfig};
     if let Some(url) = environment.get("REDIS_URL")? {
-        let config = Config::from_url(&url).ok().context(
-            "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)",
-        )?;
-        if config.server.is_clustered() {
+        if url
+            .split("://")
+            .next()
+            .is_some_and(|scheme| scheme.ends_with("-cluster"))
+        {
             bail!(
                 "REDIS_URL names a Redis Cluster, which is not supported: use one primary, redis://host:6379/0"
             );
         }
+        let config = Config::from_url(&url).ok().context(
+            "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)",
+        )?;
         return Ok(config);
     }
     Ok(Config {

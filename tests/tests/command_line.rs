@@ -67,6 +67,8 @@ fn check_warns_of_certificates_outside_their_validity_period() -> Result<()> {
             "gateway.yml: warning: past: has expired",
             "gateway.yml: warning: future: is not valid yet",
             "gateway.yml: valid: 0 paths, 1 servers",
+            "gateway.yml: health_check is not set: an endpoint receives requests while it accepts TCP \
+             connections; set health_check.path if the servers have a path that tells whether they are ready",
         ]
     );
     Ok(())
