@@ -422,7 +422,10 @@ async fn a_slow_reader_is_not_cut_off_by_the_upstream_timeout() -> Result<()> {
 async fn a_health_check_sends_the_host_and_port_of_its_endpoint() -> Result<()> {
     let endpoint = address::unused_loopback();
     let listener = TcpListener::bind(endpoint).await?;
-    let _gateway = Gateway::builder(&[endpoint]).start().await?;
+    let _gateway = Gateway::builder(&[endpoint])
+        .config("premier: {health_check: {path: /ready}}")
+        .start()
+        .await?;
     let (stream, _) = listener.accept().await?;
     let mut lines = BufReader::new(stream).lines();
     let mut request = Vec::new();
