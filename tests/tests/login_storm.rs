@@ -185,7 +185,8 @@ async fn after_a_storm_with_a_failing_store_every_path_is_available_at_once() ->
     redis.kill();
     let attacker = edge.client()?;
     let mut attack = Storm::start(std::iter::repeat_n(attacker, 40));
-    attack.wait_for_status(503).await?;
+    attack.wait_for_status(429).await?;
+    assert_eq!(edge.client()?.login("alice").await?.status, 503);
     for _ in 0..PROBES {
         let profile = client.get_with_token(&token, "/api/profile").await?;
         assert_eq!(profile.status, 503, "{}", profile.text);
