@@ -5,7 +5,7 @@
 //! here and name another resource upstream. That holds for an encoded slash too, which nginx and Envoy
 //! forward: servers built on WSGI, ASGI or CGI decode it before they route.
 //!
-//! What is forwarded has the same segments, and its reserved characters are encoded where they were received
+//! The forwarded path has the same segments, and its reserved characters are encoded where they were received
 //! encoded: decoding them could change the resource (RFC 3986, section 2.2), and would break signatures over
 //! the path (RFC 9421, section 2.2.6). Its normal form is the one that was matched.
 

@@ -167,7 +167,7 @@ async fn a_file_that_is_being_written_does_not_take_effect_in_part() -> Result<(
     let client = gateway.client()?;
     assert_eq!(client.get("/a").await?.status, 200);
     let config = config_with_quota(2);
-    // What is there after the first part is a valid configuration without a quota for `/a`.
+    // The file after the first part is a valid configuration without a quota for `/a`.
     let (first, rest) = config.split_at(config.find("    - pattern").expect("it has patterns"));
     let mut file = File::create(gateway.config_file())?;
     file.write_all(first.as_bytes())?;

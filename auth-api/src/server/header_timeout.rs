@@ -22,7 +22,7 @@ const RECEIVING_HEADERS: u8 = 0;
 const IN_REQUEST: u8 = 1;
 const IDLE: u8 = 2;
 
-/// What a connection does. Shared by its stream and its service.
+/// Activity of a connection. Shared by its stream and its service.
 #[derive(Debug, Clone)]
 pub(super) struct ConnectionPhase(Arc<AtomicU8>);
 

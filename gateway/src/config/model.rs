@@ -63,7 +63,7 @@ pub(crate) enum BalancingStrategy {
     Random,
 }
 
-/// What an active health check asks of an endpoint.
+/// Method of an active health check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HealthCheckMethod {
     /// A GET request of this path has to be responded to with 2xx.

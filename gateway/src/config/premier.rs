@@ -262,7 +262,7 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
     const MIN_HEADER_BYTES: u64 = 1024;
     const MAX_BODY_BYTES: u64 = u64::MAX >> 1;
     const MAX_CONNECTIONS: u64 = u32::MAX as u64;
-    // What one exchange may buffer.
+    // Bytes that one exchange may buffer.
     const MIN_BUFFERED_BYTES: u64 = 64 * 1024;
     const MAX_BUFFERED_BYTES: u64 = u32::MAX as u64;
     let default = Limits {

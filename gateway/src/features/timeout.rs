@@ -18,7 +18,7 @@ const MIN_CONNECT_TIMEOUT: Duration = Duration::from_millis(1);
 pub(crate) enum ConnectTimeout {
     /// The time that every endpoint has: one that exceeds it is unavailable.
     Full,
-    /// What the deadline of the request leaves: exceeding it says nothing about the endpoint.
+    /// Time that the deadline of the request leaves: exceeding it says nothing about the endpoint.
     Shortened(Duration),
 }
 
