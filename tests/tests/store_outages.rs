@@ -419,7 +419,7 @@ async fn a_login_that_fails_since_postgres_is_read_only_leaves_no_session() -> R
         .as_ref()
         .expect("the store has a database");
     let name = &database.name;
-    // What the connections of a failover see: their server has become a standby.
+    // Simulates a failover for open connections: their server has become a standby.
     database
         .execute(format!(
             "ALTER DATABASE {name} SET default_transaction_read_only = on;
