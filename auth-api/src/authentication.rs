@@ -9,7 +9,7 @@ use crate::domain::user::{Account, AccountStatus};
 use crate::hashing::{Hasher, QueueFull};
 use crate::state::AppState;
 use crate::store::unavailable::Unavailable;
-use crate::telemetry::audit::{self, AuditEvent, Subject};
+use crate::telemetry::audit::{AuditEvent, Subject};
 use crate::telemetry::request_info::RequestInfo;
 use crate::throttle::{LockedOut, LoginOutcome};
 
@@ -49,15 +49,20 @@ impl Credentials {
         let hasher = state.hasher.for_client(&request.client);
         let Some(login) = &self.login else {
             hasher.verify_dummy(&self.password).await?;
-            audit::record(AuditEvent::LoginFailed, Subject::default(), request);
+            state
+                .audit
+                .record(AuditEvent::LoginFailed, Subject::None, request);
             return Err(AuthenticationError::InvalidCredentials);
         };
         if let Err(locked_out) = state.throttle.check(login).await? {
-            audit::record(AuditEvent::LockedOut, login, request);
+            // Only for the audit log: without it the login counts as unknown.
+            let account = state.users.find_by_login(login).await.ok().flatten();
+            let subject = Subject::login(login, account.as_ref());
+            state.audit.record(AuditEvent::LockedOut, subject, request);
             return Err(AuthenticationError::LockedOut(locked_out));
         }
-        let account = self.verify(state, &hasher, login).await?;
-        let result = record_outcome(state.clone(), request.clone(), login.clone(), account);
+        let verification = self.verify(state, &hasher, login).await?;
+        let result = record_outcome(state.clone(), request.clone(), login.clone(), verification);
         state.lifecycle.complete(result).await
     }
 
@@ -66,18 +71,26 @@ impl Credentials {
         state: &AppState,
         hasher: &Hasher,
         login: &Login,
-    ) -> Result<Option<Account>, AuthenticationError> {
+    ) -> Result<Verification, AuthenticationError> {
         let Some(account) = state.users.find_by_login(login).await? else {
             hasher.verify_dummy(&self.password).await?;
-            return Ok(None);
+            return Ok(Verification::UnknownLogin);
         };
         let matches = hasher.verify(&self.password, &account.hash).await?;
         if matches && account.standing.status == AccountStatus::Active {
-            return Ok(Some(account));
+            return Ok(Verification::Accepted(account));
         }
         hasher.equalize_time(&self.password, &account.hash).await;
-        Ok(None)
+        Ok(Verification::Rejected(account))
     }
+}
+
+/// Result of the verification of a password.
+enum Verification {
+    Accepted(Account),
+    /// The password is wrong, or the account is disabled.
+    Rejected(Account),
+    UnknownLogin,
 }
 
 /// Counts the outcome of a verification and records a failure in the audit log.
@@ -85,18 +98,25 @@ async fn record_outcome(
     state: AppState,
     request: RequestInfo,
     login: Login,
-    account: Option<Account>,
+    verification: Verification,
 ) -> Result<Account, AuthenticationError> {
-    let outcome = match account {
-        Some(_) => LoginOutcome::Success,
-        None => LoginOutcome::Failure,
+    let (outcome, account) = match &verification {
+        Verification::Accepted(account) => (LoginOutcome::Success, Some(account)),
+        Verification::Rejected(account) => (LoginOutcome::Failure, Some(account)),
+        Verification::UnknownLogin => (LoginOutcome::Failure, None),
     };
+    let subject = Subject::login(&login, account);
     if let Err(locked_out) = state.throttle.record(&login, outcome).await? {
-        audit::record(AuditEvent::LockedOut, &login, &request);
+        state.audit.record(AuditEvent::LockedOut, subject, &request);
         return Err(AuthenticationError::LockedOut(locked_out));
     }
-    account.ok_or_else(|| {
-        audit::record(AuditEvent::LoginFailed, &login, &request);
-        AuthenticationError::InvalidCredentials
-    })
+    match verification {
+        Verification::Accepted(account) => Ok(account),
+        Verification::Rejected(_) | Verification::UnknownLogin => {
+            state
+                .audit
+                .record(AuditEvent::LoginFailed, subject, &request);
+            Err(AuthenticationError::InvalidCredentials)
+        }
+    }
 }

@@ -6,6 +6,7 @@ pub(crate) mod access_token;
 mod common_passwords;
 pub(crate) mod digest;
 pub(crate) mod login;
+pub(crate) mod login_pseudonym;
 pub(crate) mod password;
 pub(crate) mod password_hash;
 pub(crate) mod principal;

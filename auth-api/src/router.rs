@@ -1,12 +1,12 @@
 //! Router: every endpoint on one screen.
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::routing::get;
 use serde_json::Value;
 
 use crate::http::docs;
-use crate::http::error::{ApiError, only};
+use crate::http::error::{self, ApiError, only};
 use crate::http::middleware;
 use crate::http::openapi::Api;
 use crate::routes::{
@@ -57,6 +57,7 @@ pub(crate) fn public(state: AppState) -> Router {
         .merge(docs::router(&document))
         .route("/ready", only("GET", get(ready::handle)))
         .fallback(async || ApiError::NotFound)
+        .layer(map_response(error::in_json))
         .layer(from_fn_with_state(state.clone(), middleware::record))
         .with_state(state)
 }
@@ -68,5 +69,6 @@ pub(crate) fn internal(state: AppState) -> Router {
         .route("/health", only("GET", get(health::handle)))
         .route("/ready", only("GET", get(ready::handle)))
         .fallback(async || ApiError::NotFound)
+        .layer(map_response(error::in_json))
         .with_state(state)
 }

@@ -10,6 +10,7 @@ use crate::hashing::Hasher;
 use crate::lifecycle::Lifecycle;
 use crate::readiness::Readiness;
 use crate::sessions::Sessions;
+use crate::telemetry::audit::AuditLog;
 use crate::telemetry::metrics::Metrics;
 use crate::throttle::Throttle;
 use crate::users::Users;
@@ -30,6 +31,7 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) readiness: Readiness,
+    pub(crate) audit: AuditLog,
 }
 
 impl From<App> for AppState {

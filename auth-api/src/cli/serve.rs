@@ -11,6 +11,7 @@ use crate::lifecycle::Lifecycle;
 use crate::readiness::Readiness;
 use crate::server;
 use crate::state::App;
+use crate::telemetry::audit::AuditLog;
 use crate::telemetry::logging;
 use crate::telemetry::metrics::Metrics;
 
@@ -38,6 +39,7 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
         metrics,
         lifecycle: Lifecycle::default(),
         readiness,
+        audit: AuditLog::new(&config.secret_keys),
     };
     server::run(config.listen, config.internal_listen, app.into()).await
 }

@@ -206,7 +206,7 @@ impl Administration {
         loop {
             let page = self.users.page(after, PAGE_SIZE).await?;
             let (Some(first), Some(last)) = (page.first(), page.last()) else {
-                audit::record_operator(AuditEvent::AllSessionsEnded, Subject::default());
+                audit::record_operator(AuditEvent::AllSessionsEnded, Subject::None);
                 return print("sessions of all accounts ended");
             };
             after = last.profile.id;
@@ -232,7 +232,7 @@ fn report_ended_sessions(account: &Account, ended: u64) -> Result<()> {
 }
 
 fn record(event: AuditEvent, user: UserId, login: &Login) {
-    audit::record_operator(event, Subject::account(user, login));
+    audit::record_operator(event, Subject::Account(user, login));
 }
 
 fn read_password(login: &Login) -> Result<NewPassword> {

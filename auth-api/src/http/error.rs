@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::header::{ALLOW, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::body::Body;
+use axum::http::header::{
+    ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
@@ -122,6 +125,9 @@ impl From<ApiError> for ErrorResponse {
     }
 }
 
+/// Type of every error response.
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
 /// Challenges for requests without a token and with an invalid one (RFC 6750, section 3). Every 401
 /// response has a challenge (RFC 9110, section 15.5.2).
 const NO_TOKEN: HeaderValue = HeaderValue::from_static("Bearer");
@@ -158,6 +164,20 @@ pub(crate) fn only<S: Clone + Send + Sync + 'static>(
     endpoint: MethodRouter<S>,
 ) -> MethodRouter<S> {
     endpoint.fallback(async move || ApiError::MethodNotAllowed(method))
+}
+
+/// Gives an error response of the framework (plain text, or empty) the form of all others.
+pub(crate) async fn in_json(response: Response) -> Response {
+    let status = response.status();
+    let is_error = status.is_client_error() || status.is_server_error();
+    if !is_error || response.headers().get(CONTENT_TYPE) == Some(&JSON) {
+        return response;
+    }
+    let body = detail(status, status.canonical_reason().unwrap_or("Error")).body;
+    let mut response = response.map(|_| Body::from(body.to_string()));
+    response.headers_mut().remove(CONTENT_LENGTH);
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
 }
 
 impl ApiError {
@@ -207,5 +227,32 @@ impl From<AuthenticationError> for ApiError {
             AuthenticationError::QueueFull(queue_full) => Self::QueueFull(queue_full),
             AuthenticationError::Unavailable(_) => Self::Unavailable,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_of_the_framework_gets_the_form_of_all_others() {
+        let text = (StatusCode::BAD_REQUEST, [(ALLOW, "GET")], "plain text");
+        let response = in_json(text.into_response()).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(response.headers()[ALLOW], "GET");
+        assert_eq!(response.headers()[CONTENT_TYPE], JSON);
+        let body = to_bytes(response.into_body(), 1000).await.unwrap();
+        assert_eq!(body, r#"{"detail":"Bad Request"}"#);
+    }
+
+    #[tokio::test]
+    async fn other_responses_are_kept() {
+        let not_found = in_json(ApiError::SessionNotFound.into_response()).await;
+        let body = to_bytes(not_found.into_body(), 1000).await.unwrap();
+        assert_eq!(body, r#"{"detail":"Session not found"}"#);
+        let text = in_json("text".into_response()).await;
+        assert_eq!(to_bytes(text.into_body(), 1000).await.unwrap(), "text");
     }
 }

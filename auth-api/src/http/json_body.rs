@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
+use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -50,7 +51,7 @@ impl<S: Sync> FromRequest<S> for JsonObject {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let is_json = is_json(&request);
+        let is_json = is_json(request.headers());
         let bytes = read_body(request.into_body(), BODY_TIMEOUT).await?;
         let object = match (bytes.is_empty(), is_json) {
             (false, false) => Err(Problem::not_an_object()),
@@ -104,21 +105,30 @@ fn error_offset(bytes: &[u8], error: &serde_json::Error) -> usize {
     String::from_utf8_lossy(&bytes[..offset]).chars().count()
 }
 
-/// Returns whether FastAPI would parse the body as JSON, as it does without a content type.
-fn is_json(request: &Request) -> bool {
-    let Some(value) = request.headers().get(CONTENT_TYPE) else {
-        return true;
+/// Returns whether the request declares a JSON body, by exactly one `Content-Type`: `application/json` or
+/// another type with the suffix `+json`, with any parameters.
+///
+/// A body without a type is not parsed, although FastAPI did: a page of another origin may send one
+/// without a preflight request (Fetch, section 2.2.2).
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(line), None) = (lines.next(), lines.next()) else {
+        return false;
     };
-    let essence = value
-        .to_str()
-        .unwrap_or("")
-        .split(';')
-        .next()
-        .unwrap_or("")
-        .trim();
-    let essence = essence.to_ascii_lowercase();
-    essence == "application/json"
-        || (essence.starts_with("application/") && essence.ends_with("+json"))
+    let essence = line.to_str().unwrap_or("").split(';').next().unwrap_or("");
+    let essence = essence.trim().to_ascii_lowercase();
+    let Some(subtype) = essence.strip_prefix("application/") else {
+        return false;
+    };
+    subtype == "json" || subtype.strip_suffix("+json").is_some_and(is_token)
+}
+
+/// Returns whether `text` is a token (RFC 9110, section 5.6.2): an element of a list is none.
+fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 async fn read_body(body: Body, timeout: Duration) -> Result<Bytes, ApiError> {
@@ -138,6 +148,7 @@ mod tests {
     use std::task::{Context, Poll};
 
     use axum::body::HttpBody;
+    use axum::http::HeaderValue;
     use hyper::body::Frame;
 
     use super::*;
@@ -184,6 +195,38 @@ mod tests {
                 r#"{{"type":"json_invalid","loc":["body",{offset}],"msg":"JSON decode error"}}"#
             );
             assert_eq!(problem(body), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_json_only_by_exactly_one_content_type() {
+        let is_json_with = |lines: &[&'static str]| {
+            let lines = lines.iter().copied().map(HeaderValue::from_static);
+            is_json(&lines.map(|line| (CONTENT_TYPE, line)).collect())
+        };
+        for line in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/json;",
+            "application/vnd.example.v1+json",
+        ] {
+            assert!(is_json_with(&[line]), "{line}");
+        }
+        for lines in [
+            &[][..],
+            &[""],
+            &["text/plain"],
+            &["application/x-www-form-urlencoded"],
+            &["text/json"],
+            &["application/jsonx"],
+            &["application/+json"],
+            &["application/json, text/plain"],
+            &["application/xml, application/a+json"],
+            &["application/json", "application/json"],
+            &["application/json", "text/plain"],
+            &["text/plain", "application/json"],
+        ] {
+            assert!(!is_json_with(lines), "{lines:?}");
         }
     }
 

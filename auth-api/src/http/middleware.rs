@@ -30,8 +30,8 @@ pub(crate) async fn record(
     let start = Instant::now();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let request_id = request_id(request.headers()).to_owned();
-    let client = client_address(request.headers()).to_owned();
+    let request_id = request_id(request.headers()).into_owned();
+    let client = client_address(request.headers()).into_owned();
     let route = request.extensions().get::<MatchedPath>().cloned();
 
     let mut response = respond(pin!(next.run(request))).await;

@@ -11,7 +11,7 @@ use crate::http::error::ApiError;
 use crate::http::message_response::MessageResponse;
 use crate::http::openapi::Operation;
 use crate::state::AppState;
-use crate::telemetry::audit::{self, AuditEvent, Subject};
+use crate::telemetry::audit::{AuditEvent, Subject};
 use crate::telemetry::request_info::RequestInfo;
 
 const SUCCESS: MessageResponse = MessageResponse::new("User deleted successfully");
@@ -45,8 +45,8 @@ async fn delete(state: AppState, request: RequestInfo, account: Account) -> Resu
     if state.users.delete(account.id).await? == DeleteOutcome::NotFound {
         return Err(ApiError::InvalidCredentials);
     }
-    let subject = Subject::account(account.id, &account.login);
-    audit::record(AuditEvent::Deleted, subject, &request);
+    let subject = Subject::Account(account.id, &account.login);
+    state.audit.record(AuditEvent::Deleted, subject, &request);
     sessions_ended.inc_by(state.sessions.end_all(account.id).await?);
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! `DELETE /api/sessions/{id}`: ends one session of the user.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 
 use crate::domain::principal::{Principal, SessionId};
 use crate::domain::session::EndOutcome;
@@ -11,7 +12,7 @@ use crate::http::error::ApiError;
 use crate::http::message_response::MessageResponse;
 use crate::http::openapi::Operation;
 use crate::state::AppState;
-use crate::telemetry::audit::{self, AuditEvent};
+use crate::telemetry::audit::AuditEvent;
 use crate::telemetry::request_info::RequestInfo;
 
 const SUCCESS: MessageResponse = MessageResponse::new("Session ended");
@@ -29,14 +30,29 @@ pub(crate) fn operation() -> Operation {
         .errors([ApiError::SessionNotFound])
 }
 
+/// Session that the path names.
+pub(crate) struct SessionIdOfPath(SessionId);
+
+impl<S: Send + Sync> FromRequestParts<S> for SessionIdOfPath {
+    type Rejection = ApiError;
+
+    /// Rejects what is no id like an unknown one, percent-encoded bytes that are not UTF-8 included.
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path: Result<Path<String>, _> = Path::from_request_parts(parts, state).await;
+        path.ok()
+            .and_then(|Path(id)| SessionId::parse(&id))
+            .map(Self)
+            .ok_or(ApiError::SessionNotFound)
+    }
+}
+
 /// Responds to the id of another user's session as to an unknown one.
 pub(crate) async fn handle(
     State(state): State<AppState>,
     request: RequestInfo,
     Authenticated { principal, .. }: Authenticated,
-    Path(id): Path<String>,
+    SessionIdOfPath(session): SessionIdOfPath,
 ) -> Result<Json<MessageResponse>, ApiError> {
-    let session = SessionId::parse(&id).ok_or(ApiError::SessionNotFound)?;
     let target = Principal {
         session,
         ..principal
@@ -51,7 +67,9 @@ async fn end(state: AppState, request: RequestInfo, target: Principal) -> Result
         EndOutcome::NotFound => Err(ApiError::SessionNotFound),
         EndOutcome::Ended => {
             state.metrics.sessions_ended.inc();
-            audit::record(AuditEvent::SessionEnded, target.user, &request);
+            state
+                .audit
+                .record(AuditEvent::SessionEnded, target.user, &request);
             Ok(())
         }
     }

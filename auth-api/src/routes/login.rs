@@ -16,7 +16,7 @@ use crate::http::error::ApiError;
 use crate::http::openapi::Operation;
 use crate::http::token_response::TokenResponse;
 use crate::state::AppState;
-use crate::telemetry::audit::{self, AuditEvent, Subject};
+use crate::telemetry::audit::{AuditEvent, Subject};
 use crate::telemetry::request_info::RequestInfo;
 
 /// Attempts of a login whose account changes meanwhile. A second one suffices if the change was a
@@ -104,8 +104,8 @@ async fn create_session(
         return Ok(None);
     }
     state.metrics.sessions_created.inc();
-    let subject = Subject::account(account.id, &account.login);
-    audit::record(AuditEvent::LoggedIn, subject, &request);
+    let subject = Subject::Account(account.id, &account.login);
+    state.audit.record(AuditEvent::LoggedIn, subject, &request);
     let response = TokenResponse::issue(&state, &account.login, &refresh_token, now);
     Ok(Some(response))
 }

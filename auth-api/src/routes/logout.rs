@@ -11,7 +11,7 @@ use crate::http::error::ApiError;
 use crate::http::message_response::MessageResponse;
 use crate::http::openapi::Operation;
 use crate::state::AppState;
-use crate::telemetry::audit::{self, AuditEvent};
+use crate::telemetry::audit::AuditEvent;
 use crate::telemetry::request_info::RequestInfo;
 
 const SUCCESS: MessageResponse = MessageResponse::new("Successfully logged out");
@@ -43,7 +43,9 @@ async fn log_out(
         EndOutcome::NotFound => Err(ApiError::AlreadyLoggedOut),
         EndOutcome::Ended => {
             state.metrics.sessions_ended.inc();
-            audit::record(AuditEvent::LoggedOut, principal.user, &request);
+            state
+                .audit
+                .record(AuditEvent::LoggedOut, principal.user, &request);
             Ok(())
         }
     }

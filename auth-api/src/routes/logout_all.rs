@@ -12,7 +12,7 @@ use crate::http::bearer::{self, Authenticated};
 use crate::http::error::ApiError;
 use crate::http::openapi::Operation;
 use crate::state::AppState;
-use crate::telemetry::audit::{self, AuditEvent};
+use crate::telemetry::audit::AuditEvent;
 use crate::telemetry::request_info::RequestInfo;
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -59,6 +59,8 @@ async fn log_out_everywhere(
     state.users.end_sessions((user, user), Utc::now()).await?;
     let ended = state.sessions.end_all(user).await?;
     state.metrics.sessions_ended.inc_by(ended);
-    audit::record(AuditEvent::AllSessionsEnded, user, &request);
+    state
+        .audit
+        .record(AuditEvent::AllSessionsEnded, user, &request);
     Ok(ended)
 }

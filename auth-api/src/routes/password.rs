@@ -19,7 +19,7 @@ use crate::http::json_body::{JsonObject, both};
 use crate::http::message_response::MessageResponse;
 use crate::http::openapi::{Operation, RequestBody};
 use crate::state::AppState;
-use crate::telemetry::audit::{self, AuditEvent};
+use crate::telemetry::audit::AuditEvent;
 use crate::telemetry::request_info::RequestInfo;
 
 /// Current and new password.
@@ -142,7 +142,9 @@ async fn change(
     let Some(cutoff) = cutoff else {
         return Ok(ChangeOutcome::HashReplaced);
     };
-    audit::record(AuditEvent::PasswordChanged, principal.user, &request);
+    state
+        .audit
+        .record(AuditEvent::PasswordChanged, principal.user, &request);
     // Later than a concurrent login, up to which the account has ended sessions.
     let auth_time = auth_time.max(cutoff.next_auth_time(now));
     sessions_ended.inc_by(state.sessions.end_others(principal, auth_time).await?);

@@ -19,7 +19,7 @@ use crate::http::json_body::JsonObject;
 use crate::http::openapi::{Operation, RequestBody};
 use crate::http::token_response::TokenResponse;
 use crate::state::AppState;
-use crate::telemetry::audit::{self, AuditEvent};
+use crate::telemetry::audit::AuditEvent;
 use crate::telemetry::request_info::RequestInfo;
 
 /// Text of a presented refresh token.
@@ -115,7 +115,9 @@ async fn rotate(
             if state.sessions.end(principal).await? == EndOutcome::Ended {
                 state.metrics.sessions_ended.inc();
             }
-            audit::record(AuditEvent::RefreshTokenReused, principal.user, &request);
+            state
+                .audit
+                .record(AuditEvent::RefreshTokenReused, principal.user, &request);
             Err(ApiError::InvalidRefreshToken)
         }
         RotationOutcome::SessionNotFound => Err(ApiError::InvalidRefreshToken),

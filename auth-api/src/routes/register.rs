@@ -16,7 +16,7 @@ use crate::http::error::ApiError;
 use crate::http::json_body::{JsonObject, both};
 use crate::http::openapi::{Operation, RequestBody};
 use crate::state::AppState;
-use crate::telemetry::audit::{self, AuditEvent, Subject};
+use crate::telemetry::audit::{AuditEvent, Subject};
 use crate::telemetry::request_info::RequestInfo;
 use crate::users::AddUserError;
 
@@ -92,8 +92,10 @@ async fn add(
         }
         Err(AddUserError::Unavailable(error)) => return Err(error.into()),
     };
-    let subject = Subject::account(id, &login);
-    audit::record(AuditEvent::Registered, subject, &request);
+    let subject = Subject::Account(id, &login);
+    state
+        .audit
+        .record(AuditEvent::Registered, subject, &request);
     Ok(id)
 }
 
