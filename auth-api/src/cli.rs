@@ -1,6 +1,7 @@
 //! Command line.
 
 mod healthcheck;
+mod password_prompt;
 mod serve;
 mod stores;
 mod user;

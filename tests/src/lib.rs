@@ -23,6 +23,7 @@ pub mod redis;
 pub mod replicas;
 pub mod session_backup;
 pub mod settings;
+pub mod terminal;
 pub mod wait;
 
 pub use client::Client;

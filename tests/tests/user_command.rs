@@ -1,9 +1,13 @@
 //! The command `auth-api user`, with which an operator manages accounts.
 
-use anyhow::Result;
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tests::client::{NEW_PASSWORD, PASSWORD, credentials};
 use tests::replicas::Replicas;
+use tests::terminal::Terminal;
 use tests::{Store, on_both_stores, wait};
 
 on_both_stores!(an_operator_manages_accounts, operator_actions_are_audited);
@@ -120,4 +124,71 @@ async fn an_operator_cannot_delete_an_account_while_its_sessions_cannot_be_ended
         response.is_ok_and(|response| response.status == 401)
     })
     .await
+}
+
+/// Starts `auth-api user` with a terminal as standard input.
+fn start_on_terminal(
+    replicas: &Replicas,
+    terminal: &Terminal,
+    arguments: &[&str],
+) -> Result<Child> {
+    let mut command = replicas.command("auth-api");
+    command.arg("user").args(arguments);
+    command.stdin(terminal.stdio()?);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(command.spawn()?)
+}
+
+#[tokio::test]
+async fn a_terminal_does_not_show_a_password() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    let client = replicas.client(0)?;
+    for (subcommand, password) in [("create", PASSWORD), ("set-password", NEW_PASSWORD)] {
+        let mut terminal = Terminal::open()?;
+        let command = start_on_terminal(&replicas, &terminal, &[subcommand, "alice"])?;
+        terminal.wait_until_hidden().await?;
+        terminal.type_text(&format!("{password}\n{password}\n"))?;
+        let output = command.wait_with_output()?;
+        let stderr = String::from_utf8(output.stderr)?;
+        assert!(output.status.success(), "{stderr}");
+        assert!(stderr.contains("Password of alice: "), "{stderr}");
+        assert_eq!(terminal.read_shown()?.replace("\r\n", ""), "");
+        assert!(terminal.echoes()?);
+        let login = credentials("alice", password);
+        let response = client.post("/api/login", &login).await?;
+        assert_eq!(response.status, 200, "{subcommand}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_terminal_shows_its_input_again_whatever_ends_the_command() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    for signal in [Signal::INT, Signal::QUIT, Signal::TERM, Signal::HUP] {
+        let terminal = Terminal::open()?;
+        let command = start_on_terminal(&replicas, &terminal, &["create", "alice"])?;
+        terminal.wait_until_hidden().await?;
+        let pid = i32::try_from(command.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.context("a process id")?, signal)?;
+        let output = command.wait_with_output()?;
+        let stderr = String::from_utf8(output.stderr)?;
+        assert_eq!(output.status.code(), Some(1), "{signal:?}: {stderr}");
+        assert!(stderr.contains("nothing was changed"), "{stderr}");
+        assert!(terminal.echoes()?, "{signal:?}");
+    }
+    for input in [
+        "short\nshort\n",
+        "first password\nsecond password\n",
+        "\u{4}\u{4}",
+    ] {
+        let mut terminal = Terminal::open()?;
+        let command = start_on_terminal(&replicas, &terminal, &["create", "alice"])?;
+        terminal.wait_until_hidden().await?;
+        terminal.type_text(input)?;
+        let output = command.wait_with_output()?;
+        assert_eq!(output.status.code(), Some(1), "{input:?}");
+        assert!(terminal.echoes()?, "{input:?}");
+    }
+    assert_eq!(replicas.client(0)?.login("alice").await?.status, 401);
+    Ok(())
 }

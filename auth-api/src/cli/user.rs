@@ -1,9 +1,9 @@
 //! `auth-api user …`: administration of accounts by an operator.
 //!
 //! Passwords are read from standard input, because every user of the machine can see the arguments
-//! of a process.
+//! of a process. A terminal does not show them.
 
-use std::io::{BufRead, Write};
+use std::io::Write;
 
 use anyhow::{Context, Result, anyhow, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -11,7 +11,7 @@ use clap::Subcommand;
 use logging::LogSettings;
 use tracing::Level;
 
-use super::stores;
+use super::{password_prompt, stores};
 use crate::config::{self, Environment, MigrateMode};
 use crate::domain::login::Login;
 use crate::domain::password::NewPassword;
@@ -30,13 +30,13 @@ pub(super) enum UserCommand {
     List,
     /// Show an account and its active sessions
     Show { login: String },
-    /// Create an account with the password on the first line of standard input
+    /// Create an account with the password on the first line of standard input, or asked for on a terminal
     Create { login: String },
     /// Disable an account and end its sessions
     Disable { login: String },
     /// Enable a disabled account
     Enable { login: String },
-    /// Set the password to the first line of standard input and end all sessions
+    /// Set the password to the first line of standard input, or asked for on a terminal, and end all sessions
     SetPassword { login: String },
     /// Delete an account and end its sessions
     Delete { login: String },
@@ -133,7 +133,7 @@ impl Administration {
 
     async fn create(&self, login: &str) -> Result<()> {
         let login = Login::new(login).map_err(|reason| anyhow!("{reason}"))?;
-        let hash = self.hasher.hash(&read_password(&login)?).await?;
+        let hash = self.hasher.hash(&read_password(&login).await?).await?;
         match self.users.add(&login, &hash).await {
             Ok(id) => {
                 record(AuditEvent::Registered, id, &login);
@@ -163,7 +163,10 @@ impl Administration {
 
     async fn set_password(&self, login: &str) -> Result<()> {
         let account = self.find(login).await?;
-        let hash = self.hasher.hash(&read_password(&account.login)?).await?;
+        let hash = self
+            .hasher
+            .hash(&read_password(&account.login).await?)
+            .await?;
         let change = self
             .users
             .change_password(account.id, &account.hash, &hash, Utc::now());
@@ -235,14 +238,9 @@ fn record(event: AuditEvent, user: UserId, login: &Login) {
     audit::record_operator(event, Subject::Account(user, login));
 }
 
-fn read_password(login: &Login) -> Result<NewPassword> {
-    let mut line = String::new();
-    std::io::stdin()
-        .lock()
-        .read_line(&mut line)
-        .context("reading the password from standard input")?;
-    let text = line.trim_end_matches(['\r', '\n']);
-    NewPassword::new(text)
+async fn read_password(login: &Login) -> Result<NewPassword> {
+    let text = password_prompt::read(&escape_control_characters(login.as_str())).await?;
+    NewPassword::new(&text)
         .and_then(|password| password.distinct_from(login))
         .map_err(|reason| anyhow!("{reason}"))
 }
