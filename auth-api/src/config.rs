@@ -290,15 +290,7 @@ const PORT: &str = "a port, 1 to 65535";
 fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
     use fred::types::config::{Config, ServerConfig};
     if let Some(url) = environment.get("REDIS_URL")? {
-        if url
-            .split("://")
-            .next()
-            .is_some_and(|scheme| scheme.ends_with("-cluster"))
-        {
-            bail!(
-                "REDIS_URL names a Redis Cluster, which is not supported: use one primary, redis://host:6379/0"
-            );
-        }
+        check_redis_scheme(&url)?;
         let config = Config::from_url(&url).ok().context(
             "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)",
         )?;
@@ -315,6 +307,22 @@ fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
     })
 }
 
+/// Checks that the URL is that of one server. The parser of the library also accepts kinds of deployments that
+/// fail later.
+fn check_redis_scheme(url: &str) -> Result<()> {
+    let (scheme, _) = url.split_once("://").unwrap_or_default();
+    let deployment = match scheme.to_ascii_lowercase().as_str() {
+        scheme if scheme.ends_with("-cluster") => "a Redis Cluster",
+        scheme if scheme.ends_with("-sentinel") => "Redis Sentinel",
+        scheme if scheme.ends_with("+unix") => "a Unix socket",
+        _ => return Ok(()),
+    };
+    bail!(
+        "REDIS_URL names {deployment}, which is not supported: use one primary, redis://host:6379/0, or an address \
+         that leads to the current primary, such as that of a proxy"
+    )
+}
+
 fn migrate(environment: &Environment) -> Result<MigrateMode> {
     let migrate = environment.text("MIGRATE", "start")?;
     match migrate.as_str() {
@@ -326,7 +334,8 @@ fn migrate(environment: &Environment) -> Result<MigrateMode> {
     }
 }
 
-fn session_policy(environment: &Environment) -> Result<SessionPolicy> {
+/// Returns the durations that bound a session.
+pub(crate) fn session_policy(environment: &Environment) -> Result<SessionPolicy> {
     let max_age = environment
         .is_set("SESSION_MAX_AGE")?
         .then(|| environment.lifetime("SESSION_MAX_AGE", ""))
@@ -502,13 +511,21 @@ mod tests {
     }
 
     #[test]
-    fn a_redis_cluster_is_rejected() {
-        for scheme in ["redis-cluster", "rediss-cluster"] {
-            let url = format!("{scheme}://:a-password@redis:6379");
+    fn a_redis_that_is_not_one_server_is_rejected() {
+        for (scheme, deployment) in [
+            ("redis-cluster", "Cluster"),
+            ("rediss-cluster", "Cluster"),
+            ("valkey-cluster", "Cluster"),
+            ("redis-sentinel", "Sentinel"),
+            ("rediss-sentinel", "Sentinel"),
+            ("Redis-Sentinel", "Sentinel"),
+            ("redis+unix", "Unix socket"),
+        ] {
+            let url = format!("{scheme}://:a-password@redis:6379/0?sentinelServiceName=main");
             let servers = [("DB_HOST", "db"), ("REDIS_URL", url.as_str())];
             let error = read(&servers).err().expect(scheme).to_string();
             assert!(
-                error.contains("REDIS_URL") && error.contains("Cluster"),
+                error.contains("REDIS_URL") && error.contains(deployment),
                 "{error}"
             );
             assert!(!error.contains("a-password"), "{error}");

@@ -14,6 +14,8 @@ mod sqlite;
 pub(crate) use redis::RedisSessions;
 pub(crate) use sqlite::SqliteSessions;
 
+use chrono::Utc;
+
 use crate::domain::principal::Principal;
 use crate::domain::session::{
     ActiveSession, EndOutcome, NewSession, Rotation, RotationOutcome, SessionPolicy,
@@ -87,14 +89,18 @@ impl Sessions {
         dispatch!(self.end_all(kept.user, Some((kept.session, auth_time))))
     }
 
-    /// Returns the active sessions of a user that `cutoff` permits, the newest first.
+    /// Returns the active sessions of a user that `cutoff` and `policy` permit, the newest first.
     pub(crate) async fn list(
         &self,
         user: UserId,
         cutoff: SessionCutoff,
+        policy: SessionPolicy,
     ) -> Result<Vec<ActiveSession>, Unavailable> {
         let mut sessions: Vec<ActiveSession> = dispatch!(self.list(user))?;
-        sessions.retain(|session| cutoff.permits(session.auth_time));
+        let now = Utc::now();
+        sessions.retain(|session| {
+            cutoff.permits(session.auth_time) && !policy.is_past_max_age(session.created_at, now)
+        });
         sessions.sort_by_key(|session| std::cmp::Reverse(session.created_at));
         Ok(sessions)
     }

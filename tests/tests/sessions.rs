@@ -299,3 +299,20 @@ async fn a_session_missing_from_the_index_is_added_again_when_used() -> Result<(
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn logout_all_counts_no_session_that_has_expired() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    log_in(&client, "alice").await?;
+    log_in(&client, "alice").await?;
+    let token = client.login("alice").await?.access_token()?;
+    let expire_one = "UPDATE sessions SET expires_at = 1 WHERE created_at = (SELECT min(created_at) FROM sessions)";
+    replicas.execute(expire_one).await?;
+    let ended = client
+        .post_with_token(&token, "/api/logout-all", None)
+        .await?;
+    assert_eq!(ended.json()["ended"], 2);
+    Ok(())
+}

@@ -1,5 +1,7 @@
 //! TLS of the gateway: certificate selection by server name, key exchange, HSTS.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Result;
@@ -105,5 +107,29 @@ async fn of_two_certificates_for_a_name_the_one_that_the_client_supports_is_serv
         .send("GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         .await?;
     assert_eq!(parse_status(&connection.read_to_string().await?), 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_private_key_that_others_can_read_is_warned_of() -> Result<()> {
+    const WARNING: &str = "private key is readable by others";
+    let folder = tempfile::tempdir()?;
+    let upstream = MockUpstream::always_ok().await?;
+    for (mode, is_warned_of) in [(0o644, true), (0o600, false)] {
+        let certificate = Certificate::generate(folder.path(), "one", &["localhost"])?;
+        std::fs::set_permissions(&certificate.key_file, Permissions::from_mode(mode))?;
+        let config = format!(
+            "premier: {{tls: {{certificates: [{{cert: {:?}, key: {:?}}}]}}}}",
+            certificate.cert_file, certificate.key_file
+        );
+        let gateway = Gateway::builder(&[upstream.address])
+            .config(&config)
+            .start()
+            .await?;
+        if is_warned_of {
+            gateway.process.wait_for_log(WARNING).await?;
+        }
+        assert_eq!(gateway.process.log().contains(WARNING), is_warned_of);
+    }
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::{password_prompt, stores};
 use crate::config::{self, Environment, MigrateMode};
 use crate::domain::login::Login;
 use crate::domain::password::NewPassword;
-use crate::domain::session::ActiveSession;
+use crate::domain::session::{ActiveSession, SessionPolicy};
 use crate::domain::user::{Account, AccountStatus, AccountSummary, UserId};
 use crate::hashing::Hasher;
 use crate::sessions::Sessions;
@@ -62,6 +62,7 @@ pub(super) async fn run(environment: &Environment, command: UserCommand) -> Resu
     let administration = Administration {
         users,
         sessions,
+        policy: config::session_policy(environment)?,
         hasher: Hasher::start(
             config::hashing(environment)?,
             metrics.hashing.clone(),
@@ -78,6 +79,7 @@ const PAGE_SIZE: u32 = 1000;
 struct Administration {
     users: Users,
     sessions: Sessions,
+    policy: SessionPolicy,
     hasher: Hasher,
 }
 
@@ -125,7 +127,7 @@ impl Administration {
         let account = account.context("the account was deleted concurrently")?;
         print(&account_line(&account))?;
         let cutoff = account.standing.cutoff;
-        for session in self.sessions.list(id, cutoff).await? {
+        for session in self.sessions.list(id, cutoff, self.policy).await? {
             print(&session_line(&session))?;
         }
         Ok(())

@@ -95,6 +95,14 @@ impl NewSession {
 }
 
 impl SessionPolicy {
+    /// Returns whether a session that was created at `created_at` has reached its maximum age.
+    pub(crate) fn is_past_max_age(&self, created_at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        let age = (now - created_at).to_std().ok();
+        self.max_age
+            .zip(age)
+            .is_some_and(|(max_age, age)| age >= max_age)
+    }
+
     /// Returns the time at which a session expires that was used to refresh tokens at `now`.
     pub(crate) fn expires_at(
         &self,

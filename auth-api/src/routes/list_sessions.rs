@@ -56,7 +56,10 @@ pub(crate) async fn handle(
     Authenticated { principal, account }: Authenticated,
 ) -> Result<Json<SessionsResponse>, ApiError> {
     let cutoff = account.standing.cutoff;
-    let sessions = state.sessions.list(principal.user, cutoff).await?;
+    let sessions = state
+        .sessions
+        .list(principal.user, cutoff, state.session_policy)
+        .await?;
     let sessions = sessions
         .into_iter()
         .map(|session| SessionEntry {

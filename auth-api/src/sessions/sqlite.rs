@@ -154,6 +154,13 @@ impl SqliteSessions {
             .map(|(session, auth_time)| (session.to_string(), auth_time.0))
             .unwrap_or_default();
         let mut transaction = self.0.writer.begin().await.map_err(failed)?;
+        // They have ended by themselves and are not counted.
+        sqlx::query("DELETE FROM sessions WHERE user_id = ? AND expires_at <= ?")
+            .bind(user.0)
+            .bind(Utc::now().timestamp_micros())
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
         let result = sqlx::query("DELETE FROM sessions WHERE user_id = ? AND id <> ?")
             .bind(user.0)
             .bind(&kept)
@@ -343,11 +350,7 @@ fn is_within_grace(rotated_at: Option<i64>, rotation: &Rotation) -> bool {
 }
 
 fn is_past_max_age(created_at: i64, policy: SessionPolicy, now: DateTime<Utc>) -> bool {
-    let age = time_from_micros(created_at).and_then(|created_at| (now - created_at).to_std().ok());
-    policy
-        .max_age
-        .zip(age)
-        .is_some_and(|(max_age, age)| age >= max_age)
+    time_from_micros(created_at).is_some_and(|created_at| policy.is_past_max_age(created_at, now))
 }
 
 fn to_active_session(

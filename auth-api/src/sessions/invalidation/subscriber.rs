@@ -191,3 +191,61 @@ impl Drop for Subscriber {
         self.tracker.subscription_lost();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fred::types::config::Config;
+    use supervision::Supervisor;
+
+    use super::*;
+    use crate::domain::principal::{Principal, SessionId};
+    use crate::domain::session_cutoff::AuthTime;
+    use crate::domain::user::UserId;
+    use crate::telemetry::metrics::Metrics;
+
+    const TASK: &str = "tested";
+
+    #[tokio::test]
+    async fn a_subscriber_that_panics_is_restarted_and_its_cache_is_not_used_meanwhile() {
+        let supervisor = Supervisor::new();
+        // Connects to nothing: the test calls what a connection would.
+        let redis = Redis::start(Config::default(), Metrics::new().store("redis")).unwrap();
+        let cache = Arc::new(SessionCache::default());
+        let principal = Principal {
+            user: UserId(1),
+            session: SessionId::random(),
+        };
+        let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
+        let start = || {
+            let connection = redis.subscriber().unwrap();
+            let tracker = Arc::new(InvalidationTracker::new());
+            let mut subscriber =
+                Subscriber::new(redis.clone(), connection, Arc::clone(&cache), tracker);
+            let started = started.clone();
+            async move {
+                let now = Instant::now();
+                let version = subscriber.cache.get(principal, now).unwrap_err();
+                subscriber.is_subscribed = true;
+                subscriber.cache.subscription_started();
+                subscriber.cache.heartbeat_received(now);
+                let auth_time = AuthTime(1);
+                let current = subscriber.cache.get(principal, now).unwrap_err();
+                assert_ne!(version, current);
+                subscriber.cache.insert(principal, auth_time, current, now);
+                assert_eq!(subscriber.cache.get(principal, now), Ok(auth_time));
+                let _ = started.send(());
+                panic!("in the subscriber of start {}", now.elapsed().as_secs());
+            }
+        };
+        tokio::select! {
+            () = supervisor.keep_running(TASK, start) => unreachable!("it is kept running"),
+            () = async {
+                // Each start finds that the one before has left nothing in the cache.
+                for _ in 0..3 {
+                    starts.recv().await;
+                }
+            } => {}
+        }
+        assert!(supervisor.restarts(TASK) >= 2);
+    }
+}
