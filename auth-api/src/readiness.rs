@@ -9,9 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use prometheus::IntGauge;
+use supervision::Supervisor;
 
 use crate::sessions::Sessions;
 use crate::store::check::CheckError;
+use crate::telemetry::metrics::Metrics;
 use crate::users::Users;
 
 /// Pause between two checks of a store.
@@ -30,8 +33,12 @@ pub(crate) struct Readiness {
 }
 
 /// Results of the checks of one store. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct StoreHealth(Arc<Mutex<CheckHistory>>);
+#[derive(Debug, Clone)]
+pub(crate) struct StoreHealth {
+    history: Arc<Mutex<CheckHistory>>,
+    /// 1 if the last check succeeded.
+    up: IntGauge,
+}
 
 #[derive(Debug, Default)]
 struct CheckHistory {
@@ -53,32 +60,60 @@ pub(crate) struct StoreStatus {
 
 impl Readiness {
     /// Starts to check the stores. They are not ready before their first check.
-    pub(crate) fn start(users: &Users, sessions: &Sessions) -> Self {
+    pub(crate) fn start(users: &Users, sessions: &Sessions, metrics: &Metrics) -> Self {
         let readiness = Self {
-            users: StoreHealth::default(),
-            sessions: StoreHealth::default(),
+            users: StoreHealth::new(metrics.store_up(users.store_label())),
+            sessions: StoreHealth::new(metrics.store_up(sessions.store_label())),
         };
+        let supervisor = &metrics.supervisor;
         let (health, users) = (readiness.users.clone(), users.clone());
-        tokio::spawn(async move {
-            loop {
-                health.check("users", users.check()).await;
-                tokio::time::sleep(CHECK_INTERVAL).await;
-            }
+        keep_checking(supervisor, "users_check", move || {
+            let (health, users) = (health.clone(), users.clone());
+            async move { health.check("users", users.check()).await }
         });
         let (health, sessions) = (readiness.sessions.clone(), sessions.clone());
-        tokio::spawn(async move {
-            loop {
-                health.check("sessions", sessions.check()).await;
-                tokio::time::sleep(CHECK_INTERVAL).await;
-            }
+        keep_checking(supervisor, "sessions_check", move || {
+            let (health, sessions) = (health.clone(), sessions.clone());
+            async move { health.check("sessions", sessions.check()).await }
         });
         readiness
     }
 }
 
+/// Runs `check` every [`CHECK_INTERVAL`] in a background task named `task`, which `supervisor` starts again
+/// if a check panics: else the store would count as not ready for ever.
+fn keep_checking<F>(
+    supervisor: &Supervisor,
+    task: &'static str,
+    check: impl Fn() -> F + Send + Sync + 'static,
+) where
+    F: Future<Output = ()> + Send,
+{
+    let (supervisor, check) = (supervisor.clone(), Arc::new(check));
+    tokio::spawn(async move {
+        let run = || {
+            let check = Arc::clone(&check);
+            async move {
+                loop {
+                    check().await;
+                    tokio::time::sleep(CHECK_INTERVAL).await;
+                }
+            }
+        };
+        supervisor.keep_running(task, run).await;
+    });
+}
+
 impl StoreHealth {
+    fn new(up: IntGauge) -> Self {
+        Self {
+            history: Arc::default(),
+            up,
+        }
+    }
+
     pub(crate) fn status(&self) -> StoreStatus {
-        self.0.lock().status_at(Instant::now())
+        self.history.lock().status_at(Instant::now())
     }
 
     async fn check(&self, store: &str, check: impl Future<Output = Result<(), CheckError>>) {
@@ -86,7 +121,8 @@ impl StoreHealth {
         let outcome = tokio::time::timeout(CHECK_TIMEOUT, check)
             .await
             .unwrap_or(Err(CheckError::Unavailable));
-        let previous = self.0.lock().record(start, start.elapsed(), outcome);
+        self.up.set(i64::from(outcome.is_ok()));
+        let previous = self.history.lock().record(start, start.elapsed(), outcome);
         match (previous, outcome.err()) {
             (Some(_), None) => tracing::info!(store, "store is usable again"),
             (previous, Some(problem)) if previous != Some(problem) => {
@@ -124,6 +160,8 @@ impl CheckHistory {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     #[test]
@@ -146,6 +184,41 @@ mod tests {
         history.record(recovered_at, Duration::ZERO, Ok(()));
         let status = history.status_at(recovered_at);
         assert!(status.is_ready && status.problem.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn checks_go_on_after_one_that_panics() {
+        let (supervisor, health) = (Supervisor::new(), StoreHealth::new(up_gauge()));
+        let (checks, checked) = (Arc::new(AtomicU32::new(0)), health.clone());
+        keep_checking(&supervisor, "tested", move || {
+            let (checks, health) = (Arc::clone(&checks), checked.clone());
+            async move {
+                let check = async {
+                    assert!(checks.fetch_add(1, Ordering::Relaxed) > 0, "the first one");
+                    Ok(())
+                };
+                health.check("tested", check).await;
+            }
+        });
+        assert!(!health.status().is_ready);
+        while !health.status().is_ready {
+            tokio::time::sleep(CHECK_INTERVAL).await;
+        }
+        assert_eq!(supervisor.restarts("tested"), 1);
+    }
+
+    #[tokio::test]
+    async fn the_gauge_tells_the_outcome_of_the_last_check() {
+        let up = up_gauge();
+        let health = StoreHealth::new(up.clone());
+        for (outcome, value) in [(Ok(()), 1), (Err(CheckError::ReadOnly), 0), (Ok(()), 1)] {
+            health.check("tested", std::future::ready(outcome)).await;
+            assert_eq!(up.get(), value);
+        }
+    }
+
+    fn up_gauge() -> IntGauge {
+        IntGauge::new("up", "Result of the last check.").unwrap()
     }
 
     #[test]

@@ -105,6 +105,14 @@ impl Sessions {
         Ok(sessions)
     }
 
+    /// Returns the name of the store in metrics.
+    pub(crate) fn store_label(&self) -> &'static str {
+        match self {
+            Self::Redis(_) => "redis",
+            Self::Sqlite(_) => "sqlite",
+        }
+    }
+
     /// Checks whether the store can do what requests need of it.
     pub(crate) async fn check(&self) -> Result<(), CheckError> {
         match self {

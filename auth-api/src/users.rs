@@ -147,11 +147,19 @@ impl Users {
         dispatch!(self.delete(user))
     }
 
-    /// Returns the name of the store for metrics, and the number of its connections.
-    pub(crate) fn pool_usage(&self) -> (&'static str, PoolUsage) {
+    /// Returns the name of the store in metrics.
+    pub(crate) fn store_label(&self) -> &'static str {
         match self {
-            Self::Postgres(users) => ("postgres", users.pool_usage()),
-            Self::Sqlite(users) => ("sqlite", users.0.pool_usage()),
+            Self::Postgres(_) => "postgres",
+            Self::Sqlite(_) => "sqlite",
+        }
+    }
+
+    /// Returns the number of connections to the store.
+    pub(crate) fn pool_usage(&self) -> PoolUsage {
+        match self {
+            Self::Postgres(users) => users.pool_usage(),
+            Self::Sqlite(users) => users.0.pool_usage(),
         }
     }
 

@@ -8,10 +8,14 @@
 //!
 //! Invariant: a restarted task finds consistent state. What a task has counted or marked is given back
 //! by guards when it unwinds, and locks are those of `parking_lot`, which a panic does not poison.
+//! The metrics of the process, which tell of its restarts and its resources, are here too
+//! ([`process_registry`]).
+//!
 //! A panic while another one unwinds aborts the process; its supervisor (systemd, Docker,
 //! Kubernetes) starts it again.
 
 mod backoff;
+mod process_metrics;
 
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::pin::{Pin, pin};
@@ -23,6 +27,7 @@ use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, Opts};
 
 use backoff::Backoff;
+pub use process_metrics::process_registry;
 
 /// A panic ended the computation. The panic hook has logged where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -45,10 +45,15 @@ async fn a_replica_is_not_ready_while_redis_rejects_writes() -> Result<()> {
                 && readiness["sessions"]["ready"] == false
         })
         .await?;
+    let up = async |store: &str| replicas.metric(0, "auth_api_store_up", &[store]).await;
+    assert_eq!(up("redis").await?, Some(0.0));
+    assert_eq!(up("postgres").await?, Some(1.0));
     let _: () = redis.custom(config, vec!["SET", "maxmemory", "0"]).await?;
     client
         .wait_for_response("/ready", |response| response.status == 200)
-        .await
+        .await?;
+    assert_eq!(up("redis").await?, Some(1.0));
+    Ok(())
 }
 
 #[tokio::test]

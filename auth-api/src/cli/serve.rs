@@ -26,7 +26,7 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
         );
     }
     let (users, sessions, throttle) = stores::open(&config.store, config.migrate, &metrics).await?;
-    let readiness = Readiness::start(&users, &sessions);
+    let readiness = Readiness::start(&users, &sessions, &metrics);
     let app = App {
         users,
         sessions,

@@ -7,8 +7,10 @@ use axum::response::IntoResponse;
 use crate::state::AppState;
 
 pub(crate) async fn handle(State(state): State<AppState>) -> impl IntoResponse {
-    let (store, usage) = state.users.pool_usage();
-    state.metrics.set_pool_usage(store, usage);
+    let users = &state.users;
+    state
+        .metrics
+        .set_pool_usage(users.store_label(), users.pool_usage());
     (
         [(CONTENT_TYPE, prometheus::TEXT_FORMAT)],
         state.metrics.encode(),

@@ -16,6 +16,7 @@ pub(crate) struct Metrics {
     registry: Registry,
     /// Metrics of the crates that both programs share, whose names begin with the program's name here.
     shared_registry: Registry,
+    process_registry: Registry,
     pub(crate) supervisor: Supervisor,
     requests: IntCounterVec,
     request_durations: HistogramVec,
@@ -25,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) refreshes: IntCounter,
     store_durations: HistogramVec,
     store_failures: IntCounterVec,
+    store_up: IntGaugeVec,
     pool_connections: IntGaugeVec,
     pub(crate) hashing: HashingMetrics,
 }
@@ -152,6 +154,14 @@ impl Metrics {
                 "Failed operations of a store.",
                 &["store"],
             ),
+            store_up: IntGaugeVec::new(
+                Opts::new(
+                    "auth_api_store_up",
+                    "1 if the last check of a store, one each second, found that it can serve requests.",
+                ),
+                &["store"],
+            )
+            .expect(VALID_METRIC),
             pool_connections: IntGaugeVec::new(
                 Opts::new(
                     "auth_api_pool_connections",
@@ -177,6 +187,7 @@ impl Metrics {
                 ),
             },
             registry,
+            process_registry: supervision::process_registry(),
             shared_registry: Registry::new_custom(Some(PREFIX.to_owned()), None)
                 .expect(VALID_METRIC),
             supervisor: Supervisor::new(),
@@ -194,7 +205,17 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let all: [Box<dyn Collector>; 12] = [
+        let build_info = IntGaugeVec::new(
+            Opts::new("auth_api_build_info", "Version of the running auth-api."),
+            &["version"],
+        )
+        .expect(VALID_METRIC);
+        build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        let all: [Box<dyn Collector>; 14] = [
+            Box::new(build_info),
+            Box::new(self.store_up.clone()),
             Box::new(self.requests.clone()),
             Box::new(self.request_durations.clone()),
             Box::new(self.logins.clone()),
@@ -219,6 +240,11 @@ impl Metrics {
             duration: self.store_durations.with_label_values(&[store]),
             failures: self.store_failures.with_label_values(&[store]),
         }
+    }
+
+    /// Returns the gauge of the checks of a store.
+    pub(crate) fn store_up(&self, store: &str) -> IntGauge {
+        self.store_up.with_label_values(&[store])
     }
 
     /// Sets the connection gauges of a store.
@@ -257,6 +283,7 @@ impl Metrics {
     pub(crate) fn encode(&self) -> String {
         let mut all = self.registry.gather();
         all.extend(self.shared_registry.gather());
+        all.extend(self.process_registry.gather());
         TextEncoder::new()
             .encode_to_string(&all)
             .expect("every metric is registered with a name and a type")

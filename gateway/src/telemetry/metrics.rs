@@ -31,6 +31,7 @@ const TRUNCATED: usize = 6;
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    process_registry: Registry,
     requests: IntCounterVec,
     durations: HistogramVec,
     quota_decisions: IntCounterVec,
@@ -237,6 +238,7 @@ impl Metrics {
             accepted_connections: registrar
                 .counter("connections_accepted_total", "Accepted client connections."),
             routes: Mutex::default(),
+            process_registry: supervision::process_registry(),
             registry,
         }
     }
@@ -375,9 +377,11 @@ impl Metrics {
 
     /// Returns all metrics in Prometheus's text format, and its content type.
     pub(crate) fn encode(&self) -> (Vec<u8>, &'static str) {
+        let mut families = self.registry.gather();
+        families.extend(self.process_registry.gather());
         let mut text = Vec::new();
         TextEncoder::new()
-            .encode(&self.registry.gather(), &mut text)
+            .encode(&families, &mut text)
             .expect("writing to a Vec cannot fail");
         (text, prometheus::TEXT_FORMAT)
     }
