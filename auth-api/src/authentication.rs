@@ -9,7 +9,7 @@ use crate::domain::user::{Account, AccountStatus};
 use crate::hashing::{Hasher, QueueFull};
 use crate::state::AppState;
 use crate::store::unavailable::Unavailable;
-use crate::telemetry::audit::{AuditEvent, Subject};
+use crate::telemetry::audit::{AuditEvent, AuditUnavailable, Subject};
 use crate::telemetry::request_info::RequestInfo;
 use crate::throttle::{LockedOut, LoginOutcome};
 
@@ -33,6 +33,8 @@ pub(crate) enum AuthenticationError {
     QueueFull(#[from] QueueFull),
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
+    #[error(transparent)]
+    AuditUnavailable(#[from] AuditUnavailable),
 }
 
 impl Credentials {
@@ -51,14 +53,18 @@ impl Credentials {
             hasher.verify_dummy(&self.password).await?;
             state
                 .audit
-                .record(AuditEvent::LoginFailed, Subject::None, request);
+                .record(AuditEvent::LoginFailed, Subject::None, request)
+                .await?;
             return Err(AuthenticationError::InvalidCredentials);
         };
         if let Err(locked_out) = state.throttle.check(login).await? {
             // Only for the audit log: without it the login counts as unknown.
             let account = state.users.find_by_login(login).await.ok().flatten();
             let subject = Subject::login(login, account.as_ref());
-            state.audit.record(AuditEvent::LockedOut, subject, request);
+            state
+                .audit
+                .record(AuditEvent::LockedOut, subject, request)
+                .await?;
             return Err(AuthenticationError::LockedOut(locked_out));
         }
         let verification = self.verify(state, &hasher, login).await?;
@@ -107,7 +113,10 @@ async fn record_outcome(
     };
     let subject = Subject::login(&login, account);
     if let Err(locked_out) = state.throttle.record(&login, outcome).await? {
-        state.audit.record(AuditEvent::LockedOut, subject, &request);
+        state
+            .audit
+            .record(AuditEvent::LockedOut, subject, &request)
+            .await?;
         return Err(AuthenticationError::LockedOut(locked_out));
     }
     match verification {
@@ -115,7 +124,8 @@ async fn record_outcome(
         Verification::Rejected(_) | Verification::UnknownLogin => {
             state
                 .audit
-                .record(AuditEvent::LoginFailed, subject, &request);
+                .record(AuditEvent::LoginFailed, subject, &request)
+                .await?;
             Err(AuthenticationError::InvalidCredentials)
         }
     }

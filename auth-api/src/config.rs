@@ -18,6 +18,7 @@ use crate::domain::secret_keys::SecretKeys;
 use crate::domain::session::SessionPolicy;
 use crate::hashing::HashingSettings;
 use crate::store::postgres::{PoolMode, PostgresSettings};
+use crate::telemetry::audit::{AuditFileSettings, AuditMode, Rotation};
 
 /// Lowest bcrypt cost that resists guessing with a stolen hash (OWASP Password Storage).
 pub(crate) const MIN_SAFE_BCRYPT_COST: u32 = 12;
@@ -42,6 +43,11 @@ const LIFETIME_RANGE: RangeInclusive<Duration> =
 /// Longest time in which a used refresh token may be presented again although its successor was used.
 const MAX_REFRESH_GRACE: Duration = Duration::from_mins(5);
 
+/// Smallest size at which a file of the audit log is rotated: some records.
+const MIN_AUDIT_FILE_BYTES: u64 = 4096;
+/// Rotation renames each file that is kept.
+const MAX_AUDIT_FILES: u32 = 1000;
+
 /// All settings, validated.
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
@@ -53,6 +59,8 @@ pub(crate) struct Config {
     pub(crate) session_policy: SessionPolicy,
     pub(crate) hashing: HashingSettings,
     pub(crate) logging: LogSettings,
+    /// `None`: the audit log is a part of the log on standard output.
+    pub(crate) audit: Option<AuditFileSettings>,
 }
 
 /// Stores of users and sessions.
@@ -182,6 +190,7 @@ impl Config {
             session_policy: session_policy(environment)?,
             hashing: hashing(environment)?,
             logging: logging(environment)?,
+            audit: audit(environment)?,
         })
     }
 }
@@ -198,6 +207,45 @@ pub(crate) fn logging(environment: &Environment) -> Result<LogSettings> {
     let level = environment.get("LOG_LEVEL")?;
     let format = environment.get("LOG_FORMAT")?;
     Ok(LogSettings::parse(level.as_deref(), format.as_deref())?)
+}
+
+/// Returns the settings of the audit log if it has a file of its own.
+pub(crate) fn audit(environment: &Environment) -> Result<Option<AuditFileSettings>> {
+    let mode = environment.text("AUDIT_LOG_MODE", "best-effort")?;
+    let mode = match mode.as_str() {
+        "best-effort" => AuditMode::BestEffort,
+        "required" => AuditMode::Required,
+        _ => bail!("AUDIT_LOG_MODE is {mode:?}: it must be best-effort or required"),
+    };
+    let max_bytes: u64 = environment.parsed(
+        "AUDIT_LOG_MAX_BYTES",
+        "104857600",
+        "a whole number of bytes",
+    )?;
+    if max_bytes < MIN_AUDIT_FILE_BYTES {
+        bail!("AUDIT_LOG_MAX_BYTES is {max_bytes}: it must be at least {MIN_AUDIT_FILE_BYTES}");
+    }
+    let kept_files: u32 = environment.parsed("AUDIT_LOG_FILES", "20", "a whole number")?;
+    if kept_files > MAX_AUDIT_FILES {
+        bail!("AUDIT_LOG_FILES is {kept_files}: it must be at most {MAX_AUDIT_FILES}");
+    }
+    let Some(path) = environment.variable("AUDIT_LOG")? else {
+        if mode == AuditMode::Required {
+            bail!("AUDIT_LOG_MODE is required, but AUDIT_LOG names no file");
+        }
+        return Ok(None);
+    };
+    Ok(Some(AuditFileSettings {
+        path: path.into(),
+        rotation: match kept_files {
+            0 => Rotation::External,
+            _ => Rotation::BySize {
+                max_bytes,
+                kept_files,
+            },
+        },
+        mode,
+    }))
 }
 
 /// Settings of PostgreSQL: the URL, or any of the others, for which the Python service has defaults.
@@ -466,6 +514,11 @@ mod tests {
             ("AUTH_API_LISTEN", "8000"),
             ("HASHING_THREADS", "0"),
             ("MIGRATE", "never"),
+            ("AUDIT_LOG_MODE", "strict"),
+            ("AUDIT_LOG_MODE", "required"),
+            ("AUDIT_LOG_MAX_BYTES", "100"),
+            ("AUDIT_LOG_FILES", "-1"),
+            ("AUDIT_LOG_FILES", "1001"),
         ] {
             let error = read(&[(variable, value)])
                 .err()

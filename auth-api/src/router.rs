@@ -58,6 +58,10 @@ pub(crate) fn public(state: AppState) -> Router {
         .route("/ready", only("GET", get(ready::handle)))
         .fallback(async || ApiError::NotFound)
         .layer(map_response(error::in_json))
+        .layer(from_fn_with_state(
+            state.clone(),
+            middleware::require_audit_log,
+        ))
         .layer(from_fn_with_state(state.clone(), middleware::record))
         .with_state(state)
 }

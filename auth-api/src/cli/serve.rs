@@ -19,6 +19,8 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
     let config = Config::read(environment)?;
     let metrics = Metrics::new();
     let _flush_guard = logging::start(config.logging, &metrics);
+    let audit = AuditLog::start(&config.secret_keys, config.audit, &metrics)
+        .context("AUDIT_LOG: opening the file")?;
     if config.hashing.cost < config::MIN_SAFE_BCRYPT_COST {
         tracing::warn!(
             cost = config.hashing.cost,
@@ -39,7 +41,7 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
         metrics,
         lifecycle: Lifecycle::default(),
         readiness,
-        audit: AuditLog::new(&config.secret_keys),
+        audit,
     };
     server::run(config.listen, config.internal_listen, app.into()).await
 }

@@ -19,7 +19,7 @@ use crate::domain::session::{ActiveSession, SessionPolicy};
 use crate::domain::user::{Account, AccountStatus, AccountSummary, UserId};
 use crate::hashing::Hasher;
 use crate::sessions::Sessions;
-use crate::telemetry::audit::{self, AuditEvent, Subject};
+use crate::telemetry::audit::{AuditEvent, OperatorAuditLog, Subject};
 use crate::telemetry::logging::start_on_standard_error;
 use crate::telemetry::metrics::Metrics;
 use crate::users::Users;
@@ -52,6 +52,8 @@ pub(super) async fn run(environment: &Environment, command: UserCommand) -> Resu
         level: Level::WARN,
         ..config::logging(environment)?
     });
+    let audit = config::audit(environment)?;
+    let audit = OperatorAuditLog::open(audit).context("AUDIT_LOG: opening the file")?;
     let metrics = Metrics::new();
     let (users, sessions, _) = stores::open(
         &config::store(environment)?,
@@ -63,6 +65,7 @@ pub(super) async fn run(environment: &Environment, command: UserCommand) -> Resu
         users,
         sessions,
         policy: config::session_policy(environment)?,
+        audit,
         hasher: Hasher::start(
             config::hashing(environment)?,
             metrics.hashing.clone(),
@@ -80,6 +83,7 @@ struct Administration {
     users: Users,
     sessions: Sessions,
     policy: SessionPolicy,
+    audit: OperatorAuditLog,
     hasher: Hasher,
 }
 
@@ -138,7 +142,7 @@ impl Administration {
         let hash = self.hasher.hash(&read_password(&login).await?).await?;
         match self.users.add(&login, &hash).await {
             Ok(id) => {
-                record(AuditEvent::Registered, id, &login);
+                self.record(AuditEvent::Registered, id, &login)?;
                 print(&format!("created account {}", id.0))
             }
             Err(error) => Err(error.into()),
@@ -152,11 +156,11 @@ impl Administration {
             .await?;
         match status {
             AccountStatus::Active => {
-                record(AuditEvent::Enabled, account.id, &account.login);
+                self.record(AuditEvent::Enabled, account.id, &account.login)?;
                 print("enabled")
             }
             AccountStatus::Disabled => {
-                record(AuditEvent::Disabled, account.id, &account.login);
+                self.record(AuditEvent::Disabled, account.id, &account.login)?;
                 print("disabled")?;
                 self.delete_sessions(&account).await
             }
@@ -175,7 +179,7 @@ impl Administration {
         if change.await?.is_none() {
             bail!("the password was changed concurrently: nothing was changed by this command");
         }
-        record(AuditEvent::PasswordSet, account.id, &account.login);
+        self.record(AuditEvent::PasswordSet, account.id, &account.login)?;
         print("password set")?;
         self.delete_sessions(&account).await
     }
@@ -186,9 +190,9 @@ impl Administration {
     async fn delete(&self, login: &str) -> Result<()> {
         let account = self.find(login).await?;
         let ended = self.sessions.end_all(account.id).await?;
-        report_ended_sessions(&account, ended)?;
+        self.report_ended_sessions(&account, ended)?;
         self.users.delete(account.id).await?;
-        record(AuditEvent::Deleted, account.id, &account.login);
+        self.record(AuditEvent::Deleted, account.id, &account.login)?;
         print("deleted")?;
         self.sessions.end_all(account.id).await?;
         Ok(())
@@ -198,12 +202,12 @@ impl Administration {
     /// refused all the same.
     async fn delete_sessions(&self, account: &Account) -> Result<()> {
         let Ok(ended) = self.sessions.end_all(account.id).await else {
-            record(AuditEvent::AllSessionsEnded, account.id, &account.login);
+            self.record(AuditEvent::AllSessionsEnded, account.id, &account.login)?;
             return print(
                 "sessions ended; the session store is unavailable and still contains them",
             );
         };
-        report_ended_sessions(account, ended)
+        self.report_ended_sessions(account, ended)
     }
 
     async fn end_all_sessions(&self) -> Result<()> {
@@ -211,13 +215,25 @@ impl Administration {
         loop {
             let page = self.users.page(after, PAGE_SIZE).await?;
             let (Some(first), Some(last)) = (page.first(), page.last()) else {
-                audit::record_operator(AuditEvent::AllSessionsEnded, Subject::None);
+                self.audit
+                    .record(AuditEvent::AllSessionsEnded, Subject::None)
+                    .context(NOT_AUDITED)?;
                 return print("sessions of all accounts ended");
             };
             after = last.profile.id;
             let accounts = (first.profile.id, last.profile.id);
             self.users.end_sessions(accounts, Utc::now()).await?;
         }
+    }
+
+    fn report_ended_sessions(&self, account: &Account, ended: u64) -> Result<()> {
+        self.record(AuditEvent::AllSessionsEnded, account.id, &account.login)?;
+        print(&format!("sessions ended: {ended}"))
+    }
+
+    fn record(&self, event: AuditEvent, user: UserId, login: &Login) -> Result<()> {
+        let subject = Subject::Account(user, login);
+        self.audit.record(event, subject).context(NOT_AUDITED)
     }
 
     async fn find(&self, login: &str) -> Result<Account> {
@@ -229,16 +245,9 @@ impl Administration {
     }
 }
 
+/// The action has been carried out, and its record is on standard error.
+const NOT_AUDITED: &str = "done, but not recorded in the file of AUDIT_LOG";
 const UNKNOWN_LOGIN: &str = "no account has that login";
-
-fn report_ended_sessions(account: &Account, ended: u64) -> Result<()> {
-    record(AuditEvent::AllSessionsEnded, account.id, &account.login);
-    print(&format!("sessions ended: {ended}"))
-}
-
-fn record(event: AuditEvent, user: UserId, login: &Login) {
-    audit::record_operator(event, Subject::Account(user, login));
-}
 
 async fn read_password(login: &Login) -> Result<NewPassword> {
     let text = password_prompt::read(&escape_control_characters(login.as_str())).await?;

@@ -17,6 +17,7 @@ use crate::domain::access_token::InvalidAccessToken;
 use crate::domain::problem::Problem;
 use crate::hashing::QueueFull;
 use crate::store::unavailable::Unavailable;
+use crate::telemetry::audit::AuditUnavailable;
 use crate::throttle::LockedOut;
 
 /// Reason a request failed.
@@ -219,13 +220,21 @@ impl From<Unavailable> for ApiError {
     }
 }
 
+impl From<AuditUnavailable> for ApiError {
+    fn from(_: AuditUnavailable) -> Self {
+        Self::Unavailable
+    }
+}
+
 impl From<AuthenticationError> for ApiError {
     fn from(error: AuthenticationError) -> Self {
         match error {
             AuthenticationError::InvalidCredentials => Self::InvalidCredentials,
             AuthenticationError::LockedOut(locked_out) => Self::LockedOut(locked_out),
             AuthenticationError::QueueFull(queue_full) => Self::QueueFull(queue_full),
-            AuthenticationError::Unavailable(_) => Self::Unavailable,
+            AuthenticationError::Unavailable(_) | AuthenticationError::AuditUnavailable(_) => {
+                Self::Unavailable
+            }
         }
     }
 }

@@ -71,6 +71,18 @@ pub(crate) async fn record(
     response
 }
 
+/// Rejects requests that change something while the audit log is required and cannot be written.
+pub(crate) async fn require_audit_log(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if !request.method().is_safe() && state.audit.is_refusing() {
+        return ApiError::Unavailable.into_response();
+    }
+    next.run(request).await
+}
+
 /// Returns the response of a handler, or an error response if it panics: its connection stays open, and
 /// the request is recorded like any other.
 async fn respond(handler: Pin<&mut impl Future<Output = Response>>) -> Response {

@@ -46,7 +46,8 @@ async fn delete(state: AppState, request: RequestInfo, account: Account) -> Resu
         return Err(ApiError::InvalidCredentials);
     }
     let subject = Subject::Account(account.id, &account.login);
-    state.audit.record(AuditEvent::Deleted, subject, &request);
+    let recorded = state.audit.record(AuditEvent::Deleted, subject, &request);
+    let recorded = recorded.await;
     sessions_ended.inc_by(state.sessions.end_all(account.id).await?);
-    Ok(())
+    Ok(recorded?)
 }

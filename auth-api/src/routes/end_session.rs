@@ -69,7 +69,8 @@ async fn end(state: AppState, request: RequestInfo, target: Principal) -> Result
             state.metrics.sessions_ended.inc();
             state
                 .audit
-                .record(AuditEvent::SessionEnded, target.user, &request);
+                .record(AuditEvent::SessionEnded, target.user, &request)
+                .await?;
             Ok(())
         }
     }

@@ -103,9 +103,13 @@ async fn create_session(
     if !recorded? {
         return Ok(None);
     }
-    state.metrics.sessions_created.inc();
     let subject = Subject::Account(account.id, &account.login);
-    state.audit.record(AuditEvent::LoggedIn, subject, &request);
+    let recorded = state.audit.record(AuditEvent::LoggedIn, subject, &request);
+    if let Err(unrecorded) = recorded.await {
+        state.sessions.end(principal).await?;
+        return Err(unrecorded.into());
+    }
+    state.metrics.sessions_created.inc();
     let response = TokenResponse::issue(&state, &account.login, &refresh_token, now);
     Ok(Some(response))
 }

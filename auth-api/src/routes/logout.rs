@@ -45,7 +45,8 @@ async fn log_out(
             state.metrics.sessions_ended.inc();
             state
                 .audit
-                .record(AuditEvent::LoggedOut, principal.user, &request);
+                .record(AuditEvent::LoggedOut, principal.user, &request)
+                .await?;
             Ok(())
         }
     }

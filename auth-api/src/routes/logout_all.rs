@@ -61,6 +61,7 @@ async fn log_out_everywhere(
     state.metrics.sessions_ended.inc_by(ended);
     state
         .audit
-        .record(AuditEvent::AllSessionsEnded, user, &request);
+        .record(AuditEvent::AllSessionsEnded, user, &request)
+        .await?;
     Ok(ended)
 }

@@ -142,12 +142,12 @@ async fn change(
     let Some(cutoff) = cutoff else {
         return Ok(ChangeOutcome::HashReplaced);
     };
-    state
-        .audit
-        .record(AuditEvent::PasswordChanged, principal.user, &request);
+    let event = AuditEvent::PasswordChanged;
+    let recorded = state.audit.record(event, principal.user, &request).await;
     // Later than a concurrent login, up to which the account has ended sessions.
     let auth_time = auth_time.max(cutoff.next_auth_time(now));
     sessions_ended.inc_by(state.sessions.end_others(principal, auth_time).await?);
+    recorded?;
     Ok(ChangeOutcome::Changed)
 }
 

@@ -117,7 +117,8 @@ async fn rotate(
             }
             state
                 .audit
-                .record(AuditEvent::RefreshTokenReused, principal.user, &request);
+                .record(AuditEvent::RefreshTokenReused, principal.user, &request)
+                .await?;
             Err(ApiError::InvalidRefreshToken)
         }
         RotationOutcome::SessionNotFound => Err(ApiError::InvalidRefreshToken),

@@ -93,9 +93,13 @@ async fn add(
         Err(AddUserError::Unavailable(error)) => return Err(error.into()),
     };
     let subject = Subject::Account(id, &login);
-    state
+    let recorded = state
         .audit
         .record(AuditEvent::Registered, subject, &request);
+    if let Err(unrecorded) = recorded.await {
+        state.users.delete(id).await?;
+        return Err(unrecorded.into());
+    }
     Ok(id)
 }
 

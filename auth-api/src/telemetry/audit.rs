@@ -2,12 +2,33 @@
 //!
 //! An event contains the account, the action and the client, and never a password or a token. A login
 //! without an account is recorded as a pseudonym, since it may be a password. Events
-//! that an operator causes with `auth-api user …` go to the standard error of that command.
+//! that an operator causes with `auth-api user …` go to the standard error of that command, and to the
+//! file if there is one.
+//!
+//! Without a file of its own (`AUDIT_LOG`) the audit log is a part of the log on standard output.
+
+mod file;
+mod record;
+mod writer;
+
+use std::io;
+use std::path::PathBuf;
+
+use chrono::Utc;
+use parking_lot::Mutex;
+
+pub(crate) use file::Rotation;
+pub(crate) use writer::{AuditMode, AuditUnavailable};
+
+use file::{AuditFile, Durability};
+use record::AuditRecord;
+use writer::AuditWriter;
 
 use crate::domain::login::Login;
 use crate::domain::login_pseudonym::PseudonymKey;
 use crate::domain::secret_keys::SecretKeys;
 use crate::domain::user::{Account, UserId};
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::request_info::RequestInfo;
 
 /// Security event.
@@ -71,55 +92,127 @@ impl From<UserId> for Subject<'_> {
     }
 }
 
+/// Destination of the audit log other than the log on standard output.
+#[derive(Debug, Clone)]
+pub(crate) struct AuditFileSettings {
+    pub(crate) path: PathBuf,
+    pub(crate) rotation: Rotation,
+    pub(crate) mode: AuditMode,
+}
+
 /// Audit log of a replica.
 #[derive(Debug)]
 pub(crate) struct AuditLog {
     unknown_logins: PseudonymKey,
+    /// `None` if the audit log is a part of the log on standard output.
+    file: Option<AuditWriter>,
 }
 
 impl AuditLog {
-    pub(crate) fn new(keys: &SecretKeys) -> Self {
-        Self {
+    /// Opens the file of the audit log, if it has one.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be opened.
+    pub(crate) fn start(
+        keys: &SecretKeys,
+        settings: Option<AuditFileSettings>,
+        metrics: &Metrics,
+    ) -> io::Result<Self> {
+        let file = match settings {
+            Some(settings) => {
+                let file = AuditFile::open(settings.path, settings.rotation)?;
+                let (mode, supervisor) = (settings.mode, &metrics.supervisor);
+                let writer = AuditWriter::start(file, mode, metrics.audit.clone(), supervisor)?;
+                Some(writer)
+            }
+            None => None,
+        };
+        Ok(Self {
             unknown_logins: PseudonymKey::new(keys),
-        }
+            file,
+        })
+    }
+
+    /// Returns whether actions that have to be recorded cannot be, so that they must not begin.
+    pub(crate) fn is_refusing(&self) -> bool {
+        self.file.as_ref().is_some_and(AuditWriter::is_refusing)
     }
 
     /// Records an event that a client's request caused.
-    pub(crate) fn record<'s>(
+    ///
+    /// # Errors
+    /// Returns an error if the record is required and not on disk. The action has been carried out, unless the
+    /// caller takes it back.
+    pub(crate) async fn record<'s>(
         &self,
         event: AuditEvent,
         subject: impl Into<Subject<'s>>,
         request: &RequestInfo,
-    ) {
+    ) -> Result<(), AuditUnavailable> {
         let subject = subject.into();
         let unknown_login = match subject {
             Subject::UnknownLogin(login) => Some(self.unknown_logins.pseudonym(login)),
             _ => None,
         };
-        tracing::info!(
-            target: "audit",
-            event = event.name(),
-            user = subject.user(),
-            login = subject.known_login(),
+        let record = AuditRecord {
+            timestamp: Utc::now(),
+            event: event.name(),
+            user: subject.user(),
+            login: subject.known_login().map(str::to_owned),
             unknown_login,
-            client = request.client.address,
-            user_agent = request.client.user_agent,
-            request_id = request.request_id,
-            "audit"
-        );
+            client: Some(request.client.address.clone()),
+            user_agent: Some(request.client.user_agent.clone()),
+            request_id: Some(request.request_id.clone()),
+            operator: None,
+        };
+        match &self.file {
+            Some(file) => file.record(record).await,
+            None => {
+                record.log();
+                Ok(())
+            }
+        }
     }
 }
 
-/// Records an event that an operator caused. The operator is identified by the process's user id.
-pub(crate) fn record_operator(event: AuditEvent, subject: Subject<'_>) {
-    tracing::info!(
-        target: "audit",
-        event = event.name(),
-        user = subject.user(),
-        login = subject.known_login(),
-        operator = rustix::process::getuid().as_raw(),
-        "audit"
-    );
+/// Audit log of the commands of an operator: on standard error, and in the file if there is one.
+#[derive(Debug)]
+pub(crate) struct OperatorAuditLog(Option<Mutex<AuditFile>>);
+
+impl OperatorAuditLog {
+    /// Opens the file of the audit log, if it has one.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be opened.
+    pub(crate) fn open(settings: Option<AuditFileSettings>) -> io::Result<Self> {
+        let file = settings.map(|settings| AuditFile::open(settings.path, settings.rotation));
+        Ok(Self(file.transpose()?.map(Mutex::new)))
+    }
+
+    /// Records an event that an operator caused. The operator is identified by the process's user id.
+    ///
+    /// # Errors
+    /// Returns an error if the record is not in the file. The action has been carried out.
+    pub(crate) fn record(&self, event: AuditEvent, subject: Subject<'_>) -> io::Result<()> {
+        let record = AuditRecord {
+            timestamp: Utc::now(),
+            event: event.name(),
+            user: subject.user(),
+            login: subject.known_login().map(str::to_owned),
+            unknown_login: None,
+            client: None,
+            user_agent: None,
+            request_id: None,
+            operator: Some(rustix::process::getuid().as_raw()),
+        };
+        record.log();
+        let Some(file) = &self.0 else {
+            return Ok(());
+        };
+        let mut line = Vec::new();
+        record.append_to(&mut line);
+        file.lock().append(&line, Durability::Synced)
+    }
 }
 
 impl AuditEvent {

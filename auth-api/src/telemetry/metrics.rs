@@ -29,6 +29,14 @@ pub(crate) struct Metrics {
     store_up: IntGaugeVec,
     pool_connections: IntGaugeVec,
     pub(crate) hashing: HashingMetrics,
+    pub(crate) audit: AuditMetrics,
+}
+
+/// Metrics of the file of the audit log.
+#[derive(Debug, Clone)]
+pub(crate) struct AuditMetrics {
+    pub(crate) up: IntGauge,
+    pub(crate) failures: IntCounter,
 }
 
 /// Metrics of the hashing thread pool.
@@ -186,6 +194,17 @@ impl Metrics {
                     "Passwords rejected because the hashing queue was full.",
                 ),
             },
+            audit: AuditMetrics {
+                up: IntGauge::new(
+                    "auth_api_audit_log_up",
+                    "1 if the file of the audit log accepted the last records; 1 without such a file.",
+                )
+                .expect(VALID_METRIC),
+                failures: counter(
+                    "auth_api_audit_log_failures_total",
+                    "Audit records that the file of the audit log did not accept at once.",
+                ),
+            },
             registry,
             process_registry: supervision::process_registry(),
             shared_registry: Registry::new_custom(Some(PREFIX.to_owned()), None)
@@ -193,6 +212,7 @@ impl Metrics {
             supervisor: Supervisor::new(),
         };
         metrics.register();
+        metrics.audit.up.set(1);
         for metric in metrics.supervisor.metrics() {
             metrics.register_shared(metric);
         }
@@ -213,7 +233,9 @@ impl Metrics {
         build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
-        let all: [Box<dyn Collector>; 14] = [
+        let all: [Box<dyn Collector>; 16] = [
+            Box::new(self.audit.up.clone()),
+            Box::new(self.audit.failures.clone()),
             Box::new(build_info),
             Box::new(self.store_up.clone()),
             Box::new(self.requests.clone()),
