@@ -34,8 +34,12 @@ static ROTATE: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("re
 static END: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/end.lua")));
 static END_ALL: LazyLock<Script> =
     LazyLock::new(|| Script::from_lua(include_str!("redis/end_all.lua")));
+static INDEX: LazyLock<Script> =
+    LazyLock::new(|| Script::from_lua(include_str!("redis/index.lua")));
 static LIST: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/list.lua")));
 
+/// Times that the sessions of a user are ended until none is left, while logins add some.
+const MAX_END_ATTEMPTS: u32 = 10;
 /// Name of the subscriber in the metrics.
 const SUBSCRIBER_TASK: &str = "session_subscriber";
 
@@ -85,20 +89,46 @@ impl RedisSessions {
             argument(session.principal.user.0),
             millis(session.expires_at() - session.created_at),
             argument(MAX_SESSIONS_PER_USER),
-            INVALIDATION_CHANNEL.into(),
             Bytes::copy_from_slice(&session.refresh_hash.0),
             argument(&session.client.address),
             argument(&session.client.user_agent),
-            // A login does not wait until the sessions that it displaces are invalidated.
-            argument(UNACKNOWLEDGED_HEADER),
             argument(session.auth_time.0),
             argument(session.refresh_generation.0),
         ];
-        let keys = keys(session.principal);
-        self.redis
-            .run::<i64>(&CREATE, keys, arguments)
-            .await
-            .map(drop)
+        let user = session.principal.user;
+        let surplus: Vec<String> = self
+            .redis
+            .run(&CREATE, keys(session.principal), arguments)
+            .await?;
+        for session in parse_ids(&surplus)? {
+            let displaced = Principal { user, session };
+            // A login does not wait until the sessions that it displaces are invalidated.
+            self.run_end(displaced, argument(UNACKNOWLEDGED_HEADER))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Ends one session. Returns whether it was active.
+    async fn run_end(
+        &self,
+        principal: Principal,
+        invalidation_header: Bytes,
+    ) -> Result<bool, Unavailable> {
+        let arguments = vec![
+            argument(principal.session),
+            argument(principal.user.0),
+            INVALIDATION_CHANNEL.into(),
+            invalidation_header,
+        ];
+        self.redis.run(&END, keys(principal), arguments).await
+    }
+
+    /// Returns the sessions of a user, also those that have just expired.
+    async fn session_ids(&self, user: UserId) -> Result<Vec<SessionId>, Unavailable> {
+        let keys = vec![index_key(user)];
+        let ids: Vec<String> = self.redis.run(&INDEX, keys, Vec::new()).await?;
+        parse_ids(&ids)
     }
 
     pub(super) async fn auth_time(
@@ -160,13 +190,8 @@ impl RedisSessions {
 
     pub(super) async fn end(&self, principal: Principal) -> Result<EndOutcome, Unavailable> {
         let invalidation = self.tracker.begin();
-        let arguments = vec![
-            argument(principal.session),
-            argument(principal.user.0),
-            INVALIDATION_CHANNEL.into(),
-            argument(invalidation.header()),
-        ];
-        let ended: bool = self.redis.run(&END, keys(principal), arguments).await?;
+        let header = argument(invalidation.header());
+        let ended = self.run_end(principal, header).await?;
         self.cache.invalidate_session(principal.session);
         invalidation.acknowledged_by_all().await;
         Ok(if ended {
@@ -181,30 +206,46 @@ impl RedisSessions {
         user: UserId,
         kept: Option<(SessionId, AuthTime)>,
     ) -> Result<u64, Unavailable> {
-        let (kept, auth_time) = kept.map_or_else(
-            || (Bytes::new(), Bytes::new()),
-            |(session, auth_time)| (argument(session), argument(auth_time.0)),
-        );
-        let invalidation = self.tracker.begin();
-        let arguments = vec![
-            kept,
-            argument(user.0),
-            INVALIDATION_CHANNEL.into(),
-            argument(invalidation.header()),
-            auth_time,
-        ];
-        let keys = vec![index_key(user)];
-        let ended: u64 = self.redis.run(&END_ALL, keys, arguments).await?;
-        self.cache.invalidate_user(user);
-        invalidation.acknowledged_by_all().await;
-        Ok(ended)
+        let (kept, auth_time) = kept.unzip();
+        let kept_key = kept.map_or_else(|| index_key(user), session_key);
+        let mut ended = 0;
+        // A script may access only keys that are named to it, so the index is read before. A login in between
+        // adds a session.
+        for _ in 0..MAX_END_ATTEMPTS {
+            let invalidation = self.tracker.begin();
+            let mut sessions = self.session_ids(user).await?;
+            sessions.retain(|session| Some(*session) != kept);
+            let keys = [index_key(user), kept_key.clone()].into_iter();
+            let keys = keys.chain(sessions.iter().copied().map(session_key));
+            let arguments = [
+                kept.map_or_else(Bytes::new, argument),
+                argument(user.0),
+                INVALIDATION_CHANNEL.into(),
+                argument(invalidation.header()),
+                auth_time.map_or_else(Bytes::new, |time| argument(time.0)),
+            ];
+            let arguments = arguments.into_iter().chain(sessions.iter().map(argument));
+            let (ended_now, others): (u64, u64) = self
+                .redis
+                .run(&END_ALL, keys.collect(), arguments.collect())
+                .await?;
+            ended += ended_now;
+            self.cache.invalidate_user(user);
+            if others == 0 {
+                invalidation.acknowledged_by_all().await;
+                return Ok(ended);
+            }
+        }
+        Err(unexpected_reply(
+            "end_all.lua: sessions are added without end",
+        ))
     }
 
     pub(super) async fn list(&self, user: UserId) -> Result<Vec<ActiveSession>, Unavailable> {
-        let listed: Vec<ListedSession> = self
-            .redis
-            .run(&LIST, vec![index_key(user)], Vec::new())
-            .await?;
+        let sessions = self.session_ids(user).await?;
+        let keys = sessions.iter().copied().map(session_key).collect();
+        let ids = sessions.iter().map(argument).collect();
+        let listed: Vec<ListedSession> = self.redis.run(&LIST, keys, ids).await?;
         listed.into_iter().map(to_active_session).collect()
     }
 
@@ -238,6 +279,13 @@ fn to_active_session(
     })
 }
 
+fn parse_ids(ids: &[String]) -> Result<Vec<SessionId>, Unavailable> {
+    ids.iter()
+        .map(|id| SessionId::parse(id))
+        .collect::<Option<_>>()
+        .ok_or_else(|| unexpected_reply("index of sessions: invalid session id"))
+}
+
 /// Returns a duration in milliseconds. Scripts add them to the clock of Redis.
 fn millis(duration: TimeDelta) -> Bytes {
     argument(duration.num_milliseconds())
@@ -258,4 +306,30 @@ fn session_key(session: SessionId) -> String {
 
 fn index_key(user: UserId) -> String {
     format!("sessions:{}", user.0)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn scripts_access_no_key_that_is_not_named_to_them() {
+        for script in [
+            include_str!("redis/create.lua"),
+            include_str!("redis/check.lua"),
+            include_str!("redis/rotate.lua"),
+            include_str!("redis/end.lua"),
+            include_str!("redis/end_all.lua"),
+            include_str!("redis/index.lua"),
+            include_str!("redis/list.lua"),
+        ] {
+            let calls = script
+                .split("redis.call(")
+                .chain(script.split("redis.pcall("))
+                .skip(1);
+            for call in calls.filter(|call| call.starts_with('\'')) {
+                let (command, arguments) = call.split_once(", ").unwrap_or((call, ""));
+                let is_declared = arguments.starts_with("KEYS[") || arguments.starts_with("key,");
+                assert!(is_declared || command == "'PUBLISH'", "{call}");
+            }
+        }
+    }
 }

@@ -1,17 +1,23 @@
--- Ends every session of a user except one and publishes an invalidation. KEYS: index. ARGV: id to keep or an
--- empty string, user, invalidation channel, header of the invalidation, time (µs) at which the password was verified
--- in the session to keep. Returns the number of ended sessions.
+-- Ends sessions of a user and publishes an invalidation of all. KEYS: index, session to keep or an unused key, then the
+-- sessions to end. ARGV: id to keep or an empty string, user, invalidation channel, header of the invalidation, time
+-- (µs) at which the password was verified in the session to keep, then the ids of the sessions to end. Returns the
+-- number of ended sessions, and that of the sessions that the index still has, beside the one to keep.
+local FIRST_KEY, FIRST_ID = 3, 6
 local ended = 0
-for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-    if id ~= ARGV[1] then
-        ended = ended + redis.call('DEL', 'session:' .. id)
-        redis.call('ZREM', KEYS[1], id)
-    end
+for position = FIRST_KEY, #KEYS do
+    ended = ended + redis.call('DEL', KEYS[position])
+    redis.call('ZREM', KEYS[1], ARGV[FIRST_ID + position - FIRST_KEY])
 end
-if ARGV[1] ~= '' and redis.call('EXISTS', 'session:' .. ARGV[1]) == 1 then
-    -- A Redis that is out of memory rejects it, and the session ends too.
-    redis.pcall('HSET', 'session:' .. ARGV[1], 'auth', ARGV[5])
+local others = redis.call('ZCARD', KEYS[1])
+if ARGV[1] ~= '' then
+    if redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+        others = others - 1
+    end
+    if redis.call('EXISTS', KEYS[2]) == 1 then
+        -- A Redis that is out of memory rejects it, and the session ends too.
+        redis.pcall('HSET', KEYS[2], 'auth', ARGV[5])
+    end
 end
 -- Also if none was left: the invalidation of those that had ended before may not be acknowledged yet.
 redis.call('PUBLISH', ARGV[3], ARGV[4] .. ' user:' .. ARGV[2])
-return ended
+return { ended, others }
