@@ -125,7 +125,13 @@ impl SqliteSessions {
             .begin_with("BEGIN IMMEDIATE")
             .await
             .map_err(failed)?;
-        let outcome = rotate(&mut transaction, rotation).await?;
+        // Under the lock, so that no rotation before this one is in the future: concurrent requests that
+        // wait for it would be taken for a clock that was set back.
+        let rotation = Rotation {
+            now: Utc::now(),
+            ..*rotation
+        };
+        let outcome = rotate(&mut transaction, &rotation).await?;
         transaction.commit().await.map_err(failed)?;
         Ok(outcome)
     }
