@@ -57,7 +57,7 @@ pub(crate) fn public(state: AppState) -> Router {
         .merge(docs::router(&document))
         .route("/ready", only("GET", get(ready::handle)))
         .fallback(async || ApiError::NotFound)
-        .layer(map_response(error::in_json))
+        .layer(map_response(async |response| error::in_json(response)))
         .layer(from_fn_with_state(
             state.clone(),
             middleware::require_audit_log,
@@ -73,6 +73,6 @@ pub(crate) fn internal(state: AppState) -> Router {
         .route("/health", only("GET", get(health::handle)))
         .route("/ready", only("GET", get(ready::handle)))
         .fallback(async || ApiError::NotFound)
-        .layer(map_response(error::in_json))
+        .layer(map_response(async |response| error::in_json(response)))
         .with_state(state)
 }

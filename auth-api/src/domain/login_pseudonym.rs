@@ -5,6 +5,8 @@
 //! HKDF (RFC 5869): equal logins have equal pseudonyms until the key is rotated, and without the key
 //! no guess can be verified.
 
+use std::fmt::Write;
+
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use aws_lc_rs::hmac;
 use secrecy::ExposeSecret;
@@ -39,8 +41,10 @@ impl PseudonymKey {
         let tag = hmac::sign(&self.0, login.as_str().as_bytes());
         tag.as_ref()[..PSEUDONYM_BYTES]
             .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+            .fold(String::new(), |mut text, byte| {
+                write!(text, "{byte:02x}").expect("writing to a String succeeds");
+                text
+            })
     }
 }
 

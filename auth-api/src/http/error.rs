@@ -168,7 +168,7 @@ pub(crate) fn only<S: Clone + Send + Sync + 'static>(
 }
 
 /// Gives an error response of the framework (plain text, or empty) the form of all others.
-pub(crate) async fn in_json(response: Response) -> Response {
+pub(crate) fn in_json(response: Response) -> Response {
     let status = response.status();
     let is_error = status.is_client_error() || status.is_server_error();
     if !is_error || response.headers().get(CONTENT_TYPE) == Some(&JSON) {
@@ -248,7 +248,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_of_the_framework_gets_the_form_of_all_others() {
         let text = (StatusCode::BAD_REQUEST, [(ALLOW, "GET")], "plain text");
-        let response = in_json(text.into_response()).await;
+        let response = in_json(text.into_response());
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
         assert_eq!(response.headers()[ALLOW], "GET");
         assert_eq!(response.headers()[CONTENT_TYPE], JSON);
@@ -258,10 +258,10 @@ mod tests {
 
     #[tokio::test]
     async fn other_responses_are_kept() {
-        let not_found = in_json(ApiError::SessionNotFound.into_response()).await;
+        let not_found = in_json(ApiError::SessionNotFound.into_response());
         let body = to_bytes(not_found.into_body(), 1000).await.unwrap();
         assert_eq!(body, r#"{"detail":"Session not found"}"#);
-        let text = in_json("text".into_response()).await;
+        let text = in_json("text".into_response());
         assert_eq!(to_bytes(text.into_body(), 1000).await.unwrap(), "text");
     }
 }

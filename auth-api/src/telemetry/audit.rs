@@ -165,13 +165,11 @@ impl AuditLog {
             request_id: Some(request.request_id.clone()),
             operator: None,
         };
-        match &self.file {
-            Some(file) => file.record(record).await,
-            None => {
-                record.log();
-                Ok(())
-            }
+        if let Some(file) = &self.file {
+            return file.record(record).await;
         }
+        record.log();
+        Ok(())
     }
 }
 
