@@ -177,3 +177,21 @@ async fn cleartext_listeners_survive_malformed_requests_and_log_nothing_of_them(
     .await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn by_default_no_client_takes_more_than_a_tenth_of_the_connections() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config("premier: {limits: {max_connections: 30}}")
+        .start()
+        .await?;
+    let mut connections = Vec::new();
+    while let Ok(connection) = RawConnection::connect(&gateway).await {
+        connections.push(connection);
+        assert!(connections.len() <= 3, "more than a tenth");
+    }
+    assert!(!connections.is_empty());
+    let other_client = gateway.client()?;
+    assert_eq!(other_client.get("/").await?.status, 200);
+    Ok(())
+}

@@ -105,11 +105,25 @@ pub(crate) struct Limits {
     pub(crate) stream_idle_timeout: Duration,
     /// Maximum number of concurrent connections.
     pub(crate) max_connections: usize,
-    /// Maximum number of concurrent connections of one client.
-    pub(crate) max_connections_per_client: usize,
+    /// Maximum number of concurrent connections of one client, if set; otherwise it is a share of the total,
+    /// see [`Limits::connections_per_client`].
+    pub(crate) max_connections_per_client: Option<usize>,
     /// Response bytes that may wait for clients to read them.
     pub(crate) max_buffered_bytes: usize,
     pub(crate) max_buffered_bytes_per_client: usize,
+}
+
+impl Limits {
+    /// One of so many shares of all connections is what a client may have by default: it takes at least ten
+    /// clients to leave none for others.
+    const CLIENT_SHARES: usize = 10;
+
+    /// Returns the maximum number of concurrent connections of one client where there can be `total` of all
+    /// clients. A client may always have one.
+    pub(crate) fn connections_per_client(&self, total: usize) -> usize {
+        self.max_connections_per_client
+            .unwrap_or((total / Self::CLIENT_SHARES).max(1))
+    }
 }
 
 /// A path pattern and its features.

@@ -273,7 +273,7 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         idle_timeout: Duration::from_mins(1),
         stream_idle_timeout: Duration::from_mins(1),
         max_connections: 20_000,
-        max_connections_per_client: 10_000,
+        max_connections_per_client: None,
         max_buffered_bytes: 256 << 20,
         max_buffered_bytes_per_client: 16 << 20,
     };
@@ -316,7 +316,7 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
     let max_connections_per_client = mapping.get_or(
         "max_connections_per_client",
         default.max_connections_per_client,
-        |value| parse_size(value, 1, MAX_CONNECTIONS),
+        |value| Some(Some(parse_size(value, 1, MAX_CONNECTIONS)?)),
     );
     let max_buffered_bytes =
         mapping.get_or("max_buffered_bytes", default.max_buffered_bytes, |value| {

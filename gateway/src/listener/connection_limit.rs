@@ -38,13 +38,14 @@ impl ConnectionLimit {
         let client = ClientKey::from(digest.peer_addr()?.as_inet()?.ip());
         let guard = GaugeGuard::increment(&metrics.connections);
         let total = usize::try_from(metrics.connections.get()).unwrap_or(0);
-        if total > limits.max_connections.min(self.max_by_fd_limit) {
+        let max_total = limits.max_connections.min(self.max_by_fd_limit);
+        if total > max_total {
             metrics.count_rejected_connection(ExceededLimit::Total);
             return None;
         }
         let mut per_client = self.per_client.lock();
         let count = per_client.entry(client).or_default();
-        if *count >= limits.max_connections_per_client {
+        if *count >= limits.connections_per_client(max_total) {
             metrics.count_rejected_connection(ExceededLimit::PerClient);
             return None;
         }
