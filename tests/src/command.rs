@@ -42,7 +42,7 @@ pub fn unprivileged_command(program: impl AsRef<OsStr>) -> Command {
 ///
 /// # Errors
 /// Returns an error if `chown` fails.
-pub(crate) fn chown_to_unprivileged(folder: &Path) -> Result<()> {
+pub fn chown_to_unprivileged(folder: &Path) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         let status = Command::new("chown")
             .arg("-R")

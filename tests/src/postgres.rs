@@ -16,6 +16,7 @@ use crate::certificate::Certificate;
 use crate::command::{chown_to_unprivileged, unprivileged_command};
 use crate::process::Process;
 use crate::random::random_bytes;
+use crate::settings::{Settings, settings};
 
 /// Superuser of the server, which tests connect as. The password is no secret: the server listens
 /// on loopback only.
@@ -39,8 +40,8 @@ impl PostgresServer {
     /// # Errors
     /// Returns an error if PostgreSQL is not installed or does not start.
     pub fn start() -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("postgres-").tempdir()?;
-        chown_to_unprivileged(folder.path())?;
+        let mut server = Self::without_data()?;
+        let folder = &server.folder;
         let password_file = folder.path().join("password");
         fs::write(&password_file, PASSWORD)?;
         let status = unprivileged_command(program("initdb")?)
@@ -52,22 +53,55 @@ impl PostgresServer {
             ])
             .arg(format!("--username={USER}"))
             .arg(format!("--pwfile={}", password_file.display()))
-            .arg(format!("--pgdata={}", folder.path().join("data").display()))
+            .arg(format!("--pgdata={}", server.data_folder().display()))
             .stdout(Stdio::null())
             .status()
             .context("running initdb")?;
         ensure!(status.success(), "initdb failed: {status}");
-        let mut server = Self {
-            process: None,
-            folder,
-            address: address::unused_loopback(),
-        };
         server.start_again()?;
         Ok(server)
     }
 
-    /// Starts the server again after [`PostgresServer::stop_immediately`], on the same data and
-    /// address.
+    /// Returns a server that is not running and has no database cluster yet, to be filled by a restore or as a standby.
+    ///
+    /// # Errors
+    /// Returns an error if its folder cannot be created.
+    pub fn without_data() -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("postgres-").tempdir()?;
+        chown_to_unprivileged(folder.path())?;
+        Ok(Self {
+            process: None,
+            folder,
+            address: address::unused_loopback(),
+        })
+    }
+
+    /// Returns the data folder (PGDATA), whose owner is the user of [`unprivileged_command`].
+    #[must_use]
+    pub fn data_folder(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Returns the environment variables by which PostgreSQL's programs find this server, and a `PATH` with these
+    /// programs.
+    ///
+    /// # Errors
+    /// Returns an error if PostgreSQL is not installed.
+    pub fn environment(&self) -> Result<Settings> {
+        let programs = program("psql")?;
+        let programs = programs.parent().context("it is in a folder")?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        Ok(settings([
+            ("PATH", format!("{}:{path}", programs.display())),
+            ("PGHOST", self.address.ip().to_string()),
+            ("PGPORT", self.address.port().to_string()),
+            ("PGUSER", USER.to_owned()),
+            ("PGPASSWORD", PASSWORD.to_owned()),
+            ("PGDATA", self.data_folder().display().to_string()),
+        ]))
+    }
+
+    /// Starts the server on its data folder and address, for example again after [`PostgresServer::stop_immediately`].
     ///
     /// # Errors
     /// Returns an error if PostgreSQL does not start.
@@ -79,7 +113,7 @@ impl PostgresServer {
         let mut command = unprivileged_command(program("postgres")?);
         command
             .arg("-D")
-            .arg(self.folder.path().join("data"))
+            .arg(self.data_folder())
             .arg("-k")
             .arg(self.folder.path())
             .args(["-h", &host, "-p", &port])
@@ -103,7 +137,7 @@ impl PostgresServer {
     /// Returns an error if PostgreSQL does not start.
     pub fn require_tls(&mut self, certificate: &Certificate) -> Result<()> {
         self.stop_immediately()?;
-        let data = self.folder.path().join("data");
+        let data = self.data_folder();
         fs::copy(&certificate.cert_file, data.join("server.crt"))?;
         fs::copy(&certificate.key_file, data.join("server.key"))?;
         let host_based_authentication = "hostssl all all 0.0.0.0/0 scram-sha-256\n";

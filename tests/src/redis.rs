@@ -60,6 +60,16 @@ impl RedisServer {
         self.process = None;
     }
 
+    /// Kills the server and deletes its data, which simulates the loss of its disk.
+    ///
+    /// # Errors
+    /// Returns an error if the data cannot be deleted.
+    pub fn lose_data(&mut self) -> Result<()> {
+        self.kill();
+        std::fs::remove_dir_all(self.folder.path().join("appendonlydir"))
+            .context("deleting Redis' files")
+    }
+
     /// Returns the running process, for signals such as SIGSTOP.
     #[must_use]
     pub fn process(&self) -> Option<&Process> {

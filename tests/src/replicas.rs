@@ -1,5 +1,6 @@
 //! Replicas of auth-api on stores of their own.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -146,6 +147,11 @@ impl Replicas {
         self.settings.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Removes a setting of replicas that are started from now on.
+    pub fn unset(&mut self, name: &str) {
+        self.settings.retain(|(setting, _)| setting != name);
+    }
+
     /// Waits until the replica at `index` is ready.
     ///
     /// # Errors
@@ -199,7 +205,7 @@ impl Replicas {
     /// The developer's own environment and `.env` file do not reach it.
     #[must_use]
     pub fn command(&self, name: &str) -> Command {
-        let mut command = match self.max_open_files {
+        let command = match self.max_open_files {
             None => bound_command(program_path(name)),
             Some(limit) => {
                 let mut command = bound_command("prlimit");
@@ -209,9 +215,29 @@ impl Replicas {
                 command
             }
         };
+        self.with_settings(command, std::env::var_os("PATH").unwrap_or_default())
+    }
+
+    /// Returns a command that runs `script` by the shell with the settings of the replicas, and `auth-api` in its `PATH`.
+    ///
+    /// # Panics
+    /// Panics if auth-api is not built.
+    #[must_use]
+    pub fn shell(&self, script: &str) -> Command {
+        let mut command = bound_command("sh");
+        command.arg("-c").arg(script);
+        let mut path = program_path("auth-api");
+        path.pop();
+        let mut path = path.into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        self.with_settings(command, path)
+    }
+
+    fn with_settings(&self, mut command: Command, path: OsString) -> Command {
         command
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("PATH", path)
             .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .current_dir(self.folder.path());
         command
