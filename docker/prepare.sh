@@ -28,6 +28,13 @@ for secret in secret_key db_password redis_password grafana_password; do
     }
 done
 
+# Receivers of alerts, whose URLs are secret.
+[ -e secrets/alertmanager.yml ] || {
+    cp docker/monitoring/alertmanager.yml secrets/alertmanager.yml
+    chmod 644 secrets/alertmanager.yml
+    created "secrets/alertmanager.yml: name the receivers of alerts in it"
+}
+
 # Keys that only verify, while the secret key is rotated. A Swarm refuses an empty secret.
 for secret in secret_key_previous secret_key_next; do
     [ -e "secrets/$secret" ] || {
