@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 
 # User of the images.
 readonly USER_ID=65532
+# The containers' user reads what is created here; what it must not read gets a mode of its own.
+umask 022
 
 created() { echo "created $*"; }
 
@@ -47,6 +49,12 @@ done
     docker/self-signed-certificate.sh ssl/cert.pem ssl/key.pem 90
     created "a self-signed certificate in ssl/: replace it before clients connect"
 }
+# Whatever was the umask of an operator who has created these.
+for path in config config/gateway.yml ssl ssl/cert.pem; do
+    if [ "$(stat -c %u "$path")" != "$USER_ID" ] && [ -w "$path" ]; then
+        chmod o+rX "$path"
+    fi
+done
 # Only the gateway's user may read the key.
 if [ "$(id -u)" = 0 ]; then
     chown "$USER_ID" ssl/key.pem

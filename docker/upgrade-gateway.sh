@@ -1,37 +1,103 @@
 #!/usr/bin/env bash
-# Replaces the gateway with the image named in .prod.env. No connection is refused.
+# Replaces the gateway with the image named in .prod.env. No connection is refused, and none waits.
 #
-# Two containers cannot publish the same port, so for a short time there is no listener. During that
-# time the kernel drops the SYN packets of new connections, and clients retransmit them a second
-# later; the old gateway drains existing connections before it exits. Needs root, for iptables.
+# Two containers cannot publish the same port, and the old gateway may need 40 seconds to finish its requests. So
+# a temporary gateway with the new image serves meanwhile: iptables rules send new connections to it, the others
+# stay where they are. Until it is ready nothing is changed, so an image or a configuration that does not work
+# leaves the old gateway as it is. It may be run again at any time. Needs root, for iptables.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-container() { docker/compose ps -q gateway; }
-published_ports() { docker port "$(container)" | sed 's/.*://' | sort -u; }
+fail() {
+    echo "upgrade-gateway.sh: $*" >&2
+    exit 1
+}
 
-drop_rule() { # -I|-D PORT
-    local tool
+[ "$(id -u)" = 0 ] || fail "run it as root: it needs iptables for the time of the upgrade"
+PATH=$PATH:/usr/sbin:/sbin
+command -v iptables >/dev/null || fail "iptables is missing: install it"
+exec 9<compose.prod.yml
+flock --nonblock 9 || fail "another update of this deployment is running"
+
+container() { docker/containers.sh gateway; }
+
+docker/pull-image.sh gateway
+output=$(docker/compose run --rm --no-deps -T gateway check 2>&1) ||
+    fail "the new image does not accept the configuration: $output"
+
+old=$(container)
+[ -n "$old" ] || fail "there is no gateway: start the deployment with docker/compose up -d"
+old_image=$(docker inspect --format '{{.Image}}' "$old")
+project=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.project"}}' "$old")
+temporary=${project}_gateway_upgrade
+# Each line is the container's port and the machine's.
+ports=$(docker port "$old" | sed -nE 's|^([0-9]+)/tcp -> .*:([0-9]+)$|\1 \2|p' | sort -u)
+[ -n "$ports" ] || fail "the gateway does not run: start it with docker/compose up -d, see docker/compose logs gateway"
+
+delete_rules() {
+    local tool rule
     for tool in iptables ip6tables; do
         command -v "$tool" >/dev/null || continue
-        "$tool" -w -t raw "$1" PREROUTING -p tcp --syn --dport "$2" -j DROP
-        "$tool" -w -t raw "$1" OUTPUT -p tcp --syn --dport "$2" -m addrtype --dst-type LOCAL -j DROP
-    done 2>/dev/null || [ "$tool" = ip6tables ]
+        while read -r rule; do
+            # shellcheck disable=SC2086  # the words of the rule
+            "$tool" -w -t nat -D ${rule#-A }
+        done < <("$tool" -w -t nat -S 2>/dev/null | grep -w -- "--comment $temporary")
+    done
 }
 
-mapfile -t ports < <(published_ports)
-delete_rules() {
-    local port
-    for port in "${ports[@]}"; do drop_rule -D "$port" || true; done
+# Sends new connections for a port of this machine to the temporary gateway, at the same addresses as Docker
+# does: those to loopback and those of IPv6 through Docker's proxy, which listens on another port.
+add_rules() { # CONTAINER-PORT PORT
+    local address proxy local_port=(-p tcp --dport "$2" -m addrtype --dst-type LOCAL -m comment --comment "$temporary")
+    address=$(docker inspect --format \
+        '{{range $name, $network := .NetworkSettings.Networks}}{{$name}} {{$network.IPAddress}}{{"\n"}}{{end}}' \
+        "$temporary" | awk '$1 ~ /_edge$/ { print $2 }')
+    proxy=$(docker port "$temporary" "$1/tcp" | sed -n '1s/.*://p')
+    iptables -w -t nat -I PREROUTING "${local_port[@]}" -j DNAT --to-destination "$address:$1"
+    iptables -w -t nat -I OUTPUT "${local_port[@]}" ! -d 127.0.0.0/8 -j DNAT --to-destination "$address:$1"
+    iptables -w -t nat -I OUTPUT "${local_port[@]}" -d 127.0.0.0/8 -j REDIRECT --to-ports "$proxy"
+    command -v ip6tables >/dev/null || return 0
+    # Fails on a machine without IPv6.
+    ip6tables -w -t nat -I PREROUTING "${local_port[@]}" -j REDIRECT --to-ports "$proxy" 2>/dev/null || return 0
+    ip6tables -w -t nat -I OUTPUT "${local_port[@]}" -j REDIRECT --to-ports "$proxy"
 }
-trap delete_rules EXIT
-for port in "${ports[@]}"; do
-    drop_rule -I "$port" || {
-        echo "upgrade-gateway.sh: cannot add iptables rules: run it as root" >&2
-        exit 1
+
+clean_up() {
+    delete_rules
+    docker stop -t 40 "$temporary" >/dev/null 2>&1 || true
+    docker rm --force "$temporary" >/dev/null 2>&1 || true
+}
+
+# What a run that was killed may have left.
+clean_up
+trap clean_up EXIT
+trap 'exit 1' INT TERM HUP
+publish=()
+while read -r port _; do publish+=(--publish "$port"); done <<<"$ports"
+output=$(docker/compose run -d --no-deps --name "$temporary" "${publish[@]}" gateway 2>&1) ||
+    fail "the new image does not start: $output"
+docker/wait-until-ready.sh "$temporary" gateway || fail "the new gateway is not ready: the old one keeps running"
+
+# An interruption would leave the ports without a gateway.
+trap '' INT TERM HUP
+while read -r port published; do add_rules "$port" "$published"; done <<<"$ports"
+
+replace() {
+    local output
+    output=$(docker/compose up -d --no-deps gateway 2>&1) || {
+        echo "$output" >&2
+        return 1
     }
-done
+    docker/wait-until-ready.sh "$(container)" gateway
+}
 
-docker/compose up -d --no-deps gateway >/dev/null 2>&1
-docker/wait-until-healthy.sh "$(container)" gateway
+replace || {
+    echo "upgrade-gateway.sh: the new gateway does not start: restoring the old one" >&2
+    export GATEWAY_IMAGE=$old_image
+    replace || {
+        trap - EXIT
+        fail "the old gateway does not start either: $temporary serves until this script runs again"
+    }
+    fail "the old gateway is restored"
+}
 echo "replaced the gateway"

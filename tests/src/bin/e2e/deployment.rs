@@ -18,16 +18,18 @@ const HTTPS_PORT: u16 = 18_443;
 const HTTP_PORT: u16 = 18_080;
 
 /// Files that an operator copies to the host.
-const FILES: [&str; 9] = [
+const FILES: [&str; 11] = [
     "compose.prod.yml",
     ".prod.env.example",
     "gateway.yml",
     "docker/prepare.sh",
     "docker/compose",
+    "docker/containers.sh",
+    "docker/pull-image.sh",
     "docker/roll-auth-api.sh",
     "docker/self-signed-certificate.sh",
     "docker/upgrade-gateway.sh",
-    "docker/wait-until-healthy.sh",
+    "docker/wait-until-ready.sh",
 ];
 
 /// A deployment with ports and a certificate of its own. Dropping the value removes its containers
