@@ -28,6 +28,7 @@ fn created_metrics(source: &str) -> BTreeSet<&str> {
 fn exported_metrics() -> BTreeSet<String> {
     let gateway = created_metrics(include_str!("../../gateway/src/telemetry/metrics.rs"));
     let auth_api = created_metrics(include_str!("../../auth-api/src/telemetry/metrics.rs"));
+    let of_process = created_metrics(include_str!("../../supervision/src/process_metrics.rs"));
     let shared = [
         include_str!("../../supervision/src/lib.rs"),
         include_str!("../../logging/src/writer.rs"),
@@ -39,6 +40,7 @@ fn exported_metrics() -> BTreeSet<String> {
     of_gateway
         .chain(shared_of_auth_api)
         .chain(auth_api.into_iter().map(str::to_owned))
+        .chain(of_process.into_iter().map(str::to_owned))
         .collect()
 }
 
@@ -115,6 +117,37 @@ async fn both_programs_tell_their_version_and_the_resources_of_their_process() -
         replica.metric("auth_api_store_up", &["sqlite"]).await?,
         Some(1.0)
     );
+    Ok(())
+}
+
+#[test]
+fn every_metric_has_a_panel() {
+    let shown = words(DASHBOARD);
+    let hidden: Vec<_> = exported_metrics()
+        .into_iter()
+        .filter(|name| !shown.contains(name.as_str()))
+        .collect();
+    assert!(hidden.is_empty(), "without a panel: {hidden:?}");
+}
+
+#[tokio::test]
+async fn the_programs_export_no_metric_without_a_panel() -> Result<()> {
+    let edge = Edge::builder(Store::PostgresRedis).start().await?;
+    let client = edge.client()?;
+    client.register("alice").await?;
+    client.login("alice").await?;
+    let gateway = edge.gateway.admin_client()?.get("/metrics").await?;
+    let internal_address = edge.replicas.instances[0].internal_address;
+    let replica = Client::cleartext(internal_address)?.get("/metrics").await?;
+    let shown = words(DASHBOARD);
+    for response in [gateway, replica] {
+        assert_eq!(response.status, 200);
+        let names = values(&response.text, "# TYPE ");
+        assert!(names.len() > 10, "{}", response.text);
+        for name in names.iter().filter_map(|line| line.split(' ').next()) {
+            assert!(shown.contains(name), "{name} has no panel");
+        }
+    }
     Ok(())
 }
 
