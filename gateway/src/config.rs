@@ -20,9 +20,10 @@ pub(crate) use error::ConfigErrors;
 pub(crate) use interpolate::Environment;
 pub(crate) use load::admin_address;
 pub(crate) use model::{
-    BalancingStrategy, CircuitBreakerSettings, Config, ErrorResponseSettings, Features,
-    HealthCheckMethod, HealthCheckSettings, Limits, ListenAddresses, MonitoringSettings, PathRule,
-    QuotaKeyPart, RateLimitAlgorithm, RateLimitSettings, RetrySettings, TimeoutSettings,
+    BalancingStrategy, CircuitBreakerSettings, Config, EndpointLimits, ErrorResponseSettings,
+    Features, HealthCheckMethod, HealthCheckSettings, Limits, ListenAddresses,
+    LoadBalancingSettings, MonitoringSettings, PathRule, QuotaKeyPart, RateLimitAlgorithm,
+    RateLimitSettings, RetrySettings, TimeoutSettings,
 };
 pub(crate) use pattern::{Matcher, pattern_syntax};
 pub(crate) use schema::SCHEMA;

@@ -2,13 +2,14 @@
 //!
 //! 1. [`context`]: client, request id, active configuration
 //! 2. [`admission`]: path, route, host, quota, size of the body
-//! 3. [`forward`]: endpoint, circuit breaker, connection, retries, and in each attempt the [`exchange`] of
+//! 3. [`forward`]: limits of the client, endpoint, circuit breaker, connection, retries, and in each attempt the [`exchange`] of
 //!    both bodies
 //! 4. [`error_response`], unless a response from upstream was forwarded
 //! 5. [`record`]: metrics and access log
 
 mod admission;
 mod attempts;
+mod client_limits;
 pub(crate) mod common_headers;
 mod context;
 mod disconnect;

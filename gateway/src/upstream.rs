@@ -2,6 +2,7 @@
 
 mod balance;
 mod connection;
+mod connection_slots;
 mod endpoint;
 mod health;
 mod pool;
@@ -19,12 +20,13 @@ use arc_swap::ArcSwap;
 use pingora::connectors::TransportConnector;
 use pingora::connectors::http::Connector;
 
-use crate::config::{BalancingStrategy, HealthCheckMethod, HealthCheckSettings, Server};
+use crate::config::{HealthCheckMethod, HealthCheckSettings, LoadBalancingSettings, Server};
 use crate::features::circuit_breaker::Permission;
 use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::Metrics;
 use balance::{Candidates, NoEndpoint};
 pub(crate) use connection::{Connection, UpstreamError, UpstreamEvent};
+pub(crate) use connection_slots::Overflow;
 pub(crate) use endpoint::{ConnectError, ConnectionReuse, Endpoint, InFlight};
 pub(crate) use health::HealthStatus;
 pub(crate) use resolver::Resolver;
@@ -98,13 +100,13 @@ impl UpstreamGroup {
     /// Returns an error if there is none.
     pub(crate) fn choose(
         &self,
-        strategy: BalancingStrategy,
+        load_balancing: LoadBalancingSettings,
         previous: Option<SocketAddr>,
         permission: impl Fn(&Endpoint) -> Permission,
     ) -> Result<ChosenEndpoint, NoEndpoint> {
         let endpoints = self.endpoints.load();
         let candidates = Candidates::select(&endpoints, previous, permission)?;
-        let endpoint = candidates.choose(strategy, &self.round_robin);
+        let endpoint = candidates.choose(load_balancing, &self.round_robin);
         Ok(ChosenEndpoint {
             in_flight: InFlight::new(endpoint),
             health: candidates.health(),

@@ -12,6 +12,7 @@ pub mod command;
 pub mod edge;
 pub mod fault_proxy;
 pub mod gateway;
+pub mod http2_frames;
 pub mod load;
 pub mod mock_upstream;
 pub mod pgbouncer;

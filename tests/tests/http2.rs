@@ -1,134 +1,17 @@
 //! HTTP/2, frame by frame: floods, malformed requests, flow control, timeouts and shutdown.
 
-use std::ops::Range;
-
 use anyhow::Result;
 use reqwest::Method;
 use rustix::process::Signal;
 use tests::client::{Protocol, send};
+use tests::http2_frames::{
+    CONTINUATION, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, SETTINGS, WINDOW_UPDATE, connect,
+    frame, get, goaway, header_block, literal_header, ping, read_frame_types, read_until_frame,
+    request, reset, stream_ids,
+};
 use tests::mock_upstream::request_target;
 use tests::raw_connection::{RawConnection, parse_status};
 use tests::{Gateway, MockResponse, MockUpstream, wait};
-
-/// Connection preface of a client (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-// Frame types (RFC 9113, section 6).
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-// Flags of HEADERS frames.
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-fn frame(frame_type: u8, flags: u8, stream_id: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("the payload is short");
-    let mut frame = length.to_be_bytes()[1..].to_vec();
-    frame.extend([frame_type, flags]);
-    frame.extend(stream_id.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// HPACK literal header without indexing, with a new name (RFC 7541, section 6.2.2).
-fn literal_header(name: &str, value: &str) -> Vec<u8> {
-    let length = |text: &str| u8::try_from(text.len()).expect("the text is short");
-    let mut header = vec![0, length(name)];
-    header.extend(name.as_bytes());
-    header.push(length(value));
-    header.extend(value.as_bytes());
-    header
-}
-
-/// Header block of a GET request for `/` with further headers.
-fn header_block(headers: &[(&str, &str)]) -> Vec<u8> {
-    header_block_for("/", headers)
-}
-
-/// Header block of a GET request for `path` with further headers.
-fn header_block_for(path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
-    // Indices of the static table: `:method: GET` and `:scheme: https`.
-    let mut block = vec![0x82, 0x87];
-    block.extend(literal_header(":path", path));
-    block.extend(literal_header(":authority", "localhost"));
-    for (name, value) in headers {
-        block.extend(literal_header(name, value));
-    }
-    block
-}
-
-/// Opens an HTTP/2 connection: sends the preface and empty settings.
-async fn connect(gateway: &Gateway) -> Result<RawConnection> {
-    let mut connection = RawConnection::connect_http2(gateway).await?;
-    connection
-        .send([PREFACE, &frame(SETTINGS, 0, 0, &[])].concat())
-        .await?;
-    Ok(connection)
-}
-
-/// HEADERS frame with a complete request.
-fn request(stream_id: u32, header_block: &[u8]) -> Vec<u8> {
-    frame(HEADERS, END_STREAM | END_HEADERS, stream_id, header_block)
-}
-
-/// HEADERS frame with a complete GET request for `path`.
-fn get(stream_id: u32, path: &str) -> Vec<u8> {
-    request(stream_id, &header_block_for(path, &[]))
-}
-
-/// `RST_STREAM` frame with the error code `CANCEL`.
-fn reset(stream_id: u32) -> Vec<u8> {
-    const CANCEL: u32 = 8;
-    frame(RST_STREAM, 0, stream_id, &CANCEL.to_be_bytes())
-}
-
-/// GOAWAY frame of a client that sends no further request.
-fn goaway() -> Vec<u8> {
-    frame(GOAWAY, 0, 0, &[0; 8])
-}
-
-fn ping() -> Vec<u8> {
-    frame(PING, 0, 0, &[0; 8])
-}
-
-/// Ids of the client's streams with these numbers, counted from 0.
-fn stream_ids(numbers: Range<u32>) -> impl Iterator<Item = u32> {
-    numbers.map(|number| number * 2 + 1)
-}
-
-/// Types of the complete or truncated frames in `bytes`.
-fn frame_types(bytes: &[u8]) -> Vec<u8> {
-    let (mut types, mut rest) = (Vec::new(), bytes);
-    while let [a, b, c, frame_type, _, _, _, _, _, after @ ..] = rest {
-        types.push(*frame_type);
-        let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
-        rest = after.get(length..).unwrap_or_default();
-    }
-    types
-}
-
-/// Reads until the connection is closed and returns the types of the frames received.
-async fn read_frame_types(connection: &mut RawConnection) -> Result<Vec<u8>> {
-    Ok(frame_types(&connection.read_to_end().await?))
-}
-
-/// Reads until a frame of this type is received.
-async fn read_until_frame(frame_type: u8, connection: &mut RawConnection) -> Result<()> {
-    let mut received = Vec::new();
-    while !frame_types(&received).contains(&frame_type) {
-        let bytes = connection.read_some().await?;
-        anyhow::ensure!(
-            !bytes.is_empty(),
-            "closed after frames of types {:?}",
-            frame_types(&received)
-        );
-        received.extend(bytes);
-    }
-    Ok(())
-}
 
 #[tokio::test]
 async fn a_flood_of_resets_is_disconnected() -> Result<()> {

@@ -21,7 +21,7 @@ pub(crate) struct Config {
     pub(crate) certificates: Vec<Certificate>,
     /// Never empty.
     pub(crate) servers: Vec<Server>,
-    pub(crate) strategy: BalancingStrategy,
+    pub(crate) load_balancing: LoadBalancingSettings,
     pub(crate) health_check: HealthCheckSettings,
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) limits: Limits,
@@ -61,6 +61,22 @@ pub(crate) enum BalancingStrategy {
     LeastRequests,
     RoundRobin,
     Random,
+}
+
+/// Load balancing, and limits of each endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LoadBalancingSettings {
+    pub(crate) strategy: BalancingStrategy,
+    pub(crate) endpoint_limits: EndpointLimits,
+}
+
+/// Limits of one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EndpointLimits {
+    /// Maximum number of connections for requests; those of health checks are not counted.
+    pub(crate) max_connections: usize,
+    /// Maximum number of requests that wait for a connection.
+    pub(crate) max_pending_requests: usize,
 }
 
 /// Method of an active health check.
@@ -108,6 +124,10 @@ pub(crate) struct Limits {
     /// Maximum number of concurrent connections of one client, if set; otherwise it is a share of the total,
     /// see [`Limits::connections_per_client`].
     pub(crate) max_connections_per_client: Option<usize>,
+    /// Maximum number of concurrent upstream requests of one client.
+    pub(crate) max_upstream_requests_per_client: usize,
+    /// Number of upstream requests that one client may abandon within 10 seconds.
+    pub(crate) max_abandoned_requests_per_client: NonZeroU32,
     /// Response bytes that may wait for clients to read them.
     pub(crate) max_buffered_bytes: usize,
     pub(crate) max_buffered_bytes_per_client: usize,

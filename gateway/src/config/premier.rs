@@ -9,7 +9,8 @@ use crate::config::certificate::{Certificate, CertificateFiles};
 use crate::config::features::parse_features;
 use crate::config::listen::parse_listen;
 use crate::config::model::{
-    BalancingStrategy, Config, Features, HealthCheckMethod, HealthCheckSettings, Limits, PathRule,
+    BalancingStrategy, Config, EndpointLimits, Features, HealthCheckMethod, HealthCheckSettings,
+    Limits, LoadBalancingSettings, PathRule,
 };
 use crate::config::node::{Mapping, Node};
 use crate::config::server::Server;
@@ -24,7 +25,7 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
     let listen = parse_listen(&mut premier);
     let certificates = parse_certificates(&mut premier, warnings);
     let servers = parse_servers(&mut premier);
-    let strategy = parse_strategy(&mut premier);
+    let load_balancing = parse_load_balancing(&mut premier);
     let health_check = parse_health_check(&mut premier);
     let trusted_proxies = parse_trusted_proxies(&mut premier, warnings);
     let limits = parse_limits(&mut premier);
@@ -47,7 +48,7 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
         listen: listen?,
         certificates: certificates?,
         servers: servers?,
-        strategy: strategy?,
+        load_balancing: load_balancing?,
         health_check: health_check?,
         trusted_proxies: trusted_proxies?,
         limits: limits?,
@@ -160,19 +161,50 @@ fn parse_servers(premier: &mut Mapping<'_, '_>) -> Option<Vec<Server>> {
     value.require_not_empty(servers)
 }
 
-fn parse_strategy(premier: &mut Mapping<'_, '_>) -> Option<BalancingStrategy> {
+fn parse_load_balancing(premier: &mut Mapping<'_, '_>) -> Option<LoadBalancingSettings> {
     const STRATEGIES: [(&str, BalancingStrategy); 3] = [
         ("least_requests", BalancingStrategy::LeastRequests),
         ("round_robin", BalancingStrategy::RoundRobin),
         ("random", BalancingStrategy::Random),
     ];
-    const DEFAULT: BalancingStrategy = BalancingStrategy::LeastRequests;
+    const MAX_CONNECTIONS: u64 = u32::MAX as u64;
+    const DEFAULT: LoadBalancingSettings = LoadBalancingSettings {
+        strategy: BalancingStrategy::LeastRequests,
+        endpoint_limits: EndpointLimits {
+            max_connections: 4096,
+            max_pending_requests: 1024,
+        },
+    };
     let Some(mut mapping) = premier.mapping("load_balancing").ok()? else {
         return Some(DEFAULT);
     };
-    let strategy = mapping.get_or("strategy", DEFAULT, |value| value.one_of(&STRATEGIES));
+    let strategy = mapping.get_or("strategy", DEFAULT.strategy, |value| {
+        value.one_of(&STRATEGIES)
+    });
+    let limits = DEFAULT.endpoint_limits;
+    let max_connections = mapping.get_or(
+        "max_connections_per_endpoint",
+        limits.max_connections,
+        |value| parse_size(value, 1, MAX_CONNECTIONS),
+    );
+    let max_pending_requests = mapping.get_or(
+        "max_pending_requests_per_endpoint",
+        limits.max_pending_requests,
+        |value| parse_size(value, 0, MAX_CONNECTIONS),
+    );
     mapping.reject_unknown_keys();
-    strategy
+    Some(LoadBalancingSettings {
+        strategy: strategy?,
+        endpoint_limits: EndpointLimits {
+            max_connections: max_connections?,
+            max_pending_requests: max_pending_requests?,
+        },
+    })
+}
+
+fn parse_size(value: &Node<'_, '_>, min: u64, max: u64) -> Option<usize> {
+    let number = value.integer(min..=max)?;
+    usize::try_from(number).ok()
 }
 
 fn parse_health_check(premier: &mut Mapping<'_, '_>) -> Option<HealthCheckSettings> {
@@ -274,15 +306,13 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         stream_idle_timeout: Duration::from_mins(1),
         max_connections: 20_000,
         max_connections_per_client: None,
+        max_upstream_requests_per_client: 2048,
+        max_abandoned_requests_per_client: NonZeroU32::MIN.saturating_add(999),
         max_buffered_bytes: 256 << 20,
         max_buffered_bytes_per_client: 16 << 20,
     };
     let Some(mut mapping) = premier.mapping("limits").ok()? else {
         return Some(default);
-    };
-    let parse_size = |value: &Node<'_, '_>, min, max| {
-        let number = value.integer(min..=max)?;
-        usize::try_from(number).ok()
     };
     let max_body_bytes = mapping.get_or("max_body_bytes", default.max_body_bytes, |value| {
         value.integer(0..=MAX_BODY_BYTES)
@@ -318,6 +348,16 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         default.max_connections_per_client,
         |value| Some(Some(parse_size(value, 1, MAX_CONNECTIONS)?)),
     );
+    let max_upstream_requests_per_client = mapping.get_or(
+        "max_upstream_requests_per_client",
+        default.max_upstream_requests_per_client,
+        |value| parse_size(value, 1, MAX_CONNECTIONS),
+    );
+    let max_abandoned_requests_per_client = mapping.get_or(
+        "max_abandoned_requests_per_client",
+        default.max_abandoned_requests_per_client,
+        Node::positive_integer,
+    );
     let max_buffered_bytes =
         mapping.get_or("max_buffered_bytes", default.max_buffered_bytes, |value| {
             parse_size(value, MIN_BUFFERED_BYTES, MAX_BUFFERED_BYTES)
@@ -337,6 +377,8 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         stream_idle_timeout: stream_idle_timeout?,
         max_connections: max_connections?,
         max_connections_per_client: max_connections_per_client?,
+        max_upstream_requests_per_client: max_upstream_requests_per_client?,
+        max_abandoned_requests_per_client: max_abandoned_requests_per_client?,
         max_buffered_bytes: max_buffered_bytes?,
         max_buffered_bytes_per_client: max_buffered_bytes_per_client?,
     })

@@ -53,8 +53,9 @@ pub(crate) struct RespondingAttempt {
 /// Completeness of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Completeness {
-    /// Complete, or given up by the client.
-    NotTruncated,
+    /// In progress, or given up by the client.
+    Incomplete,
+    Complete,
     Truncated,
 }
 
@@ -83,10 +84,20 @@ impl UpstreamAttempts {
 
     /// Records that the endpoint has sent its whole response.
     pub(crate) fn record_complete_response(&mut self) {
-        let responding = self.responding.as_mut();
-        if let Some(permit) = responding.and_then(|attempt| attempt.permit.take()) {
+        let Some(attempt) = &mut self.responding else {
+            return;
+        };
+        attempt.completeness = Completeness::Complete;
+        if let Some(permit) = attempt.permit.take() {
             permit.record_success();
         }
+    }
+
+    /// Returns whether an endpoint works on the request or on its response.
+    pub(crate) fn is_under_way(&self) -> bool {
+        let is_responding =
+            |attempt: &RespondingAttempt| attempt.completeness == Completeness::Incomplete;
+        self.current.is_some() || self.responding.as_ref().is_some_and(is_responding)
     }
 
     /// Records that the endpoint broke off its response. `blame` says whether the circuit breaker counts it.
@@ -142,7 +153,7 @@ impl UpstreamAttempt {
             in_flight: self.in_flight,
             permit,
             status: response.status,
-            completeness: Completeness::NotTruncated,
+            completeness: Completeness::Incomplete,
         }
     }
 
@@ -158,7 +169,9 @@ impl Drop for RespondingAttempt {
     fn drop(&mut self) {
         let metrics = &self.in_flight.endpoint().metrics;
         match self.completeness {
-            Completeness::NotTruncated => metrics.count_response(self.status),
+            Completeness::Incomplete | Completeness::Complete => {
+                metrics.count_response(self.status);
+            }
             Completeness::Truncated => metrics.truncated.inc(),
         }
     }

@@ -128,6 +128,12 @@ impl RequestContext {
                 || request.upgrade == Upgrade::None && self.route().retry_budget.try_withdraw())
     }
 
+    /// Returns whether an endpoint works in vain if the client is gone. A response that lasts as long as its client
+    /// wants ends in no other way.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.open_ended_since.is_none() && self.attempts.is_under_way()
+    }
+
     /// Logs that the last attempt failed because of its endpoint.
     pub(crate) fn log_endpoint_failure(&self, reason: impl fmt::Display) {
         let endpoint = self.attempts.last_endpoint.map(tracing::field::display);

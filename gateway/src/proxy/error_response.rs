@@ -10,8 +10,10 @@ use crate::config::ErrorResponseSettings;
 use crate::http::downstream::Downstream;
 use crate::http::message::{Framing, RequestError, ResponseHeaders};
 use crate::path::PathError;
+use crate::proxy::client_limits::ClientLimitExceeded;
 use crate::proxy::common_headers::CommonHeaders;
 use crate::proxy::context::RequestContext;
+use crate::runtime::clock::whole_seconds;
 
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -95,6 +97,13 @@ impl ErrorResponse {
     pub(crate) fn service_unavailable(retry_after: u64) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable")
             .with_retry_after(retry_after)
+    }
+
+    /// Creates the response to a client that asks too much of the endpoints.
+    pub(super) fn client_limit_exceeded(exceeded: ClientLimitExceeded) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "")
+            .with_message(exceeded.to_string())
+            .with_retry_after(whole_seconds(exceeded.retry_after()))
     }
 
     /// Sets `Retry-After` to so many seconds, at least 1.

@@ -20,12 +20,14 @@ use crate::proxy::upload::Upload;
 use crate::proxy::upstream_request;
 use crate::runtime::clock::{Instant, whole_seconds};
 use crate::runtime::idle_timer::IdleTimer;
-use crate::upstream::{ChosenEndpoint, ConnectError, ConnectionReuse, HealthStatus};
+use crate::upstream::{ChosenEndpoint, ConnectError, ConnectionReuse, HealthStatus, Overflow};
 
 /// Value of `Retry-After`, in seconds, if the gateway itself has no file descriptor or port left.
 const NO_SOCKET_RETRY_AFTER: u64 = 1;
 /// Value of `Retry-After`, in seconds, if no endpoint is healthy and none can be connected to.
 const NO_HEALTHY_ENDPOINT_RETRY_AFTER: u64 = 1;
+/// Value of `Retry-After`, in seconds, if all connections to an endpoint are in use.
+const NO_CONNECTION_RETRY_AFTER: u64 = 1;
 
 /// Forwards a request after a delay, and the response of an endpoint.
 pub(super) async fn forward_after(
@@ -40,26 +42,38 @@ pub(super) async fn forward_after(
         return RequestOutcome::ClientDisconnected;
     }
     let mut now = Instant::now();
+    let (client, limits) = (context.client, &gateway.client_limits);
+    let permit = match limits.acquire(client.key(), context.limits(), now) {
+        Ok(permit) => permit,
+        Err(exceeded) => {
+            limits.record_rejection(client.address, exceeded, now);
+            return RequestOutcome::Failed(ErrorResponse::client_limit_exceeded(exceeded));
+        }
+    };
     context.deadline = Deadline::starting_at(now, context.route().timeout.as_ref());
     let mut upload = Upload::default();
-    loop {
+    let outcome = loop {
         context.attempts.count += 1;
         if context.attempts.count > 1 {
             context.route().metrics.retries.inc();
             let delay = context.retry_delay(now);
             if delay_unless_disconnected(delay, downstream).await.is_none() {
-                return RequestOutcome::ClientDisconnected;
+                break RequestOutcome::ClientDisconnected;
             }
             now = Instant::now();
         }
         if let Err(response) = begin_attempt(gateway, context, now) {
-            return RequestOutcome::Failed(response);
+            break RequestOutcome::Failed(response);
         }
         match run_attempt(gateway, request, context, downstream, &mut upload, timer).await {
-            ControlFlow::Break(outcome) => return outcome,
+            ControlFlow::Break(outcome) => break outcome,
             ControlFlow::Continue(()) => now = Instant::now(),
         }
+    };
+    if matches!(outcome, RequestOutcome::ClientDisconnected) && context.is_abandoned() {
+        permit.record_abandonment(context.limits(), Instant::now());
     }
+    outcome
 }
 
 /// Chooses an endpoint that is healthy, if any is, and whose circuit breaker admits the request.
@@ -75,7 +89,7 @@ fn begin_attempt(
     let ChosenEndpoint { in_flight, health } = gateway
         .upstreams
         .choose(
-            context.active.config.strategy,
+            context.active.config.load_balancing,
             context.attempts.last_endpoint,
             |endpoint| {
                 breakers.map_or(Permission::Granted, |breakers| {
@@ -110,13 +124,17 @@ async fn run_attempt(
     timer: &mut IdleTimer,
 ) -> ControlFlow<RequestOutcome> {
     let mut reuse = ConnectionReuse::Allowed;
+    let connecting_since = match acquire_connection_slot(context, downstream).await {
+        Ok(since) => since,
+        Err(outcome) => return ControlFlow::Break(outcome),
+    };
     loop {
         let attempt = context.attempts.current.as_ref();
         let attempt =
             attempt.expect("the attempt has begun, and a stale connection does not end it");
         let (endpoint, timeout) = (
             attempt.in_flight.endpoint(),
-            context.deadline.connect_timeout(attempt.started),
+            context.deadline.connect_timeout(connecting_since),
         );
         let connecting = gateway
             .upstreams
@@ -137,6 +155,39 @@ async fn run_attempt(
             ExchangeOutcome::Retry => return ControlFlow::Continue(()),
             ExchangeOutcome::Finished(outcome) => return ControlFlow::Break(outcome),
         }
+    }
+}
+
+/// Waits until a connection to the endpoint of the current attempt is free, no longer than connecting may take.
+/// Returns the time since which the request connects.
+///
+/// Overflow is neither retried nor a failure of the endpoint: the circuit breaker does not count it.
+///
+/// # Errors
+/// Returns the outcome of the request if it gets no connection.
+async fn acquire_connection_slot(
+    context: &mut RequestContext,
+    downstream: &mut impl Downstream,
+) -> Result<Instant, RequestOutcome> {
+    let limits = context.active.config.load_balancing.endpoint_limits;
+    let attempt = context.attempts.current.as_mut();
+    let attempt = attempt.expect("the attempt has begun");
+    if attempt.in_flight.try_acquire_slot(limits) {
+        return Ok(attempt.started);
+    }
+    let timeout = context.deadline.connect_timeout(attempt.started).duration();
+    // Boxed because it is rare: inline, the timer would enlarge the future of every request.
+    let slot = Box::pin(attempt.in_flight.acquire_slot(limits, timeout));
+    let acquired = unless_disconnected(downstream, slot).await;
+    let now = Instant::now();
+    match acquired {
+        Some(Ok(())) => Ok(now),
+        Some(Err(Overflow)) => {
+            context.attempts.end_current(now);
+            let response = ErrorResponse::service_unavailable(NO_CONNECTION_RETRY_AFTER);
+            Err(RequestOutcome::Failed(response))
+        }
+        None => Err(RequestOutcome::ClientDisconnected),
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::config::{Config, Limits};
 use crate::features::rate_limit::QuotaStore;
+use crate::proxy::client_limits::ClientLimits;
 use crate::proxy::response_budget::ResponseBudget;
 use crate::proxy::route::Routes;
 use crate::runtime::clock::unix_seconds;
@@ -35,6 +36,7 @@ pub(crate) struct GatewayState {
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) quotas: QuotaStore,
     pub(crate) response_budget: Arc<ResponseBudget>,
+    pub(crate) client_limits: ClientLimits,
     pub(crate) upstreams: UpstreamGroup,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access_log: AccessLog,
@@ -69,6 +71,7 @@ impl GatewayState {
             certificates: Arc::new(certificates),
             quotas,
             response_budget: Arc::new(ResponseBudget::new(&metrics.buffered_response_bytes)),
+            client_limits: ClientLimits::new(&metrics),
             upstreams: UpstreamGroup::new(&metrics),
             metrics,
             access_log,

@@ -41,6 +41,7 @@ pub(crate) struct Metrics {
     attempts: IntCounterVec,
     upstream_durations: HistogramVec,
     upstream_in_flight: IntGaugeVec,
+    upstream_pending: IntGaugeVec,
     replica_up: IntGaugeVec,
     certificate_expiry: IntGaugeVec,
     reloads: IntCounterVec,
@@ -48,6 +49,7 @@ pub(crate) struct Metrics {
     last_reload_timestamp: IntGauge,
     handshakes: IntCounterVec,
     rejected_connections: IntCounterVec,
+    pub(crate) client_limits: ClientLimitMetrics,
     pub(crate) in_flight: IntGauge,
     pub(crate) connections: IntGauge,
     pub(crate) buffered_response_bytes: IntGauge,
@@ -70,6 +72,14 @@ pub(crate) struct RouteMetrics {
     pub(crate) retries: IntCounter,
 }
 
+/// Metrics of the limits of clients.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientLimitMetrics {
+    pub(crate) abandoned: IntCounter,
+    pub(crate) refused_abandoned: IntCounter,
+    pub(crate) refused_concurrent: IntCounter,
+}
+
 /// Metrics of one endpoint.
 #[derive(Debug)]
 pub(crate) struct EndpointMetrics {
@@ -79,8 +89,11 @@ pub(crate) struct EndpointMetrics {
     /// Connections that broke before the response headers.
     pub(crate) broken: IntCounter,
     pub(crate) truncated: IntCounter,
+    /// Requests for which no connection was free.
+    pub(crate) overflow: IntCounter,
     pub(crate) duration: Histogram,
     pub(crate) in_flight: IntGauge,
+    pub(crate) pending: IntGauge,
     pub(crate) up: IntGauge,
 }
 
@@ -108,6 +121,30 @@ impl Registrar<'_> {
         let registered = self.0.register(Box::new(metric.clone()));
         registered.expect("each metric is registered once");
         metric
+    }
+
+    fn upstream_pending(&self) -> IntGaugeVec {
+        self.gauges(
+            "upstream_requests_pending",
+            "Requests in flight to an endpoint that wait for a connection.",
+            &["replica"],
+        )
+    }
+
+    fn client_limits(&self) -> ClientLimitMetrics {
+        let refused = self.counters(
+            "upstream_requests_refused_total",
+            "Requests refused with 429 because of what their client does to endpoints: abandoned or concurrent requests.",
+            &["reason"],
+        );
+        ClientLimitMetrics {
+            abandoned: self.counter(
+                "abandoned_requests_total",
+                "Upstream requests whose client reset them or disconnected before the response was complete.",
+            ),
+            refused_abandoned: refused.with_label_values(&["abandoned"]),
+            refused_concurrent: refused.with_label_values(&["concurrent"]),
+        }
     }
 
     fn set_build_info(&self) {
@@ -196,6 +233,7 @@ impl Metrics {
                 "Requests in flight to an endpoint.",
                 &["replica"],
             ),
+            upstream_pending: registrar.upstream_pending(),
             replica_up: registrar.gauges(
                 "replica_up",
                 "1 if the endpoint is healthy.",
@@ -229,6 +267,7 @@ impl Metrics {
                 "Connections closed because of a connection limit.",
                 &["reason"],
             ),
+            client_limits: registrar.client_limits(),
             in_flight: registrar.gauge("requests_in_flight", "Requests in flight."),
             connections: registrar.gauge("connections", "Open client connections."),
             buffered_response_bytes: registrar.gauge(
@@ -304,22 +343,26 @@ impl Metrics {
             timeouts: attempt("timeout"),
             broken: attempt("broken"),
             truncated: attempt(RESPONSE_CLASSES[TRUNCATED]),
+            overflow: attempt("overflow"),
             duration: self.upstream_durations.with_label_values(&[address]),
             in_flight: self.upstream_in_flight.with_label_values(&[address]),
+            pending: self.upstream_pending.with_label_values(&[address]),
             up: self.replica_up.with_label_values(&[address]),
         }
     }
 
     /// Removes the metrics of an endpoint.
     pub(crate) fn remove_endpoint(&self, address: &str) {
-        for outcome in RESPONSE_CLASSES
-            .into_iter()
-            .chain(["connect_failure", "timeout", "broken"])
+        for outcome in
+            RESPONSE_CLASSES
+                .into_iter()
+                .chain(["connect_failure", "timeout", "broken", "overflow"])
         {
             let _ = self.attempts.remove_label_values(&[address, outcome]);
         }
         let _ = self.upstream_durations.remove_label_values(&[address]);
         let _ = self.upstream_in_flight.remove_label_values(&[address]);
+        let _ = self.upstream_pending.remove_label_values(&[address]);
         let _ = self.replica_up.remove_label_values(&[address]);
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::config::BalancingStrategy;
+use crate::config::{BalancingStrategy, LoadBalancingSettings};
 use crate::features::circuit_breaker::Permission;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::health::HealthStatus;
@@ -74,8 +74,22 @@ impl<'e, P: Fn(&Endpoint) -> Permission> Candidates<'e, P> {
         self.health
     }
 
-    /// Returns the endpoint that `strategy` chooses. `round_robin` is the number of earlier choices.
+    /// Returns the endpoint that the strategy chooses, or the least loaded one if that has no connection free.
+    /// `round_robin` is the number of earlier choices.
     pub(super) fn choose(
+        &self,
+        load_balancing: LoadBalancingSettings,
+        round_robin: &AtomicUsize,
+    ) -> &'e Arc<Endpoint> {
+        let chosen = self.choose_by(load_balancing.strategy, round_robin);
+        if chosen.connections_in_use() < load_balancing.endpoint_limits.max_connections {
+            return chosen;
+        }
+        let least_loaded = self.iter().min_by_key(|endpoint| endpoint.in_flight());
+        least_loaded.unwrap_or(chosen)
+    }
+
+    fn choose_by(
         &self,
         strategy: BalancingStrategy,
         round_robin: &AtomicUsize,

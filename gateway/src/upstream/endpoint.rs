@@ -13,10 +13,13 @@ use pingora::protocols::l4::ext::TcpKeepalive;
 use pingora::upstreams::peer::HttpPeer;
 use thiserror::Error;
 
-use crate::config::{Scheme, Server};
+use crate::config::{EndpointLimits, Scheme, Server};
 use crate::runtime::clock::Instant;
+use crate::telemetry::event_interval::EventInterval;
+use crate::telemetry::gauge_guard::GaugeGuard;
 use crate::telemetry::metrics::EndpointMetrics;
 use crate::upstream::connection::Connection;
+use crate::upstream::connection_slots::{ConnectionSlots, Overflow};
 use crate::upstream::health::{HealthStatus, ProbeHistory};
 use crate::upstream::pool::ConnectionPool;
 
@@ -37,6 +40,8 @@ pub(crate) struct Endpoint {
     peer: HttpPeer,
     pub(super) pool: ConnectionPool,
     in_flight: AtomicUsize,
+    slots: ConnectionSlots,
+    overflow_logged: EventInterval,
     /// [`HealthStatus`] as a number.
     health: AtomicU8,
     pub(super) probes: Mutex<ProbeHistory>,
@@ -54,6 +59,8 @@ impl Endpoint {
             peer,
             pool: ConnectionPool::new(),
             in_flight: AtomicUsize::new(0),
+            slots: ConnectionSlots::default(),
+            overflow_logged: EventInterval::default(),
             health: AtomicU8::new(HealthStatus::Unknown as u8),
             probes: Mutex::default(),
             metrics,
@@ -127,31 +134,97 @@ impl Endpoint {
         self.probes.lock().reset();
     }
 
+    /// Records that a request got no connection.
+    fn record_overflow(&self, limits: EndpointLimits) {
+        self.metrics.overflow.inc();
+        if self.overflow_logged.begin(Instant::now()) {
+            tracing::warn!(
+                endpoint = %self.address,
+                max_connections = limits.max_connections,
+                "no connection to the endpoint is free: rejected with 503"
+            );
+        }
+    }
+
+    /// Returns the number of connections that requests use.
+    pub(crate) fn connections_in_use(&self) -> usize {
+        self.slots.used()
+    }
+
+    /// Returns the number of requests that wait for a connection.
+    pub(crate) fn pending(&self) -> usize {
+        self.slots.pending()
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
 }
 
-/// Guard of a request in flight: counts it at its endpoint until the guard is dropped.
+/// Guard of a request in flight: counts it at its endpoint, and holds its connection slot, until the guard
+/// is dropped.
 #[derive(Debug)]
-pub(crate) struct InFlight(Arc<Endpoint>);
+pub(crate) struct InFlight {
+    endpoint: Arc<Endpoint>,
+    slot: ConnectionSlot,
+}
+
+/// Slot of a request for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ConnectionSlot {
+    None,
+    Held,
+}
 
 impl InFlight {
     pub(super) fn new(endpoint: &Arc<Endpoint>) -> Self {
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
         endpoint.metrics.in_flight.inc();
-        Self(Arc::clone(endpoint))
+        Self {
+            endpoint: Arc::clone(endpoint),
+            slot: ConnectionSlot::None,
+        }
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.0
+        &self.endpoint
+    }
+
+    /// Takes a connection slot, and returns whether one was free.
+    pub(crate) fn try_acquire_slot(&mut self, limits: EndpointLimits) -> bool {
+        if self.endpoint.slots.try_acquire(limits) {
+            self.slot = ConnectionSlot::Held;
+        }
+        self.slot == ConnectionSlot::Held
+    }
+
+    /// Waits for a connection slot.
+    ///
+    /// # Errors
+    /// Returns an error after `timeout`, or at once if too many requests wait already.
+    pub(crate) async fn acquire_slot(
+        &mut self,
+        limits: EndpointLimits,
+        timeout: Duration,
+    ) -> Result<(), Overflow> {
+        let endpoint = &self.endpoint;
+        let _pending = GaugeGuard::increment(&endpoint.metrics.pending);
+        let result = endpoint.slots.acquire(limits, timeout).await;
+        match result {
+            Ok(()) => self.slot = ConnectionSlot::Held,
+            Err(Overflow) => endpoint.record_overflow(limits),
+        }
+        result
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics.in_flight.dec();
+        if self.slot == ConnectionSlot::Held {
+            self.endpoint.slots.release();
+        }
+        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.metrics.in_flight.dec();
     }
 }
 
