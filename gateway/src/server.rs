@@ -67,6 +67,8 @@ pub(crate) fn serve(
     reload::log_warnings(&config);
     let listen = config.listen;
     let upgrade_socket = start_checks::upgrade_socket(&environment)?;
+    // Whatever can fail without the sockets comes first: the running gateway ends once it has sent them.
+    let gateway = Arc::new(GatewayState::new(config, telemetry.access_log)?);
     let handed_over = match start {
         Start::Fresh => None,
         Start::Upgrade => {
@@ -75,7 +77,6 @@ pub(crate) fn serve(
         }
     };
     start_checks::check_addresses_free(listen, handed_over.as_ref())?;
-    let gateway = Arc::new(GatewayState::new(config, telemetry.access_log)?);
     let supervisor = telemetry.supervisor;
     gateway
         .metrics

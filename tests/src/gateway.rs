@@ -137,6 +137,14 @@ impl Gateway {
         }
     }
 
+    /// Starts a gateway with the configuration `yaml` in front of the server at `upstream`.
+    ///
+    /// # Errors
+    /// Returns an error with the gateway's log if it does not start.
+    pub async fn start(upstream: SocketAddr, yaml: &str) -> Result<Self> {
+        Self::builder(&[upstream]).config(yaml).start().await
+    }
+
     /// Returns a client with a new source address.
     ///
     /// # Errors

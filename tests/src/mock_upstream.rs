@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::address;
+use crate::wait;
 
 /// `User-Agent` of the gateway's health checks, in lower case as the gateway sends header names.
 const HEALTH_CHECK_HEADER: &str = "user-agent: gateway-health-check";
@@ -121,6 +122,17 @@ impl MockUpstream {
     pub fn received_requests(&self) -> Vec<ReceivedRequest> {
         let requests = self.record.requests.lock();
         requests.expect("no task panicked").clone()
+    }
+
+    /// Waits until at least `count` requests have been received.
+    ///
+    /// # Errors
+    /// Returns an error after [`wait::TIMEOUT`].
+    pub async fn wait_for_requests(&self, count: usize) -> Result<()> {
+        wait::until(&format!("{count} requests"), async || {
+            self.received_requests().len() >= count
+        })
+        .await
     }
 
     /// Returns the number of connections on which a request has been received so far.

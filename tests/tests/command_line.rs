@@ -1,6 +1,8 @@
 //! The commands `gateway check`, `gateway schema` and `gateway healthcheck`.
 
+use std::ffi::OsStr;
 use std::fmt::Write;
+use std::os::unix::ffi::OsStrExt;
 
 use anyhow::Result;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
@@ -149,6 +151,31 @@ fn check_tells_when_an_endpoint_receives_requests() -> Result<()> {
             check.status.success() && text.contains(expected),
             "{config}: {text}"
         );
+    }
+    Ok(())
+}
+
+#[test]
+fn variables_that_are_not_utf8_are_reported_by_name() -> Result<()> {
+    const NOT_UTF8: &[u8] = b"caf\xe9";
+    let folder = tempfile::tempdir()?;
+    Certificate::generate(folder.path(), "cert", &["localhost"])?;
+    let yaml = "premier: {keyspace: '${KEYSPACE:-x}', tls: {certificates: [{cert: cert.pem, key: cert.key}]}}";
+    std::fs::write(folder.path().join("gateway.yml"), yaml)?;
+    for (name, expected_success) in [
+        ("KEYSPACE", false),
+        ("GATEWAY_SERVERS", false),
+        ("UNRELATED", true),
+    ] {
+        let check = bound_command(program_path("gateway"))
+            .arg("check")
+            .env(name, OsStr::from_bytes(NOT_UTF8))
+            .current_dir(folder.path())
+            .output()?;
+        assert_eq!(check.status.success(), expected_success, "{name}");
+        let errors = String::from_utf8(check.stderr)?;
+        let message = format!("the environment variable {name} is not UTF-8");
+        assert_eq!(errors.contains(&message), !expected_success, "{errors}");
     }
     Ok(())
 }

@@ -36,10 +36,7 @@ async fn wait_for_reload_success(gateway: &Gateway, success: f64) -> Result<()> 
 #[tokio::test]
 async fn a_changed_file_takes_effect_and_unchanged_quotas_keep_counting() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(&config_with_quota(1))
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, &config_with_quota(1)).await?;
     let client = gateway.client()?;
     assert_eq!(client.get("/same").await?.status, 200);
     assert_eq!(client.get("/a").await?.status, 200);
@@ -61,10 +58,7 @@ async fn a_changed_file_takes_effect_and_unchanged_quotas_keep_counting() -> Res
 #[tokio::test]
 async fn an_invalid_file_changes_nothing_and_is_reported() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(&config_with_quota(1))
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, &config_with_quota(1)).await?;
     assert_eq!(
         gateway.metric("gateway_last_reload_success", &[]).await?,
         Some(1.0)
@@ -134,10 +128,7 @@ async fn certificate_files_created_after_the_reload_take_effect() -> Result<()> 
 #[tokio::test]
 async fn a_replaced_file_of_the_same_age_and_length_is_reloaded() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(&config_with_quota(5))
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, &config_with_quota(5)).await?;
     let config_file = gateway.config_file();
     let modified = std::fs::metadata(&config_file)?.modified()?;
     let replacement = config_file.with_extension("new");
@@ -160,10 +151,7 @@ async fn a_file_that_is_being_written_does_not_take_effect_in_part() -> Result<(
     const PAUSE: Duration = Duration::from_millis(100);
     const PARTS: u32 = 25;
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(&config_with_quota(1))
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, &config_with_quota(1)).await?;
     let client = gateway.client()?;
     assert_eq!(client.get("/a").await?.status, 200);
     let config = config_with_quota(2);
@@ -200,10 +188,7 @@ premier:
 "#
         )
     };
-    let gateway = Gateway::builder(&[before.address])
-        .config(&config(before.address, "/a*"))
-        .start()
-        .await?;
+    let gateway = Gateway::start(before.address, &config(before.address, "/a*")).await?;
     assert_eq!(gateway.client()?.get("/a").await?.status, 500);
     let breaker_state = async || {
         let labels = ["/a*", &before.address.to_string()];

@@ -70,10 +70,7 @@ premier:
   trusted_proxies: [127.0.0.0/8]
   default_features: {rate_limit: {quota: 2, duration: 864000}}
 ";
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(config)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, config).await?;
     let traceparent = "00-11111111111111111111111111111111-2222222222222222-01";
     let mut statuses = Vec::new();
     for forwarded_for in ["192.0.2.1", "192.0.2.1", "6.6.6.6, 192.0.2.1", "192.0.2.2"] {
@@ -114,10 +111,7 @@ premier:
   trusted_proxies: [127.0.0.0/8]
   default_features: {rate_limit: {quota: 2, duration: 864000}}
 ";
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(config)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, config).await?;
     let mut statuses = Vec::new();
     // The proxy appended 192.0.2.1 to what the client sent.
     for forwarded_for in [

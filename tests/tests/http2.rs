@@ -143,10 +143,7 @@ premier:
         rate_limit: {quota: 1, duration: 60, algorithm: leaky_bucket, bucket_size: 99, per: []}
 "#;
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(LEAKY_BUCKET)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, LEAKY_BUCKET).await?;
     let client = gateway.client_with_protocol(Protocol::Http2)?;
     assert_eq!(client.get("/delayed").await?.status, 200);
     let mut uploads = tokio::task::JoinSet::new();
@@ -180,19 +177,13 @@ fn maximum_windows() -> Vec<u8> {
 async fn responses_that_are_not_read_use_bounded_memory_and_time_out() -> Result<()> {
     let large = "x".repeat(400_000);
     let upstream = MockUpstream::start(move |_| MockResponse::new(200, &large)).await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {idle_timeout: 2}}")
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, "premier: {limits: {idle_timeout: 2}}").await?;
     let memory_before = gateway.process.resident_memory()?;
     let mut connection = connect(&gateway).await?;
     connection.send(maximum_windows()).await?;
     let requests = stream_ids(0..100).flat_map(|id| get(id, "/"));
     connection.send(requests.collect::<Vec<u8>>()).await?;
-    wait::until("the requests", async || {
-        upstream.received_requests().len() == 100
-    })
-    .await?;
+    upstream.wait_for_requests(100).await?;
     gateway.wait_until_disconnected().await?;
     let growth = gateway.process.peak_resident_memory()? - memory_before;
     assert!(growth < 32 << 20, "memory grew by {growth} bytes");
@@ -205,10 +196,8 @@ async fn responses_without_a_flow_control_window_time_out() -> Result<()> {
     /// `SETTINGS_INITIAL_WINDOW_SIZE` of 0.
     const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {idle_timeout: 0.5}}")
-        .start()
-        .await?;
+    let gateway =
+        Gateway::start(upstream.address, "premier: {limits: {idle_timeout: 0.5}}").await?;
     let mut connection = connect(&gateway).await?;
     connection.send(frame(SETTINGS, 0, 0, &NO_WINDOW)).await?;
     let requests = stream_ids(0..10).flat_map(|id| get(id, "/"));
@@ -232,10 +221,7 @@ async fn cancelled_long_polls_are_not_treated_as_a_flood() -> Result<()> {
     for id in stream_ids(0..90) {
         let before = upstream.received_requests().len();
         connection.send(get(id, "/poll")).await?;
-        wait::until("the poll", async || {
-            upstream.received_requests().len() > before
-        })
-        .await?;
+        upstream.wait_for_requests(before + 1).await?;
         connection.send(reset(id)).await?;
     }
     connection.send(get(1001, "/")).await?;
@@ -272,10 +258,8 @@ async fn a_response_in_progress_at_shutdown_arrives_complete() -> Result<()> {
 #[tokio::test]
 async fn a_request_that_crosses_the_goaway_is_served() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {idle_timeout: 0.3}}")
-        .start()
-        .await?;
+    let gateway =
+        Gateway::start(upstream.address, "premier: {limits: {idle_timeout: 0.3}}").await?;
     let mut connection = connect(&gateway).await?;
     read_until_frame(GOAWAY, &mut connection).await?;
     connection.send(get(1, "/")).await?;
@@ -406,10 +390,7 @@ async fn requests_of_a_lost_connection_are_counted() -> Result<()> {
     for stream_id in [1, 3] {
         connection.send(get(stream_id, "/")).await?;
     }
-    wait::until("the requests", async || {
-        upstream.received_requests().len() == 2
-    })
-    .await?;
+    upstream.wait_for_requests(2).await?;
     drop(connection);
     gateway
         .wait_for_metric("gateway_requests_total", &["status=\"none\""], 2.0)
@@ -440,10 +421,11 @@ async fn split_cookie_headers_are_joined() -> Result<()> {
 #[tokio::test]
 async fn idle_connections_are_closed() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {header_timeout: 0.5, idle_timeout: 0.5}}")
-        .start()
-        .await?;
+    let gateway = Gateway::start(
+        upstream.address,
+        "premier: {limits: {header_timeout: 0.5, idle_timeout: 0.5}}",
+    )
+    .await?;
     let mut idle = connect(&gateway).await?;
     read_frame_types(&mut idle).await?;
     Ok(())
@@ -452,10 +434,11 @@ async fn idle_connections_are_closed() -> Result<()> {
 #[tokio::test]
 async fn an_incomplete_header_block_times_out() -> Result<()> {
     let upstream = MockUpstream::start(|_| MockResponse::Never).await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {header_timeout: 0.5, idle_timeout: 600}}")
-        .start()
-        .await?;
+    let gateway = Gateway::start(
+        upstream.address,
+        "premier: {limits: {header_timeout: 0.5, idle_timeout: 600}}",
+    )
+    .await?;
     let without_end_of_headers = frame(HEADERS, END_STREAM, 3, &header_block(&[]));
     let truncated_frame = get(3, "/")[..20].to_vec();
     for incomplete in [without_end_of_headers, truncated_frame] {
@@ -478,10 +461,11 @@ async fn responses_that_a_client_does_not_read_have_a_memory_budget() -> Result<
     const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
     let body = "x".repeat(RESPONSE_BYTES);
     let upstream = MockUpstream::start(move |_| MockResponse::new(200, &body)).await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {max_buffered_bytes_per_client: 524288}}")
-        .start()
-        .await?;
+    let gateway = Gateway::start(
+        upstream.address,
+        "premier: {limits: {max_buffered_bytes_per_client: 524288}}",
+    )
+    .await?;
     let mut connections = Vec::new();
     for number in 1..=CONNECTIONS {
         let mut connection = RawConnection::connect_http2(&gateway).await?;
@@ -491,10 +475,7 @@ async fn responses_that_a_client_does_not_read_have_a_memory_budget() -> Result<
         connection.send(requests.collect::<Vec<u8>>()).await?;
         connections.push(connection);
         let expected = usize::try_from(number * REQUESTS)?;
-        wait::until("all requests", async || {
-            upstream.received_requests().len() >= expected
-        })
-        .await?;
+        upstream.wait_for_requests(expected).await?;
     }
     wait::until("the budget to be used up", async || {
         let buffered = gateway.metric("gateway_buffered_response_bytes", &[]).await;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use tests::raw_connection::{RawConnection, parse_status};
-use tests::{Gateway, MockUpstream, address, wait};
+use tests::{Gateway, MockUpstream, address, http2_frames, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -193,5 +193,57 @@ async fn by_default_no_client_takes_more_than_a_tenth_of_the_connections() -> Re
     assert!(!connections.is_empty());
     let other_client = gateway.client()?;
     assert_eq!(other_client.get("/").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn connections_beyond_the_total_limit_are_closed() -> Result<()> {
+    const LIMITS: &str = "premier: {limits: {max_connections: 3, max_connections_per_client: 3}}";
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::start(upstream.address, LIMITS).await?;
+    gateway.wait_until_disconnected().await?;
+    let mut open_connections = Vec::new();
+    for _ in 0..3 {
+        open_connections.push(RawConnection::connect(&gateway).await?);
+    }
+    let further_client = gateway.client()?;
+    assert!(further_client.get("/").await.is_err());
+    let refused = gateway
+        .metric("gateway_connections_refused_total", &[r#"reason="total""#])
+        .await?;
+    assert!(refused.is_some_and(|count| count >= 1.0), "{refused:?}");
+    open_connections.pop();
+    gateway
+        .wait_for_response("/", |response| response.status == 200)
+        .await
+}
+
+#[tokio::test]
+async fn internal_paths_are_not_served_on_https_in_any_spelling() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    for path in [
+        "/ready",
+        "/metrics",
+        "/ready/",
+        "/metrics/",
+        "//metrics",
+        "/./ready",
+        "/x/../metrics",
+        "/%6detrics",
+        "/%72%65%61%64%79",
+        "/metrics?x=y",
+        "/metrics#x",
+        "/x/%2e%2e/ready",
+        "//metrics//",
+    ] {
+        let http1 = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let response = RawConnection::exchange(&gateway, http1).await?;
+        assert_eq!(parse_status(&response), 404, "{path}: {response}");
+        let mut http2 = http2_frames::connect(&gateway).await?;
+        http2.send(http2_frames::get(1, path)).await?;
+        http2_frames::read_until_frame(http2_frames::HEADERS, &mut http2).await?;
+    }
+    assert_eq!(upstream.received_requests(), Vec::<String>::new());
     Ok(())
 }

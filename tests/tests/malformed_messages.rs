@@ -137,10 +137,7 @@ async fn a_request_with_a_malformed_chunk_is_rejected_and_never_forwarded() -> R
 #[tokio::test]
 async fn quota_and_upstream_see_the_same_normalized_path() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(SHORT_LIMITS)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, SHORT_LIMITS).await?;
     let mut statuses = Vec::new();
     for target in [
         "/counted/a",
@@ -165,10 +162,7 @@ async fn quota_and_upstream_see_the_same_normalized_path() -> Result<()> {
 #[tokio::test]
 async fn slow_clients_are_disconnected() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(SHORT_LIMITS)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, SHORT_LIMITS).await?;
     let time_limit = Duration::from_secs(10);
 
     let mut incomplete = RawConnection::connect(&gateway).await?;
@@ -202,10 +196,7 @@ async fn slow_clients_are_disconnected() -> Result<()> {
 #[tokio::test]
 async fn oversized_request_bodies_are_rejected() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(SHORT_LIMITS)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, SHORT_LIMITS).await?;
     let with_length = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1001\r\n\r\n";
     let response = RawConnection::exchange(&gateway, with_length).await?;
     assert_eq!(parse_status(&response), 413);

@@ -290,10 +290,11 @@ async fn respond_once(mut stream: TcpStream) {
 #[tokio::test]
 async fn an_upstream_connection_closed_on_reuse_fails_no_idempotent_request() -> Result<()> {
     let upstream = CustomUpstream::start(respond_once).await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {default_features: {circuit_breaker: {failure_threshold: 1}}}")
-        .start()
-        .await?;
+    let gateway = Gateway::start(
+        upstream.address,
+        "premier: {default_features: {circuit_breaker: {failure_threshold: 1}}}",
+    )
+    .await?;
     let client = gateway.client()?;
     for _ in 0..10 {
         let put = client.request(Method::PUT, "/").body("some");
@@ -453,10 +454,7 @@ async fn a_retried_request_is_sent_with_its_body() -> Result<()> {
         _ => MockResponse::new(200, "success"),
     })
     .await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(SHORT_TIMEOUTS)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, SHORT_TIMEOUTS).await?;
     let body = pseudo_random_text(50_000);
     let client = gateway.client()?;
     let response = send(client.request(Method::PUT, "/retried").body(body.clone())).await?;
@@ -475,10 +473,7 @@ async fn a_client_disconnect_cancels_its_request() -> Result<()> {
         let before = upstream.received_requests().len();
         let client = gateway.client_with_protocol(protocol)?;
         let request = tokio::spawn(async move { client.get("/").await });
-        wait::until("the request to arrive", async || {
-            upstream.received_requests().len() > before
-        })
-        .await?;
+        upstream.wait_for_requests(before + 1).await?;
         request.abort();
         gateway.wait_until_idle().await?;
     }
@@ -493,10 +488,7 @@ premier:
     rate_limit: {quota: 1, duration: 60, algorithm: leaky_bucket, bucket_size: 9, per: []}
 ";
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(LEAKY_BUCKET)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, LEAKY_BUCKET).await?;
     assert_eq!(gateway.client()?.get("/").await?.status, 200);
     for protocol in [Protocol::Http1, Protocol::Http2] {
         for body_length in [0, 10_000] {
@@ -521,10 +513,7 @@ async fn a_client_that_does_not_read_its_response_is_disconnected() -> Result<()
     const LENGTH: usize = 16 << 20;
     let large = "x".repeat(LENGTH);
     let upstream = MockUpstream::start(move |_| MockResponse::new(200, &large)).await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(SHORT_TIMEOUTS)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, SHORT_TIMEOUTS).await?;
     let mut connection = RawConnection::connect(&gateway).await?;
     connection
         .send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -559,10 +548,7 @@ async fn respond_without_reading_on(mut stream: TcpStream) {
 #[tokio::test]
 async fn sent_request_bytes_do_not_count_as_read_progress_on_the_response() -> Result<()> {
     let upstream = CustomUpstream::start(respond_without_reading_on).await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(SHORT_TIMEOUTS)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, SHORT_TIMEOUTS).await?;
     let mut connection = RawConnection::connect(&gateway).await?;
     let headers = "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     connection.send(headers).await?;
@@ -594,10 +580,7 @@ async fn begin_response(mut stream: TcpStream) {
 #[tokio::test]
 async fn an_upload_that_dribbles_after_the_response_has_begun_is_cut_off() -> Result<()> {
     let upstream = CustomUpstream::start(begin_response).await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(SHORT_TIMEOUTS)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, SHORT_TIMEOUTS).await?;
     let mut connection = RawConnection::connect(&gateway).await?;
     let headers = "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     connection.send(headers).await?;

@@ -105,10 +105,7 @@ premier:
         rate_limit: {quota: 10, duration: 1, algorithm: leaky_bucket, bucket_size: 3, per: []}
 "#;
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(LEAKY_BUCKET)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, LEAKY_BUCKET).await?;
     let client = gateway.client()?;
     let start = Instant::now();
     let mut requests = JoinSet::new();
@@ -141,10 +138,7 @@ premier:
     /// Paths that a client may have counted apart.
     const MAX_PATHS: u32 = 1024;
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(TWO_PER_WINDOW)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, TWO_PER_WINDOW).await?;
     let client = gateway.client()?;
     for number in 0..MAX_PATHS {
         let response = client.get(&format!("/api/{number}")).await?;
@@ -170,10 +164,7 @@ premier:
   default_features: {rate_limit: {quota: 1, duration: 864000, per: ['header:x-api-key']}}
 ";
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(ONE_PER_KEY)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, ONE_PER_KEY).await?;
     let status = async |lines: &str| -> Result<u16> {
         let mut connection = RawConnection::connect(&gateway).await?;
         let request =

@@ -44,10 +44,7 @@ const UPGRADE_RESPONSE: &[u8] =
 
 /// Starts a gateway with the configuration [`PATHS`].
 async fn start_gateway(upstream: &MockUpstream) -> Result<Gateway> {
-    Gateway::builder(&[upstream.address])
-        .config(PATHS)
-        .start()
-        .await
+    Gateway::start(upstream.address, PATHS).await
 }
 
 /// Sends POST requests, which are not retried once sent, and asserts that each returns 200.
@@ -572,10 +569,7 @@ async fn with_every_endpoint_unhealthy_requests_are_tried_all_the_same() -> Resu
     let upstream = MockUpstream::always_ok().await?;
     let closed_port = address::unused_loopback().port();
     let config = format!("premier: {{health_check: {{port: {closed_port}, interval: 0.2}}}}");
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(&config)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, &config).await?;
     gateway
         .process
         .wait_for_log("endpoint marked unhealthy")
@@ -605,19 +599,13 @@ premier:
         }
     })
     .await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(CONFIG)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, CONFIG).await?;
     let client = gateway.client()?;
     let patient = tokio::spawn({
         let client = client.clone();
         async move { client.get("/patient").await }
     });
-    wait::until("the request", async || {
-        upstream.received_requests().len() == 1
-    })
-    .await?;
+    upstream.wait_for_requests(1).await?;
     // This request begins later and is ended by the idle timeout.
     assert_eq!(client.get("/other").await?.status, 504);
     notify.notify_one();
@@ -628,10 +616,11 @@ premier:
 #[tokio::test]
 async fn an_idle_websocket_is_closed_after_the_configured_time() -> Result<()> {
     let upstream = MockUpstream::start(|_| MockResponse::Bytes(UPGRADE_RESPONSE.to_vec())).await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {stream_idle_timeout: 0.2}}")
-        .start()
-        .await?;
+    let gateway = Gateway::start(
+        upstream.address,
+        "premier: {limits: {stream_idle_timeout: 0.2}}",
+    )
+    .await?;
     let response = RawConnection::exchange(&gateway, UPGRADE_REQUEST).await?;
     assert!(response.ends_with("frames"), "{response}");
     gateway
@@ -657,10 +646,7 @@ premier:
         _ => MockResponse::Never,
     })
     .await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(CONFIG)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, CONFIG).await?;
     let mut socket = RawConnection::connect(&gateway).await?;
     socket.send(UPGRADE_REQUEST).await?;
     socket.read_until("frames").await?;
@@ -687,10 +673,8 @@ premier:
 #[tokio::test]
 async fn a_paused_upload_is_subject_to_the_body_timeout_only() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {header_timeout: 0.5}}")
-        .start()
-        .await?;
+    let gateway =
+        Gateway::start(upstream.address, "premier: {limits: {header_timeout: 0.5}}").await?;
     let mut upload = RawConnection::connect(&gateway).await?;
     upload
         .send("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nab")

@@ -19,10 +19,7 @@ async fn certificates_are_selected_by_server_name() -> Result<()> {
         one.cert_file, one.key_file, two.cert_file, two.key_file
     );
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(&config)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, &config).await?;
     for (server_name, certificate) in [
         ("one.example", &one),
         ("two.example", &two),
@@ -97,10 +94,7 @@ async fn of_two_certificates_for_a_name_the_one_that_the_client_supports_is_serv
         ecdsa.cert_file, ecdsa.key_file, rsa.cert_file, rsa.key_file
     );
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(&config)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, &config).await?;
     RawConnection::connect_with_server_name(&gateway, "localhost", &ecdsa).await?;
     let mut connection = RawConnection::connect_with_rsa_only(&gateway, "localhost", &rsa).await?;
     connection

@@ -25,14 +25,6 @@ async fn hanging_upstream() -> Result<MockUpstream> {
     .await
 }
 
-/// Waits until the server has received `count` requests.
-async fn wait_for_requests(upstream: &MockUpstream, count: usize) -> Result<()> {
-    wait::until("the requests", async || {
-        upstream.received_requests().len() >= count
-    })
-    .await
-}
-
 /// Sends a GET request in the background.
 fn get_in_background(client: &Client, path: &'static str) -> JoinHandle<Result<Response>> {
     let client = client.clone();
@@ -53,10 +45,7 @@ async fn a_client_that_abandons_requests_over_many_http2_connections_is_rejected
     const CONNECTIONS: usize = 4;
     const REQUESTS: u32 = 5;
     let upstream = hanging_upstream().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(ABANDONED)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, ABANDONED).await?;
     let mut connections = Vec::new();
     for number in 1..=CONNECTIONS {
         let mut connection = connect(&gateway).await?;
@@ -64,7 +53,9 @@ async fn a_client_that_abandons_requests_over_many_http2_connections_is_rejected
             .flat_map(|id| get(id, "/hang"))
             .collect();
         connection.send(requests).await?;
-        wait_for_requests(&upstream, number * usize::try_from(REQUESTS)?).await?;
+        upstream
+            .wait_for_requests(number * usize::try_from(REQUESTS)?)
+            .await?;
         connections.push(connection);
     }
     for connection in &mut connections {
@@ -103,16 +94,17 @@ async fn a_client_that_abandons_requests_over_many_http2_connections_is_rejected
 #[tokio::test]
 async fn a_client_that_disconnects_during_requests_is_rejected() -> Result<()> {
     let upstream = hanging_upstream().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {max_abandoned_requests_per_client: 1}}")
-        .start()
-        .await?;
+    let gateway = Gateway::start(
+        upstream.address,
+        "premier: {limits: {max_abandoned_requests_per_client: 1}}",
+    )
+    .await?;
     let client = gateway.client_with_protocol(Protocol::Http1)?;
     assert_eq!(client.get("/").await?.status, 200);
     let requests: Vec<_> = (0..3)
         .map(|_| get_in_background(&client, "/hang"))
         .collect();
-    wait_for_requests(&upstream, 4).await?;
+    upstream.wait_for_requests(4).await?;
     for request in &requests {
         request.abort();
     }
@@ -127,10 +119,11 @@ async fn requests_that_reached_no_upstream_or_whose_response_lasts_are_not_aband
 {
     const EVENTS: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: x\n\n";
     let upstream = MockUpstream::start(|_| MockResponse::Bytes(EVENTS.to_vec())).await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {max_abandoned_requests_per_client: 1}}")
-        .start()
-        .await?;
+    let gateway = Gateway::start(
+        upstream.address,
+        "premier: {limits: {max_abandoned_requests_per_client: 1}}",
+    )
+    .await?;
     let mut connection = connect(&gateway).await?;
     // The gateway itself responds with 404 to this path.
     let own = stream_ids(0..10).flat_map(|id| [get(id, "/metrics"), reset(id)].concat());
@@ -155,15 +148,16 @@ async fn requests_that_reached_no_upstream_or_whose_response_lasts_are_not_aband
 #[tokio::test]
 async fn a_client_with_many_concurrent_requests_leaves_endpoints_to_others() -> Result<()> {
     let upstream = hanging_upstream().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config("premier: {limits: {max_upstream_requests_per_client: 5}}")
-        .start()
-        .await?;
+    let gateway = Gateway::start(
+        upstream.address,
+        "premier: {limits: {max_upstream_requests_per_client: 5}}",
+    )
+    .await?;
     let client = gateway.client_with_protocol(Protocol::Http2)?;
     let requests: Vec<_> = (0..5)
         .map(|_| get_in_background(&client, "/hang"))
         .collect();
-    wait_for_requests(&upstream, 5).await?;
+    upstream.wait_for_requests(5).await?;
     assert_rejected(&client.get("/").await?, 429)?;
     assert_eq!(gateway.client()?.get("/").await?.status, 200);
     let labels = [r#"reason="concurrent""#];
@@ -227,15 +221,12 @@ async fn wait_for_pending(gateway: &Gateway, expected: f64) -> Result<()> {
 #[tokio::test]
 async fn requests_beyond_the_connections_of_an_endpoint_wait_or_are_rejected() -> Result<()> {
     let (upstream, release) = blocking_upstream().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(TWO_CONNECTIONS)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, TWO_CONNECTIONS).await?;
     let client = gateway.client()?;
     let blocked: Vec<_> = (0..2)
         .map(|_| get_in_background(&client, "/hang"))
         .collect();
-    wait_for_requests(&upstream, 2).await?;
+    upstream.wait_for_requests(2).await?;
     let pending = get_in_background(&client, "/");
     wait_for_pending(&gateway, 1.0).await?;
     let status = gateway.admin_client()?.get("/status").await?.json();
@@ -264,15 +255,12 @@ async fn requests_beyond_the_connections_of_an_endpoint_wait_or_are_rejected() -
 async fn a_request_waits_for_a_connection_only_for_a_while_and_gives_up_with_its_client()
 -> Result<()> {
     let (upstream, release) = blocking_upstream().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(TWO_CONNECTIONS)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, TWO_CONNECTIONS).await?;
     let client = gateway.client()?;
     let blocked: Vec<_> = (0..2)
         .map(|_| get_in_background(&client, "/hang"))
         .collect();
-    wait_for_requests(&upstream, 2).await?;
+    upstream.wait_for_requests(2).await?;
     let abandoned = get_in_background(&client, "/");
     wait_for_pending(&gateway, 1.0).await?;
     abandoned.abort();
@@ -316,10 +304,7 @@ async fn an_endpoint_without_a_free_connection_is_passed_over() -> Result<()> {
 #[tokio::test]
 async fn idle_connections_do_not_count_against_the_connections_of_an_endpoint() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let gateway = Gateway::builder(&[upstream.address])
-        .config(TWO_CONNECTIONS)
-        .start()
-        .await?;
+    let gateway = Gateway::start(upstream.address, TWO_CONNECTIONS).await?;
     let client = gateway.client()?;
     for _ in 0..20 {
         let requests: Vec<_> = (0..3).map(|_| get_in_background(&client, "/")).collect();

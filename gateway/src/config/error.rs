@@ -34,6 +34,18 @@ pub(super) struct ConfigError {
     pub(super) hint: Option<String>,
 }
 
+impl ConfigError {
+    /// Creates an error that concerns the file as a whole.
+    pub(super) fn of_whole_file(problem: String) -> Self {
+        Self {
+            position: None,
+            key: String::new(),
+            problem,
+            hint: None,
+        }
+    }
+}
+
 /// All errors of a file, sorted by position. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConfigErrors {
@@ -52,15 +64,7 @@ impl ConfigErrors {
 
     /// Creates the error of a file as a whole.
     pub(super) fn of_file(file: &Path, problem: String) -> Self {
-        Self::new(
-            file,
-            vec![ConfigError {
-                position: None,
-                key: String::new(),
-                problem,
-                hint: None,
-            }],
-        )
+        Self::new(file, vec![ConfigError::of_whole_file(problem)])
     }
 
     pub(crate) fn count(&self) -> usize {

@@ -1,27 +1,45 @@
 //! Environment variables in configuration values: `${NAME}` and `${NAME:-default}`.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Environment variables that a configuration may use.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Environment(HashMap<String, String>);
+pub(crate) struct Environment {
+    variables: HashMap<String, String>,
+    /// Names of the variables whose values are not UTF-8.
+    not_utf8: BTreeSet<String>,
+}
 
 impl Environment {
-    /// Returns the environment of the process. Variables that are not UTF-8 are omitted.
+    /// Returns the environment of the process. Variables whose names are not UTF-8 are omitted: no
+    /// configuration can name them.
     pub(crate) fn of_process() -> Self {
-        Self(
-            std::env::vars_os()
-                .filter_map(|(name, value)| {
-                    Some((name.into_string().ok()?, value.into_string().ok()?))
-                })
-                .collect(),
-        )
+        let mut environment = Self::default();
+        for (name, value) in std::env::vars_os() {
+            let Ok(name) = name.into_string() else {
+                continue;
+            };
+            match value.into_string() {
+                Ok(value) => drop(environment.variables.insert(name, value)),
+                Err(_) => drop(environment.not_utf8.insert(name)),
+            }
+        }
+        environment
+    }
+
+    /// Returns an error, for the operator, for each setting of the gateway that is not UTF-8.
+    pub(super) fn invalid_settings(&self) -> impl Iterator<Item = String> {
+        let settings = self.not_utf8.iter().filter(|name| {
+            let prefixes = ["GATEWAY_", "SSL_", "LOG_"];
+            prefixes.iter().any(|prefix| name.starts_with(prefix))
+        });
+        settings.map(|name| not_utf8(name))
     }
 
     /// Returns the value of a variable, `None` if it is unset or empty.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0
+        self.variables
             .get(name)
             .map(String::as_str)
             .filter(|value| !value.is_empty())
@@ -66,6 +84,9 @@ impl Environment {
                 "`${{{expression}}}` is neither ${{NAME}} nor ${{NAME:-default}}; $${{ is a literal ${{"
             ));
         }
+        if self.not_utf8.contains(name) {
+            return Err(not_utf8(name));
+        }
         if default.is_some_and(|default| default.contains("${")) {
             return Err(format!(
                 "the default of {name} contains `${{…}}`: it must be plain text"
@@ -93,19 +114,23 @@ impl Environment {
     #[cfg(test)]
     pub(super) fn with(mut self, variables: &[(&str, &str)]) -> Self {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        self.0.extend(variables.iter().map(owned));
+        self.variables.extend(variables.iter().map(owned));
         self
     }
 }
 
 impl<const N: usize> From<[(&str, &str); N]> for Environment {
     fn from(variables: [(&str, &str); N]) -> Self {
-        Self(
-            variables
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
-        )
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        Self {
+            variables: variables.map(owned).into(),
+            not_utf8: BTreeSet::new(),
+        }
     }
+}
+
+fn not_utf8(name: &str) -> String {
+    format!("the environment variable {name} is not UTF-8: set it to UTF-8 text, or unset it")
 }
 
 fn is_name(name: &str) -> bool {

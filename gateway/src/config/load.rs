@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::config::document::parse_documents;
-use crate::config::error::ConfigErrors;
+use crate::config::error::{ConfigError, ConfigErrors};
 use crate::config::interpolate::Environment;
 use crate::config::listen;
 use crate::config::model::Config;
@@ -42,7 +42,12 @@ impl Config {
         let context = ParseContext::new(environment);
         let mut warnings = Vec::new();
         let config = premier::parse(&Node::root(document, &context), &mut warnings);
-        let errors = context.into_errors();
+        let mut errors = context.into_errors();
+        errors.extend(
+            environment
+                .invalid_settings()
+                .map(ConfigError::of_whole_file),
+        );
         match config {
             Some(config) if errors.is_empty() => Ok(Self {
                 warnings,

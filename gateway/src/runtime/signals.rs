@@ -14,8 +14,6 @@ use tokio::time::Instant;
 /// Longest time between SIGQUIT and the start of the new gateway.
 const NEW_GATEWAY_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// User id of root.
-const ROOT: u32 = 0;
 
 /// Installs a handler for SIGHUP, whose default action would terminate the process before the reload
 /// task listens for it.
@@ -84,13 +82,14 @@ impl ShutdownSignals {
         true
     }
 
-    /// Returns whether a process of this user or of root listens at the socket, by the owner of the file and
+    /// Returns whether a process of this user listens at the socket, by the owner of the file and
     /// the kernel's list: connecting would start the transfer.
     fn has_listener(&self) -> bool {
         /// `__SO_ACCEPTCON`, as proc(5) has it for /proc/net/unix.
         const SO_ACCEPTCON_FLAG: &str = "00010000";
+        // The new gateway takes sockets from its own user, and another user's socket would take ours.
         let owner = std::fs::symlink_metadata(&self.upgrade_socket).map(|metadata| metadata.uid());
-        if !owner.is_ok_and(|uid| uid == ROOT || uid == geteuid().as_raw()) {
+        if !owner.is_ok_and(|uid| uid == geteuid().as_raw()) {
             return false;
         }
         let Ok(sockets) = std::fs::read_to_string("/proc/net/unix") else {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use supervision::Supervisor;
+use supervision::{Panicked, Supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, ConfigErrors, Environment};
@@ -124,7 +124,8 @@ impl Observation {
 /// Configuration on disk, and the versions of the files before they were read.
 struct Reading {
     versions: Vec<FileVersion>,
-    config: Result<Config, ConfigErrors>,
+    /// An error if parsing panicked.
+    config: Result<Result<Config, ConfigErrors>, Panicked>,
 }
 
 /// State after the configuration on disk was read.
@@ -228,6 +229,12 @@ impl Reload {
                 return ReloadState { versions, failure };
             }
             reading = self.read();
+            if let Ok(Ok(config)) = &reading.config
+                && *config == self.gateway.current().config
+            {
+                let versions = reading.versions;
+                return ReloadState { versions, failure };
+            }
         }
     }
 
@@ -238,10 +245,10 @@ impl Reload {
     }
 
     fn read(&self) -> Reading {
-        Reading {
-            versions: self.file_versions(),
-            config: Config::load(&self.source.file, &self.source.environment),
-        }
+        let versions = self.file_versions();
+        let load = || Config::load(&self.source.file, &self.source.environment);
+        let config = self.supervisor.catch_blocking(TASK, load);
+        Reading { versions, config }
     }
 
     /// Activates the configuration on disk, or returns the reason why it cannot be used. The reason is
@@ -249,11 +256,12 @@ impl Reload {
     fn try_to_activate(
         &self,
         before: Option<&ReloadState>,
-        loaded: Result<Config, ConfigErrors>,
+        loaded: Result<Result<Config, ConfigErrors>, Panicked>,
     ) -> Option<ReloadFailure> {
         let config = match loaded {
-            Ok(config) => config,
-            Err(errors) => {
+            Ok(Ok(config)) => config,
+            Err(panicked) => return Some(self.unusable(before, &panicked.to_string())),
+            Ok(Err(errors)) => {
                 let count = errors.count();
                 return Some(self.failure(before, errors.to_string(), |errors| {
                     tracing::error!(
@@ -278,7 +286,7 @@ impl Reload {
         None
     }
 
-    /// Records that a valid configuration cannot be used.
+    /// Records that a configuration cannot be used although it has no error.
     fn unusable(&self, before: Option<&ReloadState>, reason: &str) -> ReloadFailure {
         self.failure(before, reason.to_owned(), |error| {
             tracing::error!(%error, "configuration cannot be used: the previous one stays active");
@@ -332,5 +340,64 @@ fn warn_about_fixed_settings(active: &Config, requested: &Config) {
         if !is_same {
             tracing::warn!(key, "changed setting takes effect after a restart");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::access_log::AccessLog;
+
+    /// Returns a reload task of a running gateway whose file is `file`.
+    fn reload(file: PathBuf) -> Reload {
+        let environment = Environment::for_tests();
+        let config = Config::parse(&file, "premier: {}", &environment).unwrap();
+        Reload {
+            gateway: Arc::new(GatewayState::new(config, AccessLog::disabled()).unwrap()),
+            source: ConfigSource { file, environment },
+            supervisor: Supervisor::new(),
+        }
+    }
+
+    fn metrics(reload: &Reload) -> String {
+        let (text, _) = reload.gateway.metrics.encode();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn a_panic_while_the_file_is_parsed_is_a_failed_reload() {
+        let reload = reload("gateway.yml".into());
+        let parse = || -> Result<Config, ConfigErrors> { panic!("while parsing") };
+        let reading = Reading {
+            versions: Vec::new(),
+            config: reload.supervisor.catch_blocking(TASK, parse),
+        };
+        let state = reload.apply(None, reading);
+        assert!(state.failure.is_some());
+        assert_eq!(reload.supervisor.restarts(TASK), 1);
+        let text = metrics(&reload);
+        let failures = r#"gateway_reloads_total{outcome="failure",keyspace="asgi-gateway"} 1"#;
+        assert!(text.contains(failures), "{text}");
+        assert!(text.contains(r#"gateway_last_reload_success{keyspace="asgi-gateway"} 0"#));
+    }
+
+    #[test]
+    fn a_reload_that_names_other_certificates_counts_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("gateway.yml");
+        let reload = reload(file.clone());
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/fixtures");
+        for name in ["cert.pem", "key.pem"] {
+            fs::copy(format!("{fixtures}/{name}"), folder.path().join(name)).unwrap();
+        }
+        let path = folder.path().display();
+        let yaml = format!(
+            "premier: {{tls: {{certificates: [{{cert: {path}/cert.pem, key: {path}/key.pem}}]}}}}"
+        );
+        fs::write(file, yaml).unwrap();
+        assert!(reload.reload(None).failure.is_none());
+        let text = metrics(&reload);
+        let successes = r#"gateway_reloads_total{outcome="success",keyspace="asgi-gateway"} 1"#;
+        assert!(text.contains(successes), "{text}");
     }
 }
