@@ -43,14 +43,16 @@ pub(crate) struct ResponseHeaders {
 
 impl ResponseHeaders {
     /// Returns whether the response lasts as long as its client wants: an upgraded connection, or an event
-    /// stream.
+    /// stream. A response with a length ends by itself.
     pub(crate) fn is_open_ended(&self) -> bool {
+        let has_length = matches!(self.framing, Framing::Empty | Framing::Length(_));
         self.status == StatusCode::SWITCHING_PROTOCOLS
-            || self.headers.get(CONTENT_TYPE).is_some_and(|value| {
-                let value = value.as_bytes();
-                let prefix = value.get(..EVENT_STREAM.len());
-                prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(EVENT_STREAM))
-            })
+            || !has_length
+                && self.headers.get(CONTENT_TYPE).is_some_and(|value| {
+                    let value = value.as_bytes();
+                    let prefix = value.get(..EVENT_STREAM.len());
+                    prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(EVENT_STREAM))
+                })
     }
 }
 

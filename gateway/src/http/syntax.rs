@@ -126,11 +126,7 @@ pub(crate) fn is_authority(text: &[u8]) -> bool {
     };
     let is_port_valid = match port {
         [] => true,
-        [b':', digits @ ..] => {
-            digits.is_empty()
-                || digits.iter().all(u8::is_ascii_digit)
-                    && str::from_utf8(digits).is_ok_and(|digits| digits.parse::<u16>().is_ok())
-        }
+        [b':', digits @ ..] => is_port(digits),
         _ => false,
     };
     !host.is_empty()
@@ -139,13 +135,23 @@ pub(crate) fn is_authority(text: &[u8]) -> bool {
         && is_port_valid
 }
 
+/// Returns whether digits are a port, which may be empty (RFC 3986, section 3.2.3).
+fn is_port(digits: &[u8]) -> bool {
+    let append = |port: u16, digit: &u8| {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        port.checked_mul(10)?.checked_add(digit.into())
+    };
+    digits.iter().try_fold(0, append).is_some()
+}
+
 /// Returns an authority without its port. An IPv6 address keeps its brackets.
 pub(crate) fn without_port(authority: &str) -> &str {
-    let end = match authority.rfind(']') {
-        Some(bracket) => bracket + 1,
-        None => authority.find(':').unwrap_or(authority.len()),
+    let end = if authority.starts_with('[') {
+        authority.find(']').map(|bracket| bracket + 1)
+    } else {
+        authority.bytes().position(|byte| byte == b':')
     };
-    &authority[..end]
+    &authority[..end.unwrap_or(authority.len())]
 }
 
 /// Returns the host of an authority as it is compared: without port, without the brackets of an IPv6 address,
@@ -213,7 +219,8 @@ mod tests {
             assert!(is_authority(valid.as_bytes()), "{valid}");
         }
         for invalid in [
-            "", ":1", "a:65536", "a:99999", "a:+1", "a:1:1", "u@a", "[::1", "a b",
+            "", ":1", "a:65536", "a:99999", "a:+1", "a:1:1", "a:655360", "a:1a", "a:/", "u@a",
+            "[::1", "a b",
         ] {
             assert!(!is_authority(invalid.as_bytes()), "{invalid}");
         }

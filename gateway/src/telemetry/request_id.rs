@@ -57,7 +57,7 @@ impl RequestId {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
         // A trace id or span id of zeros is invalid.
-        let [high, low] = [0_u8, 1].map(|half| KEY.hash_one((count, half)).max(1));
+        let [high, low] = [0, 1].map(|half| KEY.hash_one(count << 1 | half).max(1));
         let mut digits = [0; 32];
         for (pair, byte) in digits
             .chunks_exact_mut(2)

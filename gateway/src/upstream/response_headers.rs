@@ -38,10 +38,7 @@ pub(super) struct ParsedResponse {
 /// ambiguously. Two `Content-Length` are ambiguous even if they are equal, as for nginx: a recipient may
 /// reject them (RFC 9110, section 8.6), and they show that the endpoint composes its messages carelessly.
 pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
-    // `httparse` accepts line feeds without a carriage return. Other parsers do not, or not everywhere.
-    let has_bare_line_feed =
-        memchr::memchr_iter(b'\n', section).any(|index| index == 0 || section[index - 1] != b'\r');
-    if has_bare_line_feed {
+    if !begins_with_status_line(section) {
         return Err(InvalidHeaders);
     }
     let mut space = [const { MaybeUninit::uninit() }; MAX_HEADERS];
@@ -67,6 +64,9 @@ pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
     let mut connection = ConnectionHeaders::default();
     let (mut content_length, mut is_chunked) = (None, false);
     for header in &*response.headers {
+        if has_bare_line_feed_before(section, header.name) {
+            return Err(InvalidHeaders);
+        }
         let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| InvalidHeaders)?;
         match header.name.len() {
             14 if name == CONTENT_LENGTH => {
@@ -117,6 +117,22 @@ pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
     })
 }
 
+/// Returns whether a section begins with a status line, after empty lines at most. `httparse` accepts a line
+/// feed alone as an empty line.
+fn begins_with_status_line(mut section: &[u8]) -> bool {
+    while let Some(rest) = section.strip_prefix(b"\r\n") {
+        section = rest;
+    }
+    section.starts_with(b"HTTP/")
+}
+
+/// Returns whether the line before a header of the section ends with a line feed alone. `httparse` accepts that;
+/// other parsers do not, or not everywhere.
+fn has_bare_line_feed_before(section: &Bytes, name: &str) -> bool {
+    let start = name.as_ptr().addr() - section.as_ptr().addr();
+    !section[..start].ends_with(b"\r\n")
+}
+
 /// Returns whether a header reveals the software or the location of the upstream.
 fn reveals_implementation(name: &HeaderName) -> bool {
     match name.as_str().len() {
@@ -124,5 +140,35 @@ fn reveals_implementation(name: &HeaderName) -> bool {
         6 => *name == SERVER,
         12 => *name == X_POWERED_BY,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_feed_alone_ends_no_line() {
+        let is_valid =
+            |section: &'static str| parse(&Bytes::from_static(section.as_bytes())).is_ok();
+        for valid in [
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\nC: d\r\n\r\n",
+            "\r\nHTTP/1.1 200 OK\r\nA:\r\n\r\n",
+        ] {
+            assert!(is_valid(valid), "{valid:?}");
+        }
+        for invalid in [
+            "HTTP/1.1 200 OK\nA: b\r\n\r\n",
+            "HTTP/1.1 200\nA: b\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\nC: d\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA:\nC: d\r\n\r\n",
+            "\nHTTP/1.1 200 OK\r\nA: b\r\n\r\n",
+            "\r\n\nHTTP/1.1 200 OK\r\nA: b\r\n\r\n",
+            "HTTP/1.1 200 OK\n\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\n\r\n\r\n",
+        ] {
+            assert!(!is_valid(invalid), "{invalid:?}");
+        }
     }
 }
