@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Creates the files that compose.prod.yml reads, unless they exist: .prod.env, config/gateway.yml, secrets/
-# and a self-signed certificate in ssl/, to be replaced with a real one.
+# Creates the files that compose.prod.yml reads, unless they exist: .prod.env, config/gateway.yml, secrets/,
+# acme/ for ACME challenges, and a self-signed certificate in ssl/, to be replaced with a real one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +17,7 @@ created() { echo "created $*"; }
 }
 
 [ -e .prod.env ] || { cp .prod.env.example .prod.env && created .prod.env; }
-mkdir -p config
+mkdir -p config acme
 [ -e config/gateway.yml ] || { cp gateway.yml config/gateway.yml && created config/gateway.yml; }
 
 # Containers read secrets as different users: the files are world-readable, their folder is not.

@@ -156,7 +156,7 @@ fn add_services(
     if let Some(address) = listen.http {
         let redirect = RedirectToHttps {
             port: listen.public_port,
-            certificates: Arc::clone(&gateway.certificates),
+            gateway: Arc::clone(gateway),
         };
         let app = CleartextApp::for_clients(gateway, redirect, &connection_limit);
         let mut http = Service::new("http".to_owned(), app);

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
 
 use crate::config::document::parse_documents;
 use crate::config::interpolate::Environment;
@@ -12,8 +13,17 @@ const DEFAULT_HTTPS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFI
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
 const ADMIN_VARIABLE: &str = "GATEWAY_ADMIN";
 
-/// Parses the addresses of the listeners. A key of the file has precedence over its variable.
-pub(super) fn parse_listen(premier: &mut Mapping<'_, '_>) -> Option<ListenAddresses> {
+/// Parsed section `listen`.
+pub(super) struct Listen {
+    pub(super) addresses: ListenAddresses,
+    pub(super) acme_challenges: Option<PathBuf>,
+}
+
+/// Parses the section `listen`. A key of the file has precedence over its variable.
+pub(super) fn parse_listen(
+    premier: &mut Mapping<'_, '_>,
+    warnings: &mut Vec<String>,
+) -> Option<Listen> {
     let environment = premier.environment();
     let mut listen = premier.mapping("listen").ok()?;
     let mut parse = |key, variable, default: Option<SocketAddr>| {
@@ -33,6 +43,7 @@ pub(super) fn parse_listen(premier: &mut Mapping<'_, '_>) -> Option<ListenAddres
     let http = parse("http", "GATEWAY_HTTP", None);
     let admin = parse("admin", ADMIN_VARIABLE, Some(DEFAULT_ADMIN));
     let public_port = parse_public_port(listen.as_mut(), premier);
+    let acme_challenges = parse_acme_challenges(listen.as_mut());
     let listeners: Vec<_> = [("https", https), ("http", http), ("admin", admin)]
         .into_iter()
         .filter_map(|(key, address)| Some((key, address??)))
@@ -41,13 +52,50 @@ pub(super) fn parse_listen(premier: &mut Mapping<'_, '_>) -> Option<ListenAddres
     if let Some(listen) = listen {
         listen.reject_unknown_keys();
     }
-    let https = https??;
-    Some(ListenAddresses {
-        https,
-        http: http?,
-        admin: admin??,
-        public_port: public_port?.unwrap_or_else(|| https.port()),
+    let (https, http, acme_challenges) = (https??, http?, acme_challenges?);
+    if let Some(folder) = &acme_challenges {
+        warn_about_acme_challenges(folder, http, warnings);
+    }
+    Some(Listen {
+        addresses: ListenAddresses {
+            https,
+            http,
+            admin: admin??,
+            public_port: public_port?.unwrap_or_else(|| https.port()),
+        },
+        acme_challenges,
     })
+}
+
+/// Parses the folder of ACME challenges. Returns `Some(None)` if there is none, `None` if it has an error.
+#[expect(
+    clippy::option_option,
+    reason = "an error and an absent key are distinct"
+)]
+fn parse_acme_challenges(listen: Option<&mut Mapping<'_, '_>>) -> Option<Option<PathBuf>> {
+    match listen.and_then(|mapping| mapping.get("acme_challenges")) {
+        Some(value) if value.is_empty() => Some(None),
+        Some(value) => value.string().map(|folder| Some(folder.into())),
+        None => Some(None),
+    }
+}
+
+/// Warns about a folder from which no challenge can be served.
+fn warn_about_acme_challenges(folder: &Path, http: Option<SocketAddr>, warnings: &mut Vec<String>) {
+    if http.is_none() {
+        warnings.push(
+            "listen.acme_challenges has no effect without listen.http: set that to 0.0.0.0:80, where the \
+             authority asks for challenges"
+                .to_owned(),
+        );
+    }
+    if let Err(error) = std::fs::read_dir(folder) {
+        let folder = folder.display();
+        warnings.push(format!(
+            "listen.acme_challenges: {folder} cannot be read: {error}; create it, readable by the user of \
+             the gateway"
+        ));
+    }
 }
 
 /// Reports listeners that cannot be bound together.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -17,6 +18,8 @@ pub(crate) struct Config {
     /// Label of every metric, to distinguish gateways.
     pub(crate) keyspace: String,
     pub(crate) listen: ListenAddresses,
+    /// Folder with the ACME challenges that the http listener serves.
+    pub(crate) acme_challenges: Option<PathBuf>,
     /// Selected by SNI; the first is the default. Never empty.
     pub(crate) certificates: Vec<Certificate>,
     /// Never empty.
@@ -39,7 +42,7 @@ pub(crate) struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ListenAddresses {
     pub(crate) https: SocketAddr,
-    /// Listener that redirects every request to https with 308.
+    /// Listener that redirects requests to https with 308, and serves ACME challenges.
     pub(crate) http: Option<SocketAddr>,
     /// Listener for metrics, health and status, in cleartext.
     pub(crate) admin: SocketAddr,

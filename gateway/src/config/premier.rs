@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::config::certificate::{Certificate, CertificateFiles};
 use crate::config::features::parse_features;
-use crate::config::listen::parse_listen;
+use crate::config::listen::{Listen, parse_listen};
 use crate::config::model::{
     BalancingStrategy, Config, EndpointLimits, Features, HealthCheckMethod, HealthCheckSettings,
     Limits, LoadBalancingSettings, PathRule,
@@ -22,7 +22,7 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
     warn_about_unused_keys(&root, warnings);
 
     let keyspace = premier.get_or("keyspace", "asgi-gateway".to_owned(), Node::string);
-    let listen = parse_listen(&mut premier);
+    let listen = parse_listen(&mut premier, warnings);
     let certificates = parse_certificates(&mut premier, warnings);
     let servers = parse_servers(&mut premier);
     let load_balancing = parse_load_balancing(&mut premier);
@@ -43,9 +43,14 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
         );
     }
     premier.reject_unknown_keys();
+    let Listen {
+        addresses: listen,
+        acme_challenges,
+    } = listen?;
     Some(Config {
         keyspace: keyspace?,
-        listen: listen?,
+        listen,
+        acme_challenges,
         certificates: certificates?,
         servers: servers?,
         load_balancing: load_balancing?,

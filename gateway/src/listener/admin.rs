@@ -31,7 +31,7 @@ impl Responder for Admin {
         Some(address_value(local))
     }
 
-    fn respond(&self, request: &RequestHeaders) -> StaticResponse {
+    async fn respond(&self, request: &RequestHeaders) -> StaticResponse {
         let is_safe = matches!(request.method, Method::GET | Method::HEAD);
         let gateway = &self.0;
         match request.target.path() {

@@ -68,7 +68,7 @@ impl StaticResponse {
 
 /// Produces the responses of a cleartext listener.
 pub(crate) trait Responder: Send + Sync + 'static {
-    fn respond(&self, request: &RequestHeaders) -> StaticResponse;
+    fn respond(&self, request: &RequestHeaders) -> impl Future<Output = StaticResponse> + Send;
 
     /// Returns the host of a request without one, see [`RequestHandler::default_host`].
     fn default_host(&self, local: SocketAddr) -> Option<HeaderValue>;
@@ -143,7 +143,7 @@ impl<R: Responder> RequestHandler for CleartextApp<R> {
             status,
             mut headers,
             body,
-        } = self.responder.respond(&request);
+        } = self.responder.respond(&request).await;
         CommonHeaders::Cleartext.insert_into(&mut headers);
         downstream.send_headers(ResponseHeaders {
             status,

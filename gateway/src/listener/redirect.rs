@@ -1,4 +1,4 @@
-//! Responses of the http listener: a redirect to https.
+//! Responses of the http listener: ACME challenges, and a redirect to https for everything else.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,27 +9,34 @@ use serde_json::json;
 
 use crate::http::message::RequestHeaders;
 use crate::http::syntax::without_port;
+use crate::listener::acme_challenges;
 use crate::listener::cleartext::{Responder, StaticResponse};
-use crate::tls::certificates::Certificates;
+use crate::proxy::state::GatewayState;
 
 const DEFAULT_HTTPS_PORT: u16 = 443;
 
-/// Redirects every request to https with 308, which keeps its method (RFC 9110, section 15.4.9).
+/// Redirects every other request than those for challenges to https with 308, which keeps its method (RFC 9110, section 15.4.9).
 #[derive(Debug)]
 pub(crate) struct RedirectToHttps {
     /// Port at which clients reach the https listener.
     pub(crate) port: u16,
-    /// The name of the default certificate is the host of requests without one.
-    pub(crate) certificates: Arc<Certificates>,
+    /// Its default certificate has the host of requests without one.
+    pub(crate) gateway: Arc<GatewayState>,
 }
 
 impl Responder for RedirectToHttps {
     /// The local address may be one of a private network, which a redirect would disclose.
     fn default_host(&self, _local: SocketAddr) -> Option<HeaderValue> {
-        self.certificates.default_host()
+        self.gateway.certificates.default_host()
     }
 
-    fn respond(&self, request: &RequestHeaders) -> StaticResponse {
+    async fn respond(&self, request: &RequestHeaders) -> StaticResponse {
+        let folder = self.gateway.current().config.acme_challenges.clone();
+        if let Some(folder) = folder
+            && let Some(response) = acme_challenges::respond(&folder, request).await
+        {
+            return response;
+        }
         let Some(location) = self.location(request) else {
             let body = json!({"error": "The request has no host"});
             return StaticResponse::json(StatusCode::BAD_REQUEST, &body);
