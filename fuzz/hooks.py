@@ -15,13 +15,22 @@ PASSWORD = "securepassword123"
 
 
 def is_login(text):
-    """Checks normalisation, control characters and surrounding whitespace, which JSON Schema cannot."""
+    """Checks normalisation, invisible characters and surrounding whitespace, which JSON Schema cannot."""
     text = unicodedata.normalize("NFC", text)
-    return 3 <= len(text) <= 255 and text.strip() == text and not any(unicodedata.category(c) == "Cc" for c in text)
+    is_visible = all(unicodedata.category(c) not in ("Cc", "Cf", "Cn") and not is_filler(c) for c in text)
+    return 3 <= len(text) <= 255 and text.strip() == text and is_visible
+
+
+def is_filler(character):
+    """Checks for characters of the property Default_Ignorable_Code_Point of other categories than Cf and Cn."""
+    code = ord(character)
+    ranges = [(0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF)]
+    return code in (0x34F, 0x3164, 0xFFA0) or any(first <= code <= last for first, last in ranges)
 
 
 def is_password(text):
     """Checks the length in bytes, which JSON Schema cannot. Repetitions of one character are common passwords."""
+    text = unicodedata.normalize("NFC", text)
     return len(text) >= 8 and len(text.encode()) <= 72 and len(set(text)) > 4
 
 

@@ -1,25 +1,35 @@
-//! Verification of a login and a password.
+//! Verification of passwords.
 //!
-//! A wrong password, an unknown login and a disabled account are indistinguishable by response and by
-//! response time.
+//! A wrong password, an unknown login, a disabled account and one whose stored hash cannot be verified are
+//! indistinguishable by response and by response time.
 
-use crate::domain::login::Login;
+use crate::domain::login::{Login, PresentedLogin};
 use crate::domain::password::Password;
+use crate::domain::password_hash::PasswordHash;
+use crate::domain::principal::Principal;
 use crate::domain::user::{Account, AccountStatus};
-use crate::hashing::{Hasher, QueueFull};
+use crate::hashing::{Hasher, Match, QueueFull, Rehash};
 use crate::state::AppState;
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::audit::{AuditEvent, AuditUnavailable, Subject};
 use crate::telemetry::request_info::RequestInfo;
-use crate::throttle::{LockedOut, LoginOutcome};
+use crate::throttle::{LockedOut, LoginOutcome, ThrottleScope};
 
 /// Login and password to be verified. The rules for new passwords do not apply: a password that
 /// violates them does not match.
 #[derive(Debug)]
 pub(crate) struct Credentials {
     /// `None` if no account can have the login that was sent.
-    pub(crate) login: Option<Login>,
+    pub(crate) login: Option<PresentedLogin>,
     pub(crate) password: Password,
+}
+
+/// Account whose password was verified.
+#[derive(Debug)]
+pub(crate) struct Verified {
+    pub(crate) account: Account,
+    /// Hash that should replace that of the account.
+    pub(crate) new_hash: Option<PasswordHash>,
 }
 
 /// Reason credentials were not accepted.
@@ -38,7 +48,7 @@ pub(crate) enum AuthenticationError {
 }
 
 impl Credentials {
-    /// Returns the account that the credentials belong to.
+    /// Returns the account that the credentials belong to. Failures are counted for the login.
     ///
     /// # Errors
     /// Returns an error if they do not belong to an active account, if the login is locked after too
@@ -47,86 +57,147 @@ impl Credentials {
         &self,
         state: &AppState,
         request: &RequestInfo,
-    ) -> Result<Account, AuthenticationError> {
-        let hasher = state.hasher.for_client(&request.client);
+        rehash: Rehash,
+    ) -> Result<Verified, AuthenticationError> {
+        self.authenticate_within(None, state, request, rehash).await
+    }
+
+    /// Like [`Self::authenticate`]. If the account is that of `session`, which is active, failures are
+    /// counted for the session.
+    pub(crate) async fn authenticate_within(
+        &self,
+        session: Option<Principal>,
+        state: &AppState,
+        request: &RequestInfo,
+        rehash: Rehash,
+    ) -> Result<Verified, AuthenticationError> {
         let Some(login) = &self.login else {
-            hasher.verify_dummy(&self.password).await?;
+            let hasher = state.hasher.for_client(&request.client);
+            hasher.check(&self.password, None, rehash).await?;
             state
                 .audit
                 .record(AuditEvent::LoginFailed, Subject::None, request)
                 .await?;
             return Err(AuthenticationError::InvalidCredentials);
         };
-        if let Err(locked_out) = state.throttle.check(login).await? {
-            // Only for the audit log: without it the login counts as unknown.
-            let account = state.users.find_by_login(login).await.ok().flatten();
-            let subject = Subject::login(login, account.as_ref());
-            state
-                .audit
-                .record(AuditEvent::LockedOut, subject, request)
-                .await?;
+        let account = state.users.find_by_login(login).await?;
+        let own_session = session.filter(|session| {
+            let user = account.as_ref().map(|account| account.id);
+            user == Some(session.user)
+        });
+        let scope = match own_session {
+            Some(principal) => ThrottleScope::Session(principal.session),
+            None => ThrottleScope::Login(login.clone()),
+        };
+        let attempt = Attempt {
+            login: login.clone(),
+            account,
+            scope,
+        };
+        attempt.verify(&self.password, state, request, rehash).await
+    }
+}
+
+/// Verifies the password of the account of an active session, and counts failures for the session.
+///
+/// # Errors
+/// Returns an error if `password` is not that of the account, if the session is locked after too many
+/// failures, or if it could not be verified.
+pub(crate) async fn verify_in_session(
+    principal: Principal,
+    login: &Login,
+    password: &Password,
+    state: &AppState,
+    request: &RequestInfo,
+) -> Result<Account, AuthenticationError> {
+    let attempt = Attempt {
+        login: login.into(),
+        account: state.users.find(principal.user).await?,
+        scope: ThrottleScope::Session(principal.session),
+    };
+    let verified = attempt.verify(password, state, request, Rehash::Never);
+    Ok(verified.await?.account)
+}
+
+/// Verification of a password for an account that may not exist.
+struct Attempt {
+    login: PresentedLogin,
+    account: Option<Account>,
+    scope: ThrottleScope,
+}
+
+impl Attempt {
+    async fn verify(
+        self,
+        password: &Password,
+        state: &AppState,
+        request: &RequestInfo,
+        rehash: Rehash,
+    ) -> Result<Verified, AuthenticationError> {
+        if let Err(locked_out) = state.throttle.check(&self.scope).await? {
+            self.record(AuditEvent::LockedOut, state, request).await?;
             return Err(AuthenticationError::LockedOut(locked_out));
         }
-        let verification = self.verify(state, &hasher, login).await?;
-        let result = record_outcome(state.clone(), request.clone(), login.clone(), verification);
+        let hasher = state.hasher.for_client(&request.client);
+        // No password matches that of a disabled account.
+        let is_active = |account: &&Account| account.standing.status == AccountStatus::Active;
+        let account = self.account.as_ref().filter(is_active);
+        warn_if_too_costly(account, &hasher);
+        let hash = account.map(|account| &account.hash);
+        let found = hasher.check(password, hash, rehash).await?;
+        let result = self.conclude(found, state.clone(), request.clone());
         state.lifecycle.complete(result).await
     }
 
-    async fn verify(
-        &self,
-        state: &AppState,
-        hasher: &Hasher,
-        login: &Login,
-    ) -> Result<Verification, AuthenticationError> {
-        let Some(account) = state.users.find_by_login(login).await? else {
-            hasher.verify_dummy(&self.password).await?;
-            return Ok(Verification::UnknownLogin);
+    /// Counts the outcome of a verification and records a failure in the audit log.
+    async fn conclude(
+        self,
+        found: Option<Match>,
+        state: AppState,
+        request: RequestInfo,
+    ) -> Result<Verified, AuthenticationError> {
+        let outcome = match found {
+            Some(_) => LoginOutcome::Success,
+            None => LoginOutcome::Failure,
         };
-        let matches = hasher.verify(&self.password, &account.hash).await?;
-        if matches && account.standing.status == AccountStatus::Active {
-            return Ok(Verification::Accepted(account));
+        if let Err(locked_out) = state.throttle.record(&self.scope, outcome).await? {
+            self.record(AuditEvent::LockedOut, &state, &request).await?;
+            return Err(AuthenticationError::LockedOut(locked_out));
         }
-        hasher.equalize_time(&self.password, &account.hash).await;
-        Ok(Verification::Rejected(account))
-    }
-}
-
-/// Result of the verification of a password.
-enum Verification {
-    Accepted(Account),
-    /// The password is wrong, or the account is disabled.
-    Rejected(Account),
-    UnknownLogin,
-}
-
-/// Counts the outcome of a verification and records a failure in the audit log.
-async fn record_outcome(
-    state: AppState,
-    request: RequestInfo,
-    login: Login,
-    verification: Verification,
-) -> Result<Account, AuthenticationError> {
-    let (outcome, account) = match &verification {
-        Verification::Accepted(account) => (LoginOutcome::Success, Some(account)),
-        Verification::Rejected(account) => (LoginOutcome::Failure, Some(account)),
-        Verification::UnknownLogin => (LoginOutcome::Failure, None),
-    };
-    let subject = Subject::login(&login, account);
-    if let Err(locked_out) = state.throttle.record(&login, outcome).await? {
-        state
-            .audit
-            .record(AuditEvent::LockedOut, subject, &request)
-            .await?;
-        return Err(AuthenticationError::LockedOut(locked_out));
-    }
-    match verification {
-        Verification::Accepted(account) => Ok(account),
-        Verification::Rejected(_) | Verification::UnknownLogin => {
-            state
-                .audit
-                .record(AuditEvent::LoginFailed, subject, &request)
+        if found.is_none() {
+            self.record(AuditEvent::LoginFailed, &state, &request)
                 .await?;
-            Err(AuthenticationError::InvalidCredentials)
         }
+        let (account, found) = self
+            .account
+            .zip(found)
+            .ok_or(AuthenticationError::InvalidCredentials)?;
+        Ok(Verified {
+            account,
+            new_hash: found.new_hash,
+        })
+    }
+
+    async fn record(
+        &self,
+        event: AuditEvent,
+        state: &AppState,
+        request: &RequestInfo,
+    ) -> Result<(), AuditUnavailable> {
+        let subject = Subject::login(&self.login, self.account.as_ref());
+        state.audit.record(event, subject, request).await
+    }
+}
+
+fn warn_if_too_costly(account: Option<&Account>, hasher: &Hasher) {
+    let hash = account.and_then(|account| Some((account.id, account.hash.as_bcrypt()?.cost)));
+    if let Some((user, cost)) = hash.filter(|(_, cost)| *cost > hasher.max_cost()) {
+        tracing::warn!(
+            user = user.0,
+            cost,
+            "stored password hash has a higher cost than BCRYPT_MAX_COST and matches no password: fix it with \
+             `auth-api user set-password --id {}`, or raise BCRYPT_MAX_COST",
+            user.0
+        );
     }
 }

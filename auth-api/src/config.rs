@@ -36,6 +36,8 @@ const EXAMPLE_KEY_PARTS: [&str; 5] = [
     "your_secret",
 ];
 const BCRYPT_COST_RANGE: RangeInclusive<u32> = 4..=20;
+/// Costlier hashes that an import brings along take seconds each.
+const DEFAULT_MAX_BCRYPT_COST: u32 = 15;
 /// Tokens have a resolution of a second, and the stores cannot represent times millennia away.
 const LIFETIME_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_hours(10 * 365 * 24);
@@ -464,9 +466,18 @@ pub(crate) fn hashing(environment: &Environment) -> Result<HashingSettings> {
             BCRYPT_COST_RANGE.end()
         );
     }
+    let default_max_cost = DEFAULT_MAX_BCRYPT_COST.max(cost).to_string();
+    let max_cost = environment.parsed("BCRYPT_MAX_COST", &default_max_cost, "a whole number")?;
+    if !(cost..=*BCRYPT_COST_RANGE.end()).contains(&max_cost) {
+        bail!(
+            "BCRYPT_MAX_COST is {max_cost}: it must be from BCRYPT_COST, {cost}, to {}",
+            BCRYPT_COST_RANGE.end()
+        );
+    }
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     Ok(HashingSettings {
         cost,
+        max_cost,
         threads: environment.parsed(
             "HASHING_THREADS",
             &cores.to_string(),
@@ -504,6 +515,9 @@ mod tests {
             ("REDIS_HOST", "localhost"),
             ("BCRYPT_COST", "3"),
             ("BCRYPT_COST", "many"),
+            ("BCRYPT_MAX_COST", "11"),
+            ("BCRYPT_MAX_COST", "21"),
+            ("BCRYPT_MAX_COST", "many"),
             ("LOG_LEVEL", "LOUD"),
             ("ACCESS_TOKEN_TTL", "-1"),
             ("ACCESS_TOKEN_TTL", "0.5"),
@@ -600,6 +614,17 @@ mod tests {
         }
         let variables = [key, ("LS_COLORS".into(), not_utf8)];
         assert!(Config::read(&Environment(variables.into())).is_ok());
+    }
+
+    #[test]
+    fn the_maximum_cost_of_stored_hashes_is_at_least_that_of_new_ones() {
+        for (variables, expected) in [
+            (&[][..], 15),
+            (&[("BCRYPT_COST", "16")], 16),
+            (&[("BCRYPT_MAX_COST", "12")], 12),
+        ] {
+            assert_eq!(read(variables).unwrap().hashing.max_cost, expected);
+        }
     }
 
     #[test]

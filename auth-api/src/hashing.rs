@@ -5,4 +5,4 @@ mod blowfish_tables;
 mod fairness;
 mod pool;
 
-pub(crate) use pool::{Hasher, HashingSettings, QueueFull};
+pub(crate) use pool::{Hasher, HashingSettings, Match, QueueFull, Rehash};

@@ -3,6 +3,7 @@
 mod authentication;
 mod cli;
 mod config;
+mod costliest_hash;
 mod domain;
 mod hashing;
 mod http;

@@ -1,8 +1,9 @@
-//! Throttling of failed logins, per login name (ASVS V6.3.1).
+//! Throttling of failed password verifications, per [`ThrottleScope`] (ASVS V6.3.1).
 //!
 //! After 10 failed attempts within 15 minutes every further attempt is rejected until the window
 //! has passed, whatever the client's address and whether or not the login exists. Active sessions of
-//! the account are not affected.
+//! the account are not affected, and verifications within them have counters of their own: strangers who
+//! lock the login stop neither a session nor a change of the password or a deletion from it.
 //!
 //! Invariant: of any number of concurrent attempts at most 10 reveal whether their password was
 //! right. A failure is counted when the password has been verified, and the count is checked again
@@ -20,11 +21,32 @@ pub(crate) use redis::RedisThrottle;
 pub(crate) use sqlite::SqliteThrottle;
 
 use crate::domain::digest::sha256;
-use crate::domain::login::Login;
+use crate::domain::login::PresentedLogin;
+use crate::domain::principal::SessionId;
 use crate::store::unavailable::Unavailable;
-use policy::LoginKey;
+use policy::ScopeKey;
 
-/// The login is locked: the client may retry after this time.
+/// Subject that failures are counted for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ThrottleScope {
+    /// Verifications by anyone, for a login in any spelling, which all find the same account.
+    Login(PresentedLogin),
+    /// Verifications within a session of the account whose password is verified. Only that session's
+    /// client can fail them, and it cannot get another session without the password.
+    Session(SessionId),
+}
+
+impl ThrottleScope {
+    fn key(&self) -> ScopeKey {
+        match self {
+            Self::Login(login) => sha256(&[login.normalized().as_bytes()]),
+            // No login contains NUL.
+            Self::Session(session) => sha256(&[b"session\0", session.as_bytes()]),
+        }
+    }
+}
+
+/// The scope is locked: the client may retry after this time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LockedOut {
     pub(crate) retry_after: Duration,
@@ -48,24 +70,28 @@ macro_rules! dispatch {
 }
 
 impl Throttle {
-    /// Checks whether a password for this login may be verified.
-    pub(crate) async fn check(&self, login: &Login) -> Result<Result<(), LockedOut>, Unavailable> {
-        Ok(to_result(dispatch!(self.remaining_lock(key(login)))?))
+    /// Checks whether a password may be verified.
+    pub(crate) async fn check(
+        &self,
+        scope: &ThrottleScope,
+    ) -> Result<Result<(), LockedOut>, Unavailable> {
+        Ok(to_result(dispatch!(self.remaining_lock(scope.key()))?))
     }
 
-    /// Records the outcome of a verification. If the login was locked meanwhile, the outcome must not
+    /// Forgets all failures, which lifts a lock.
+    pub(crate) async fn clear(&self, scope: &ThrottleScope) -> Result<(), Unavailable> {
+        dispatch!(self.clear(scope.key()))
+    }
+
+    /// Records the outcome of a verification. If the scope was locked meanwhile, the outcome must not
     /// be reported, even if the password was right.
     pub(crate) async fn record(
         &self,
-        login: &Login,
+        scope: &ThrottleScope,
         outcome: LoginOutcome,
     ) -> Result<Result<(), LockedOut>, Unavailable> {
-        Ok(to_result(dispatch!(self.record(key(login), outcome))?))
+        Ok(to_result(dispatch!(self.record(scope.key(), outcome))?))
     }
-}
-
-fn key(login: &Login) -> LoginKey {
-    sha256(&[login.as_str().as_bytes()])
 }
 
 /// Converts the remaining milliseconds of a lock, which are 0 if there is none.

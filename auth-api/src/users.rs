@@ -12,7 +12,7 @@ pub(crate) use add_user_error::AddUserError;
 pub(crate) use postgres::PostgresUsers;
 pub(crate) use sqlite::SqliteUsers;
 
-use crate::domain::login::Login;
+use crate::domain::login::{Login, PresentedLogin};
 use crate::domain::password_hash::PasswordHash;
 use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::{
@@ -40,7 +40,8 @@ macro_rules! dispatch {
 }
 
 impl Users {
-    /// Adds an account. Of several concurrent calls with one login, one succeeds.
+    /// Adds an account. Of several concurrent calls with one login, one succeeds. An account whose login is
+    /// another spelling of this one takes it too.
     ///
     /// # Errors
     /// Returns an error if the login is taken, the database does not accept it, or the store is
@@ -59,12 +60,28 @@ impl Users {
         }
     }
 
-    /// Returns the account with this login.
+    /// Returns the account with this login, or with another spelling of it: the presented one is
+    /// preferred, as [`PresentedLogin::spellings`] says.
     pub(crate) async fn find_by_login(
         &self,
-        login: &Login,
+        login: &PresentedLogin,
     ) -> Result<Option<Account>, Unavailable> {
-        dispatch!(self.find_by_login(login))
+        let accounts = dispatch!(self.find_by_spellings(login))?;
+        let preference = login.spellings();
+        Ok(accounts.into_iter().min_by_key(|account| {
+            let login = account.login.as_str();
+            preference.iter().position(|spelling| spelling == login)
+        }))
+    }
+
+    /// Returns the account with this id.
+    pub(crate) async fn find(&self, user: UserId) -> Result<Option<Account>, Unavailable> {
+        dispatch!(self.find(user))
+    }
+
+    /// Returns the highest bcrypt cost of the stored hashes, of those up to `max_cost`. Reads the whole table.
+    pub(crate) async fn costliest_hash(&self, max_cost: u32) -> Result<Option<u32>, Unavailable> {
+        dispatch!(self.costliest_hash(max_cost))
     }
 
     pub(crate) async fn summary(

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
@@ -116,6 +116,22 @@ impl Process {
         };
         prlimit(Some(self.pid()?), Resource::Fsize, limit).context("limiting the size of files")?;
         Ok(())
+    }
+
+    /// Returns the user and system time of the process so far, with a resolution of 10 ms.
+    ///
+    /// # Errors
+    /// Returns an error if the process has exited.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The name, in parentheses, may contain spaces; utime and stime are fields 14 and 15
+        // (proc_pid_stat(5)), 11 and 12 after it, in ticks of 10 ms.
+        let (_, after_name) = stat.rsplit_once(") ").context("invalid stat file")?;
+        let mut ticks = 0_u64;
+        for field in after_name.split(' ').skip(11).take(2) {
+            ticks += field.parse::<u64>()?;
+        }
+        Ok(Duration::from_millis(10 * ticks))
     }
 
     fn pid(&self) -> Result<Pid> {

@@ -185,7 +185,8 @@ impl Replicas {
     ///
     /// # Errors
     /// Returns an error if the statement fails.
-    pub async fn execute(&self, statement: &'static str) -> Result<()> {
+    pub async fn execute(&self, statement: impl Into<String>) -> Result<()> {
+        let statement = sqlx::AssertSqlSafe(statement.into());
         if let Some(database) = &self.database {
             database.connect().await?.execute(statement).await?;
         } else {

@@ -6,7 +6,10 @@ use tests::client::{Client, credentials};
 use tests::replicas::Replicas;
 use tests::{Store, on_both_stores};
 
-on_both_stores!(a_time_that_clients_cannot_represent_is_null_for_its_own_user);
+on_both_stores!(
+    a_time_that_clients_cannot_represent_is_null_for_its_own_user,
+    a_cutoff_at_any_time_concerns_its_own_user,
+);
 
 /// Statements that damage a column of Alice's row, by the column.
 fn damaging_statements(store: Store) -> &'static [(&'static str, &'static str)] {
@@ -64,7 +67,7 @@ async fn a_time_that_clients_cannot_represent_is_null_for_its_own_user(store: St
     let alice = client.register_and_login("alice").await?;
     let bob = client.register_and_login("bob").await?;
     for (column, statement) in damaging_statements(store) {
-        replicas.execute(statement).await?;
+        replicas.execute(*statement).await?;
         // Concurrent requests share a query.
         let mut profiles = tokio::task::JoinSet::new();
         for number in 0..20 {
@@ -135,5 +138,64 @@ async fn a_missing_password_hash_matches_no_password_and_concerns_its_own_user()
             .status
             .success()
     );
+    Ok(())
+}
+
+/// Statements that set the time up to which Alice's sessions have ended, with whether she can log in.
+fn cutoffs(store: Store) -> &'static [(&'static str, bool)] {
+    match store {
+        Store::PostgresRedis => &[
+            ("'infinity'", false),
+            ("'294276-12-31 23:59:59+00'", false),
+            ("'-infinity'", true),
+            ("'4713-01-01 00:00:00+00 BC'", true),
+            ("NULL", true),
+        ],
+        Store::Embedded => &[
+            ("9223372036854775807", false),
+            ("-9223372036854775808", true),
+            ("NULL", true),
+        ],
+    }
+}
+
+async fn a_cutoff_at_any_time_concerns_its_own_user(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    for (cutoff, is_usable) in cutoffs(store) {
+        let bob = client.register_and_login("bob").await?;
+        let set = format!("UPDATE users SET sessions_valid_after = {cutoff} WHERE login = 'alice'");
+        replicas.execute(set).await?;
+        let status = client.login("alice").await?.status;
+        assert_eq!(status, if *is_usable { 200 } else { 401 }, "{cutoff}");
+        let profile = client.get_with_token(&bob, "/api/profile").await?;
+        assert_eq!(profile.status, 200, "{cutoff}: {}", profile.text);
+        for arguments in [&["list"][..], &["show", "alice"]] {
+            let output = replicas.user_command(arguments, "")?;
+            assert!(output.status.success(), "{cutoff}: {output:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_missing_login_concerns_its_own_user() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    client.register("bob").await?;
+    for statement in [
+        "ALTER TABLE users ALTER login DROP NOT NULL",
+        "UPDATE users SET login = NULL WHERE login = 'alice'",
+    ] {
+        replicas.execute(statement).await?;
+    }
+    assert_eq!(client.login("bob").await?.status, 200);
+    let list = replicas.user_command(&["list"], "")?;
+    assert!(list.status.success(), "{list:?}");
+    assert_eq!(String::from_utf8(list.stdout)?.lines().count(), 2);
+    let delete = replicas.user_command(&["delete", "--id", "1"], "")?;
+    assert!(delete.status.success(), "{delete:?}");
     Ok(())
 }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use super::stores;
 use crate::config::{self, Config, Environment};
+use crate::costliest_hash;
 use crate::domain::access_token::AccessTokenKeys;
 use crate::domain::refresh_token::RefreshTokenKeys;
 use crate::hashing::Hasher;
@@ -28,13 +29,15 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
         );
     }
     let (users, sessions, throttle) = stores::open(&config.store, config.migrate, &metrics).await?;
+    let hasher = Hasher::start(config.hashing, metrics.hashing.clone(), &metrics.supervisor)
+        .context("starting the hashing threads")?;
+    costliest_hash::watch(&users, &hasher, &metrics.supervisor).await;
     let readiness = Readiness::start(&users, &sessions, &metrics);
     let app = App {
         users,
         sessions,
         throttle,
-        hasher: Hasher::start(config.hashing, metrics.hashing.clone(), &metrics.supervisor)
-            .context("starting the hashing threads")?,
+        hasher,
         access_tokens: AccessTokenKeys::new(&config.secret_keys, config.access_token_lifetime),
         refresh_tokens: RefreshTokenKeys::new(&config.secret_keys),
         session_policy: config.session_policy,

@@ -7,13 +7,13 @@ use std::io::Write;
 
 use anyhow::{Context, Result, anyhow, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use logging::LogSettings;
 use tracing::Level;
 
 use super::{password_prompt, stores};
 use crate::config::{self, Environment, MigrateMode};
-use crate::domain::login::Login;
+use crate::domain::login::{Login, PresentedLogin, is_invisible_or_unassigned};
 use crate::domain::password::NewPassword;
 use crate::domain::session::{ActiveSession, SessionPolicy};
 use crate::domain::user::{Account, AccountStatus, AccountSummary, UserId};
@@ -22,28 +22,43 @@ use crate::sessions::Sessions;
 use crate::telemetry::audit::{AuditEvent, OperatorAuditLog, Subject};
 use crate::telemetry::logging::start_on_standard_error;
 use crate::telemetry::metrics::Metrics;
+use crate::throttle::{FAILURE_WINDOW, LockedOut, Throttle, ThrottleScope};
 use crate::users::Users;
 
 #[derive(Debug, Clone, Subcommand)]
 pub(super) enum UserCommand {
     /// List all accounts, one per line: id, login, time of creation, last login, status
     List,
-    /// Show an account and its active sessions
-    Show { login: String },
+    /// Show an account, its active sessions, and whether its login is locked
+    Show(Selection),
     /// Create an account with the password on the first line of standard input, or asked for on a terminal
     Create { login: String },
     /// Disable an account and end its sessions
-    Disable { login: String },
+    Disable(Selection),
     /// Enable a disabled account
-    Enable { login: String },
-    /// Set the password to the first line of standard input, or asked for on a terminal, and end all sessions
-    SetPassword { login: String },
+    Enable(Selection),
+    /// Lift the lock of a login after too many failed logins
+    Unlock(Selection),
+    /// Set the password to the first line of standard input, or asked for on a terminal, lift the lock and
+    /// end all sessions
+    SetPassword(Selection),
     /// Delete an account and end its sessions
-    Delete { login: String },
+    Delete(Selection),
     /// End all sessions of an account
-    EndSessions { login: String },
+    EndSessions(Selection),
     /// End all sessions of all accounts, as after a store was restored from a backup
     EndAllSessions,
+}
+
+/// Account that a command concerns: exactly one of both.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Selection {
+    /// Login of the account, in any Unicode normalization form, or as `auth-api user list` prints it
+    login: Option<String>,
+    /// Id of the account, in place of its login
+    #[arg(long, allow_negative_numbers = true)]
+    id: Option<i64>,
 }
 
 /// Connects to the stores and runs `command`.
@@ -55,7 +70,7 @@ pub(super) async fn run(environment: &Environment, command: UserCommand) -> Resu
     let audit = config::audit(environment)?;
     let audit = OperatorAuditLog::open(audit).context("AUDIT_LOG: opening the file")?;
     let metrics = Metrics::new();
-    let (users, sessions, _) = stores::open(
+    let (users, sessions, throttle) = stores::open(
         &config::store(environment)?,
         MigrateMode::ByCommand,
         &metrics,
@@ -66,6 +81,7 @@ pub(super) async fn run(environment: &Environment, command: UserCommand) -> Resu
         sessions,
         policy: config::session_policy(environment)?,
         audit,
+        throttle,
         hasher: Hasher::start(
             config::hashing(environment)?,
             metrics.hashing.clone(),
@@ -84,6 +100,7 @@ struct Administration {
     sessions: Sessions,
     policy: SessionPolicy,
     audit: OperatorAuditLog,
+    throttle: Throttle,
     hasher: Hasher,
 }
 
@@ -92,16 +109,19 @@ impl Administration {
     async fn run(&self, command: UserCommand) -> Result<()> {
         match command {
             UserCommand::List => self.list().await,
-            UserCommand::Show { login } => self.show(&login).await,
+            UserCommand::Show(selection) => self.show(&selection).await,
             UserCommand::Create { login } => self.create(&login).await,
-            UserCommand::Disable { login } => {
-                self.set_status(&login, AccountStatus::Disabled).await
+            UserCommand::Disable(selection) => {
+                self.set_status(&selection, AccountStatus::Disabled).await
             }
-            UserCommand::Enable { login } => self.set_status(&login, AccountStatus::Active).await,
-            UserCommand::SetPassword { login } => self.set_password(&login).await,
-            UserCommand::Delete { login } => self.delete(&login).await,
-            UserCommand::EndSessions { login } => {
-                let account = self.find(&login).await?;
+            UserCommand::Enable(selection) => {
+                self.set_status(&selection, AccountStatus::Active).await
+            }
+            UserCommand::Unlock(selection) => self.unlock(&selection).await,
+            UserCommand::SetPassword(selection) => self.set_password(&selection).await,
+            UserCommand::Delete(selection) => self.delete(&selection).await,
+            UserCommand::EndSessions(selection) => {
+                let account = self.find(&selection).await?;
                 let accounts = (account.id, account.id);
                 self.users.end_sessions(accounts, Utc::now()).await?;
                 self.delete_sessions(&account).await
@@ -124,14 +144,21 @@ impl Administration {
         }
     }
 
-    async fn show(&self, login: &str) -> Result<()> {
-        let id = self.find(login).await?.id;
-        let previous_id = UserId(id.0 - 1);
-        let account = self.users.page(previous_id, 1).await?.pop();
+    async fn show(&self, selection: &Selection) -> Result<()> {
+        let Account { id, login, .. } = self.find(selection).await?;
+        let account = self.users.summary(id).await?;
         let account = account.context("the account was deleted concurrently")?;
         print(&account_line(&account))?;
         let cutoff = account.standing.cutoff;
-        for session in self.sessions.list(id, cutoff, self.policy).await? {
+        let sessions = self.sessions.list(id, cutoff, self.policy).await?;
+        if let Err(LockedOut { retry_after }) = self.throttle.check(&lock_of(&login)).await? {
+            print(&format!(
+                "  login locked after too many failures, for {} more seconds: auth-api user unlock --id {}",
+                retry_after.as_secs_f64().ceil(),
+                id.0
+            ))?;
+        }
+        for session in sessions {
             print(&session_line(&session))?;
         }
         Ok(())
@@ -149,8 +176,8 @@ impl Administration {
         }
     }
 
-    async fn set_status(&self, login: &str, status: AccountStatus) -> Result<()> {
-        let account = self.find(login).await?;
+    async fn set_status(&self, selection: &Selection, status: AccountStatus) -> Result<()> {
+        let account = self.find(selection).await?;
         self.users
             .set_status(account.id, status, Utc::now())
             .await?;
@@ -167,8 +194,15 @@ impl Administration {
         }
     }
 
-    async fn set_password(&self, login: &str) -> Result<()> {
-        let account = self.find(login).await?;
+    async fn unlock(&self, selection: &Selection) -> Result<()> {
+        let account = self.find(selection).await?;
+        self.throttle.clear(&lock_of(&account.login)).await?;
+        self.record(AuditEvent::Unlocked, account.id, &account.login)?;
+        print("unlocked")
+    }
+
+    async fn set_password(&self, selection: &Selection) -> Result<()> {
+        let account = self.find(selection).await?;
         let hash = self
             .hasher
             .hash(&read_password(&account.login).await?)
@@ -181,14 +215,20 @@ impl Administration {
         }
         self.record(AuditEvent::PasswordSet, account.id, &account.login)?;
         print("password set")?;
+        if self.throttle.clear(&lock_of(&account.login)).await.is_err() {
+            print(&format!(
+                "the store of failed logins is unavailable: if the login is locked, it stays so for up to {} minutes",
+                FAILURE_WINDOW.as_secs() / 60
+            ))?;
+        }
         self.delete_sessions(&account).await
     }
 
     /// Ends the sessions first: if their store is unavailable, nothing has been changed, whereas
     /// without the account they could no longer be ended by login. Ends them again after the
     /// deletion, for a login in between.
-    async fn delete(&self, login: &str) -> Result<()> {
-        let account = self.find(login).await?;
+    async fn delete(&self, selection: &Selection) -> Result<()> {
+        let account = self.find(selection).await?;
         let ended = self.sessions.end_all(account.id).await?;
         self.report_ended_sessions(&account, ended)?;
         self.users.delete(account.id).await?;
@@ -236,21 +276,41 @@ impl Administration {
         self.audit.record(event, subject).context(NOT_AUDITED)
     }
 
-    async fn find(&self, login: &str) -> Result<Account> {
-        let login = Login::for_lookup(login).context(UNKNOWN_LOGIN)?;
-        self.users
-            .find_by_login(&login)
-            .await?
-            .context(UNKNOWN_LOGIN)
+    async fn find(&self, selection: &Selection) -> Result<Account> {
+        match (selection.id, &selection.login) {
+            (Some(id), _) => {
+                let account = self.users.find(UserId(id)).await?;
+                account.context("no account has that id")
+            }
+            (None, Some(login)) => self.find_by_login(login).await,
+            (None, None) => bail!("name the account by its login or by --id"),
+        }
     }
+
+    /// Finds the account with this login, or whose login is printed like this.
+    async fn find_by_login(&self, text: &str) -> Result<Account> {
+        let unescaped = unescape(text);
+        for text in [Some(text), unescaped.as_deref()].into_iter().flatten() {
+            if let Some(login) = PresentedLogin::new(text)
+                && let Some(account) = self.users.find_by_login(&login).await?
+            {
+                return Ok(account);
+            }
+        }
+        bail!("no account has that login")
+    }
+}
+
+/// Returns the scope whose lock stops logins to an account.
+fn lock_of(login: &Login) -> ThrottleScope {
+    ThrottleScope::Login(login.into())
 }
 
 /// The action has been carried out, and its record is on standard error.
 const NOT_AUDITED: &str = "done, but not recorded in the file of AUDIT_LOG";
-const UNKNOWN_LOGIN: &str = "no account has that login";
 
 async fn read_password(login: &Login) -> Result<NewPassword> {
-    let text = password_prompt::read(&escape_control_characters(login.as_str())).await?;
+    let text = password_prompt::read(&escape(login.as_str())).await?;
     NewPassword::new(&text)
         .and_then(|password| password.distinct_from(login))
         .map_err(|reason| anyhow!("{reason}"))
@@ -265,7 +325,7 @@ fn account_line(account: &AccountSummary) -> String {
     format!(
         "{}  {}  created {}  last login {}  {status}",
         profile.id.0,
-        escape_control_characters(&profile.login),
+        escape(&profile.login),
         format_time(profile.created_at),
         format_time(profile.last_login),
     )
@@ -282,18 +342,49 @@ fn session_line(session: &ActiveSession) -> String {
     )
 }
 
-/// Escapes control characters, which the Python service accepted in logins: they could move a
-/// terminal's cursor or look like further lines.
-fn escape_control_characters(text: &str) -> String {
+/// Escapes control and invisible characters, which the Python service accepted in logins: they could move
+/// a terminal's cursor, look like further lines, or make different logins look alike.
+fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() {
+        if character.is_control() || is_invisible_or_unassigned(character) {
             escaped.extend(character.escape_default());
         } else {
             escaped.push(character);
         }
     }
     escaped
+}
+
+/// Reverts [`escape`]. Returns `None` if there is nothing to revert.
+fn unescape(text: &str) -> Option<String> {
+    let mut parts = text.split('\\');
+    let mut unescaped = parts.next()?.to_owned();
+    for part in parts {
+        let (character, rest) = unescape_character(part).unwrap_or(('\\', part));
+        unescaped.push(character);
+        unescaped.push_str(rest);
+    }
+    (unescaped != text).then_some(unescaped)
+}
+
+/// Returns the character of the escape sequence that `text` continues after its backslash, and the rest.
+fn unescape_character(text: &str) -> Option<(char, &str)> {
+    if let Some(rest) = text.strip_prefix("u{") {
+        let (digits, rest) = rest.split_once('}')?;
+        let character = u32::from_str_radix(digits, 16)
+            .ok()
+            .and_then(char::from_u32);
+        return Some((character?, rest));
+    }
+    let mut characters = text.chars();
+    let character = match characters.next()? {
+        'n' => '\n',
+        'r' => '\r',
+        't' => '\t',
+        _ => return None,
+    };
+    Some((character, characters.as_str()))
 }
 
 fn format_time(time: Option<DateTime<Utc>>) -> String {
@@ -313,7 +404,28 @@ mod tests {
 
     #[test]
     fn a_login_is_shown_on_one_line_without_control_characters() {
-        let escaped = escape_control_characters("O'Brien \u{1b}[2J\n999  admin\u{9b}1m");
-        assert_eq!(escaped, "O'Brien \\u{1b}[2J\\n999  admin\\u{9b}1m");
+        let login = "O'Brien \u{1b}[2J\n999  admin\u{9b}1m \u{200b}\u{202e}";
+        let escaped = escape(login);
+        assert_eq!(
+            escaped,
+            "O'Brien \\u{1b}[2J\\n999  admin\\u{9b}1m \\u{200b}\\u{202e}"
+        );
+        assert_eq!(unescape(&escaped).as_deref(), Some(login));
+    }
+
+    #[test]
+    fn what_is_no_escape_sequence_is_kept() {
+        for text in [
+            "alice",
+            "a\\b",
+            "a\\",
+            "\\u{110000}",
+            "\\u{1",
+            "\\u{}",
+            "\\\\",
+        ] {
+            assert_eq!(unescape(text), None, "{text}");
+        }
+        assert_eq!(unescape("\\x\\t").as_deref(), Some("\\x\t"));
     }
 }

@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn a_pseudonym_depends_on_the_login_and_the_current_key_alone() {
         let key = |current, others: &[&str]| PseudonymKey::new(&SecretKeys::of(current, others));
-        let login = |text| Login::for_lookup(text).unwrap();
+        let login = |text| Login::from_stored(String::from(text));
         let (one, two) = (
             "0123456789abcdef0123456789abcdef",
             "another key of 32 bytes or more!",

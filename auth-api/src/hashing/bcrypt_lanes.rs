@@ -14,6 +14,7 @@
 )]
 
 use std::hint::black_box;
+use std::ops::ControlFlow;
 
 use super::blowfish_tables;
 use crate::domain::password_hash::BcryptDigest;
@@ -33,51 +34,88 @@ const PLAINTEXT: &[u8; 24] = b"OrpheanBeholderScryDoubt";
 /// Number of times that the plaintext is encrypted.
 const ENCRYPTIONS: usize = 64;
 
-/// Password and salt to hash.
+/// Password, salt and cost of one hash.
 #[derive(Clone, Copy)]
-pub(super) struct Lane<'a> {
-    pub(super) password: &'a [u8],
-    pub(super) salt: [u8; 16],
+pub(super) struct Lane {
+    key: Key,
+    salt: Key,
+    cost: u32,
 }
 
-/// Hashes every lane at `cost`.
+impl Lane {
+    pub(super) fn new(password: &[u8], salt: [u8; 16], cost: u32) -> Self {
+        Self {
+            key: key(password),
+            salt: words(salt.iter()),
+            cost,
+        }
+    }
+}
+
+/// Digests of the lanes whose cost has just been reached, each with the index of its lane.
+pub(super) type Reached<'a> = &'a mut dyn FnMut(&[(usize, BcryptDigest)]) -> ControlFlow<()>;
+
+/// Hashes every lane, and goes on until as much work is done as for a hash of the cost `duration`: all
+/// lanes take part until the end, so the time does not depend on their own costs. Calls `reached`
+/// at each cost of a lane, in ascending order, and ends early if it returns [`ControlFlow::Break`].
 ///
 /// # Panics
-/// Panics if there are more than [`LANES`] lanes, or if `cost` is above 31.
-pub(super) fn digest(cost: u32, lanes: &[Lane]) -> Vec<BcryptDigest> {
-    fn with_lanes<const N: usize>(cost: u32, lanes: &[Lane]) -> Vec<BcryptDigest> {
+/// Panics if there are more than [`LANES`] lanes, or if a cost is above 31.
+pub(super) fn digest(lanes: &[Lane], duration: u32, reached: Reached) {
+    fn with_lanes<const N: usize>(lanes: &[Lane], duration: u32, reached: Reached) {
         let lanes = lanes.try_into().expect("the match has counted the lanes");
-        digest_interleaved::<N>(cost, lanes).into()
+        digest_interleaved::<N>(lanes, duration, reached);
     }
     match lanes.len() {
-        0 => Vec::new(),
-        1 => with_lanes::<1>(cost, lanes),
-        2 => with_lanes::<2>(cost, lanes),
-        3 => with_lanes::<3>(cost, lanes),
-        4 => with_lanes::<4>(cost, lanes),
-        5 => with_lanes::<5>(cost, lanes),
-        6 => with_lanes::<6>(cost, lanes),
-        7 => with_lanes::<7>(cost, lanes),
-        8 => with_lanes::<8>(cost, lanes),
+        0 => {}
+        1 => with_lanes::<1>(lanes, duration, reached),
+        2 => with_lanes::<2>(lanes, duration, reached),
+        3 => with_lanes::<3>(lanes, duration, reached),
+        4 => with_lanes::<4>(lanes, duration, reached),
+        5 => with_lanes::<5>(lanes, duration, reached),
+        6 => with_lanes::<6>(lanes, duration, reached),
+        7 => with_lanes::<7>(lanes, duration, reached),
+        8 => with_lanes::<8>(lanes, duration, reached),
         more => panic!("{more} lanes, the maximum is {LANES}"),
     }
 }
 
-fn digest_interleaved<const N: usize>(cost: u32, lanes: &[Lane; N]) -> [BcryptDigest; N] {
-    assert!(cost < u32::BITS, "bcrypt's cost is at most 31");
-    let keys: [Key; N] = std::array::from_fn(|lane| key(lanes[lane].password));
-    let salts: [Key; N] = std::array::from_fn(|lane| words(lanes[lane].salt.iter()));
+fn digest_interleaved<const N: usize>(lanes: &[Lane; N], duration: u32, reached: Reached) {
+    let mut costs: Vec<u32> = lanes.iter().map(|lane| lane.cost).collect();
+    costs.push(duration);
+    costs.sort_unstable();
+    costs.dedup();
+    assert!(
+        costs.iter().all(|cost| *cost < u32::BITS),
+        "bcrypt's cost is at most 31"
+    );
+    let keys = lanes.map(|lane| lane.key);
+    let salts = lanes.map(|lane| lane.salt);
     let mut ciphers = vec![Cipher::INITIAL; N].into_boxed_slice();
     let ciphers: &mut [Cipher; N] = (&mut *ciphers)
         .try_into()
         .expect("the vector has N elements");
 
     expand_key(ciphers, &keys, |lane, word| salts[lane][word]);
-    for _ in 0..1_u32 << cost {
-        expand_key(ciphers, &keys, |_, _| 0);
-        expand_key(ciphers, &salts, |_, _| 0);
+    let mut expansions = 0;
+    for cost in costs {
+        for _ in expansions..1_u32 << cost {
+            expand_key(ciphers, &keys, |_, _| 0);
+            expand_key(ciphers, &salts, |_, _| 0);
+        }
+        expansions = 1 << cost;
+        let digests = encrypt_plaintext(ciphers);
+        let of_this_cost: Vec<_> = (0..N)
+            .filter(|lane| lanes[*lane].cost == cost)
+            .map(|lane| (lane, digests[lane]))
+            .collect();
+        if reached(&of_this_cost).is_break() {
+            return;
+        }
     }
+}
 
+fn encrypt_plaintext<const N: usize>(ciphers: &[Cipher; N]) -> [BcryptDigest; N] {
     let mut texts: [[u32; 6]; N] = [words(PLAINTEXT.iter()); N];
     for at in [0, 2, 4] {
         let mut block = Block {
@@ -307,20 +345,46 @@ mod tests {
         ),
     ];
 
+    /// Returns the digests in the order in which they are reached.
+    fn digests(lanes: &[Lane], duration: u32) -> Vec<(usize, BcryptDigest)> {
+        let mut all = Vec::new();
+        digest(lanes, duration, &mut |reached| {
+            all.extend_from_slice(reached);
+            ControlFlow::Continue(())
+        });
+        all
+    }
+
     #[test]
     fn the_published_vectors_hold_with_any_number_of_lanes() {
         for (password, hash) in VECTORS {
             let parts = HashParts::from_str(hash).unwrap();
-            let lane = Lane {
-                password: password.as_bytes(),
-                salt: parts.get_salt_raw(),
-            };
+            let cost = parts.get_cost();
+            let lane = Lane::new(password.as_bytes(), parts.get_salt_raw(), cost);
             for count in 1..=LANES {
-                for digest in digest(parts.get_cost(), &vec![lane; count]) {
+                for (_, digest) in digests(&vec![lane; count], cost) {
                     assert_eq!(BASE_64.encode(&digest[..23]), hash[29..], "{password}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_work_is_that_of_the_duration_unless_it_is_ended_early() {
+        let lanes = [5, 4, 6].map(|cost| Lane::new(b"a password", [0; 16], cost));
+        let mut reached = Vec::new();
+        digest(&lanes, 8, &mut |digests| {
+            let lanes: Vec<_> = digests.iter().map(|(lane, _)| *lane).collect();
+            reached.push(lanes);
+            ControlFlow::Continue(())
+        });
+        assert_eq!(reached, [vec![1], vec![0], vec![2], vec![]]);
+        let mut calls = 0;
+        digest(&lanes, 31, &mut |_| {
+            calls += 1;
+            ControlFlow::Break(())
+        });
+        assert_eq!(calls, 1);
     }
 
     proptest! {
@@ -328,24 +392,27 @@ mod tests {
 
         #[test]
         fn each_lane_equals_the_result_of_the_bcrypt_crate(
-            cost in 4_u32..7,
+            duration in 4_u32..8,
             inputs in prop::collection::vec(
-                (prop::collection::vec(any::<u8>(), 0..100), any::<[u8; 16]>()),
+                (prop::collection::vec(any::<u8>(), 0..100), any::<[u8; 16]>(), 4_u32..7),
                 0..=LANES,
             ),
         ) {
             let lanes: Vec<_> = inputs
                 .iter()
-                .map(|(password, salt)| Lane { password, salt: *salt })
+                .map(|(password, salt, cost)| Lane::new(password, *salt, *cost))
                 .collect();
             let expected: Vec<_> = inputs
                 .iter()
-                .map(|(password, salt)| {
+                .map(|(password, salt, cost)| {
                     let key: Vec<u8> = password.iter().chain(&[0]).copied().take(MAX_KEY_BYTES).collect();
-                    bcrypt::bcrypt(cost, *salt, &key)
+                    bcrypt::bcrypt(*cost, *salt, &key)
                 })
+                .enumerate()
                 .collect();
-            prop_assert_eq!(digest(cost, &lanes), expected);
+            let mut digests = digests(&lanes, duration);
+            digests.sort_by_key(|(lane, _)| *lane);
+            prop_assert_eq!(digests, expected);
         }
     }
 }

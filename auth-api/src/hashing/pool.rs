@@ -6,11 +6,18 @@
 //! is rejected with the time after which to retry. Clients share the queue (see [`super::fairness`]).
 //! Queued jobs are hashed in batches (see [`super::bcrypt_lanes`]), and dropped when their client
 //! disconnects. A job that panics fails alone.
+//!
+//! A check of a password is one job, whose duration tells nothing about the account: it takes as long as
+//! the costliest stored hash that may be verified, whether the stored hash has a lower cost, is none, or
+//! there is no account, and however many others are in its batch. Invariant: only a check that succeeds
+//! ends earlier or takes longer. Another job for the rest of a check would break it, since that job would
+//! wait in the queue once more.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -45,7 +52,7 @@ pub(crate) struct QueueFull {
 #[derive(Debug, Clone)]
 pub(crate) struct Hasher {
     queue: Arc<Queue>,
-    cost: u32,
+    max_cost: u32,
     /// Client for whom jobs are queued.
     client: ClientKey,
 }
@@ -55,9 +62,26 @@ pub(crate) struct Hasher {
 pub(crate) struct HashingSettings {
     /// bcrypt cost of new hashes.
     pub(crate) cost: u32,
+    /// Highest bcrypt cost of a stored hash that is verified, at least `cost`.
+    pub(crate) max_cost: u32,
     pub(crate) threads: NonZeroUsize,
     /// Longest expected time in the queue with which a job is accepted.
     pub(crate) max_wait: Duration,
+}
+
+/// Whether a check that succeeds also hashes the password anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rehash {
+    Never,
+    /// If the stored hash is of another cost than the configured one, or not of the normalized password.
+    IfOutdated,
+}
+
+/// The password is that of the stored hash.
+#[derive(Debug)]
+pub(crate) struct Match {
+    /// Hash that should replace the stored one.
+    pub(crate) new_hash: Option<PasswordHash>,
 }
 
 #[derive(Debug)]
@@ -71,6 +95,10 @@ struct Queue {
     busy_threads: AtomicUsize,
     threads: u64,
     max_wait: Duration,
+    /// bcrypt cost of new hashes.
+    cost: u32,
+    /// Cost of the hash that a check takes as long as.
+    check_duration: AtomicU32,
     /// Moving average of the thread time per job, in nanoseconds.
     job_nanos: AtomicU64,
     metrics: HashingMetrics,
@@ -79,12 +107,53 @@ struct Queue {
 
 #[derive(Debug)]
 struct Job {
-    password: Password,
+    /// Spellings of one password, each hashed in a lane of its own.
+    passwords: Vec<Password>,
     salt: [u8; 16],
     cost: u32,
+    /// Cost of the hash that the job takes as long as, at least `cost`.
+    duration: u32,
     queued_at: Instant,
     client: ClientKey,
-    reply: oneshot::Sender<Result<BcryptDigest, QueueFull>>,
+    work: Work,
+}
+
+/// Purpose of a job, with the channel for its result.
+#[derive(Debug)]
+enum Work {
+    Hash(oneshot::Sender<Result<BcryptDigest, QueueFull>>),
+    Check(Check, oneshot::Sender<Result<Option<Match>, QueueFull>>),
+}
+
+#[derive(Debug)]
+struct Check {
+    /// Hash to compare with, `None` if no password may match.
+    stored: Option<BcryptHash>,
+    rehash: Option<NewPassword>,
+}
+
+/// Password whose check succeeded, to be hashed at the configured cost.
+struct PendingRehash {
+    password: NewPassword,
+    salt: [u8; 16],
+    reply: oneshot::Sender<Result<Option<Match>, QueueFull>>,
+}
+
+impl Work {
+    fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Hash(reply) => reply.is_closed(),
+            Self::Check(_, reply) => reply.is_closed(),
+        }
+    }
+
+    fn reject(self, queue_full: QueueFull) {
+        // Fails if the client disconnected meanwhile.
+        match self {
+            Self::Hash(reply) => drop(reply.send(Err(queue_full))),
+            Self::Check(_, reply) => drop(reply.send(Err(queue_full))),
+        }
+    }
 }
 
 impl Hasher {
@@ -102,6 +171,8 @@ impl Hasher {
             busy_threads: AtomicUsize::new(0),
             threads: settings.threads.get() as u64,
             max_wait: settings.max_wait,
+            cost: settings.cost,
+            check_duration: AtomicU32::new(settings.cost),
             job_nanos: AtomicU64::new(to_nanos(estimate)),
             metrics,
             supervisor: supervisor.clone(),
@@ -114,7 +185,7 @@ impl Hasher {
         }
         Ok(Self {
             queue,
-            cost: settings.cost,
+            max_cost: settings.max_cost,
             client: ClientKey::Unknown,
         })
     }
@@ -129,78 +200,86 @@ impl Hasher {
 
     /// Hashes a new password at the configured cost, with a random salt.
     pub(crate) async fn hash(&self, password: &NewPassword) -> Result<PasswordHash, QueueFull> {
-        let mut salt = [0; 16];
-        aws_lc_rs::rand::fill(&mut salt).expect("the operating system provides random bytes");
-        let digest = self.digest(password.as_password(), self.cost, salt).await?;
-        Ok(PasswordHash::new(self.cost, salt, &digest))
-    }
-
-    /// Returns whether `password` matches `stored`. If `stored` is not a bcrypt hash, the result is
-    /// `false` after the same time.
-    pub(crate) async fn verify(
-        &self,
-        password: &Password,
-        stored: &PasswordHash,
-    ) -> Result<bool, QueueFull> {
-        let Some(bcrypt) = stored.as_bcrypt() else {
-            self.verify_dummy(password).await?;
-            return Ok(false);
-        };
-        let digest = self.digest(password, bcrypt.cost, bcrypt.salt).await?;
-        Ok(bcrypt.matches(&digest))
-    }
-
-    /// Takes as long as [`Self::verify`], for an account that does not exist: the response time must
-    /// not reveal which logins are registered.
-    pub(crate) async fn verify_dummy(&self, password: &Password) -> Result<(), QueueFull> {
-        self.digest(password, self.cost, [0; 16]).await.map(drop)
-    }
-
-    /// Extends a failed verification of `stored` to the duration of one at the configured cost.
-    ///
-    /// A hash takes 2^cost time units, so hashes of every cost from that of `stored` up to the
-    /// configured one, exclusive, take the time that is missing. If the queue is full, the rest is
-    /// omitted, because counting the failed login is more important.
-    pub(crate) async fn equalize_time(&self, password: &Password, stored: &PasswordHash) {
-        let Some(BcryptHash {
-            cost: verified_cost,
-            ..
-        }) = stored.as_bcrypt()
-        else {
-            return;
-        };
-        for cost in verified_cost..self.cost {
-            if self.digest(password, cost, [0; 16]).await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Returns whether the cost of `stored` differs from the configured one.
-    pub(crate) fn is_outdated(&self, stored: &PasswordHash) -> bool {
-        stored.as_bcrypt().map(|bcrypt| bcrypt.cost) != Some(self.cost)
-    }
-
-    async fn digest(
-        &self,
-        password: &Password,
-        cost: u32,
-        salt: [u8; 16],
-    ) -> Result<BcryptDigest, QueueFull> {
+        let (salt, cost) = (random_salt(), self.queue.cost);
         let (reply, digest) = oneshot::channel();
         self.queue.push(Job {
-            password: password.clone(),
+            passwords: vec![password.as_password().clone()],
             salt,
             cost,
+            duration: cost,
             queued_at: Instant::now(),
             client: self.client,
-            reply,
+            work: Work::Hash(reply),
         })?;
-        match digest.await {
-            Ok(result) => result,
-            // A panic of the job is one of the caller. It has been logged.
-            Err(_) => std::panic::resume_unwind(Box::new(Panicked)),
+        Ok(PasswordHash::new(cost, salt, &result_of(digest).await?))
+    }
+
+    /// Returns whether `password` is that of the hash `stored`, in one of its normalization forms. Without
+    /// a hash, and for one that is not verified, the result is `None` after the same time.
+    pub(crate) async fn check(
+        &self,
+        password: &Password,
+        stored: Option<&PasswordHash>,
+        rehash: Rehash,
+    ) -> Result<Option<Match>, QueueFull> {
+        let passwords = password.spellings();
+        let stored = stored
+            .and_then(PasswordHash::as_bcrypt)
+            .filter(|stored| stored.cost <= self.max_cost && !password.contains_nul());
+        let rehash = match rehash {
+            Rehash::Never => None,
+            // A password that violates the current rules keeps its hash.
+            Rehash::IfOutdated => password.to_new(),
+        };
+        let (reply, outcome) = oneshot::channel();
+        let cost = stored.map_or(self.queue.cost, |stored| stored.cost);
+        // A hash that has become the costliest since that was queried.
+        let check_duration = &self.queue.check_duration;
+        let duration = check_duration.fetch_max(cost, Ordering::Relaxed).max(cost);
+        self.queue.push(Job {
+            passwords,
+            salt: stored.map_or([0; 16], |stored| stored.salt),
+            cost,
+            duration,
+            queued_at: Instant::now(),
+            client: self.client,
+            work: Work::Check(Check { stored, rehash }, reply),
+        })?;
+        result_of(outcome).await
+    }
+
+    /// Sets the highest cost of the stored hashes, `None` without any. From now on every check takes as
+    /// long as one of that cost, and at least as one of the configured cost.
+    pub(crate) fn set_costliest_hash(&self, cost: Option<u32>) {
+        let duration = cost.unwrap_or(0).min(self.max_cost).max(self.queue.cost);
+        let check_duration = &self.queue.check_duration;
+        let previous = check_duration.swap(duration, Ordering::Relaxed);
+        if duration > previous.max(self.queue.cost) {
+            tracing::warn!(
+                cost = duration,
+                "a stored hash has a higher cost than BCRYPT_COST: until the passwords of such accounts are set \
+                 or they log in, every failed login takes as long as its verification"
+            );
         }
+    }
+
+    /// Highest cost of a stored hash that is verified.
+    pub(crate) fn max_cost(&self) -> u32 {
+        self.max_cost
+    }
+}
+
+fn random_salt() -> [u8; 16] {
+    let mut salt = [0; 16];
+    aws_lc_rs::rand::fill(&mut salt).expect("the operating system provides random bytes");
+    salt
+}
+
+async fn result_of<T>(receiver: oneshot::Receiver<Result<T, QueueFull>>) -> Result<T, QueueFull> {
+    match receiver.await {
+        Ok(result) => result,
+        // A panic of the job is one of the caller. It has been logged.
+        Err(_) => std::panic::resume_unwind(Box::new(Panicked)),
     }
 }
 
@@ -208,7 +287,7 @@ impl Queue {
     fn push(&self, job: Job) -> Result<(), QueueFull> {
         let mut jobs = self.jobs.lock();
         if self.expected_wait(jobs.len()) > self.max_wait {
-            jobs.retain(|job| !job.reply.is_closed());
+            jobs.retain(|job| !job.work.is_cancelled());
         }
         let wait = self.expected_wait(jobs.len());
         if wait > self.max_wait {
@@ -220,8 +299,7 @@ impl Queue {
             let Some(displaced) = displaced else {
                 return Err(queue_full);
             };
-            // Fails if the client disconnected meanwhile.
-            let _ = displaced.reply.send(Err(queue_full));
+            displaced.work.reject(queue_full);
         }
         jobs.push_back(job);
         self.metrics.queue_depth.set(to_gauge(jobs.len()));
@@ -245,7 +323,7 @@ impl Queue {
         }
     }
 
-    /// Waits for jobs and takes a batch: jobs of one cost whose clients still wait.
+    /// Waits for jobs and takes a batch: jobs of one duration whose clients still wait.
     fn take_batch(&self) -> (Vec<Job>, HashingGuard<'_>) {
         let mut jobs = self.jobs.lock();
         loop {
@@ -253,14 +331,18 @@ impl Queue {
                 self.added.wait(&mut jobs);
             }
             self.wait_for_more(&mut jobs);
-            jobs.retain(|job| !job.reply.is_closed());
+            jobs.retain(|job| !job.work.is_cancelled());
             let Some(first) = jobs.pop_front() else {
                 self.metrics.queue_depth.set(0);
                 continue;
             };
+            let (duration, mut lanes) = (first.duration, first.passwords.len());
             let mut batch = vec![first];
-            while batch.len() < LANES && jobs.front().is_some_and(|job| job.cost == batch[0].cost) {
-                batch.extend(jobs.pop_front());
+            while let Some(next) = jobs.pop_front_if(|next| {
+                next.duration == duration && lanes + next.passwords.len() <= LANES
+            }) {
+                lanes += next.passwords.len();
+                batch.push(next);
             }
             self.metrics.queue_depth.set(to_gauge(jobs.len()));
             if !jobs.is_empty() {
@@ -286,40 +368,124 @@ impl Queue {
     }
 
     fn hash(&self, batch: Vec<Job>) {
-        let start = Instant::now();
-        let lanes: Vec<_> = batch
-            .iter()
-            .map(|job| Lane {
-                password: job.password.bytes(),
-                salt: job.salt,
-            })
-            .collect();
-        let digests = self.digest_each(batch[0].cost, &lanes);
-        self.update_estimate(start.elapsed(), batch.len());
-        for (job, digest) in batch.into_iter().zip(digests) {
-            self.metrics
-                .queue_wait
-                .observe((start - job.queued_at).as_secs_f64());
-            if let Ok(digest) = digest {
-                // Fails if the client disconnected meanwhile.
-                let _ = job.reply.send(Ok(digest));
+        let (start, count) = (Instant::now(), batch.len());
+        for job in &batch {
+            let wait = start - job.queued_at;
+            self.metrics.queue_wait.observe(wait.as_secs_f64());
+        }
+        let mut batch: Vec<_> = batch.into_iter().map(Some).collect();
+        let mut rehashes = Vec::new();
+        if self.run(&mut batch, &mut rehashes).is_err() && count > 1 {
+            // Each alone: those that do not panic complete.
+            for job in batch.iter_mut().filter(|job| job.is_some()) {
+                let _ = self.run(std::slice::from_mut(job), &mut rehashes);
             }
         }
+        // What is left has panicked, and its caller learns it from the dropped channel.
+        drop(batch);
+        self.rehash(rehashes);
+        self.update_estimate(start.elapsed(), count);
     }
 
-    /// Hashes all lanes together. If that panics, hashes each alone: the others complete.
-    fn digest_each(&self, cost: u32, lanes: &[Lane]) -> Vec<Result<BcryptDigest, Panicked>> {
-        let digest = |lanes| {
-            self.supervisor
-                .catch_blocking(TASK, || bcrypt_lanes::digest(cost, lanes))
+    /// Hashes all lanes of the jobs together and takes each job out of `batch` when it has its result.
+    fn run(
+        &self,
+        batch: &mut [Option<Job>],
+        rehashes: &mut Vec<PendingRehash>,
+    ) -> Result<(), Panicked> {
+        let mut lanes = Vec::new();
+        let mut ranges = Vec::new();
+        for job in batch.iter() {
+            let first = lanes.len();
+            if let Some(job) = job {
+                let lane = |password: &Password| Lane::new(password.bytes(), job.salt, job.cost);
+                lanes.extend(job.passwords.iter().map(lane));
+            }
+            ranges.push(first..lanes.len());
+        }
+        let duration = batch.iter().flatten().map(|job| job.duration).max();
+        let mut reached = |digests: &[(usize, BcryptDigest)]| {
+            for (slot, lanes) in batch.iter_mut().zip(&ranges) {
+                let digests = digests_of(lanes, digests);
+                *slot = slot
+                    .take()
+                    .and_then(|job| self.complete(job, &digests, rehashes));
+            }
+            if batch.iter().all(Option::is_none) {
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
         };
-        match (digest(lanes), lanes) {
-            (Ok(digests), _) => digests.into_iter().map(Ok).collect(),
-            (Err(Panicked), [_]) => vec![Err(Panicked)],
-            (Err(Panicked), several) => several
-                .chunks(1)
-                .map(|lane| digest(lane)?.pop().ok_or(Panicked))
-                .collect(),
+        let digest = || bcrypt_lanes::digest(&lanes, duration.unwrap_or_default(), &mut reached);
+        self.supervisor.catch_blocking(TASK, digest)?;
+        // Failed checks have taken the whole duration.
+        for job in batch.iter_mut().filter_map(Option::take) {
+            if let Work::Check(_, reply) = job.work {
+                let _ = reply.send(Ok(None));
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes a job with the digests of its passwords. Returns a job that has to go on: its digests have
+    /// not been reached, or its check has failed.
+    fn complete(
+        &self,
+        job: Job,
+        digests: &[BcryptDigest],
+        rehashes: &mut Vec<PendingRehash>,
+    ) -> Option<Job> {
+        let Some(first) = digests.first() else {
+            return Some(job);
+        };
+        let (check, reply) = match job.work {
+            // Sending fails if the client disconnected meanwhile.
+            Work::Hash(reply) => {
+                let _ = reply.send(Ok(*first));
+                return None;
+            }
+            Work::Check(check, reply) => (check, reply),
+        };
+        let Some(spelling) = check.matching(digests) else {
+            let work = Work::Check(check, reply);
+            return Some(Job { work, ..job });
+        };
+        // The first spelling is the normalized one.
+        let is_current = job.cost == self.cost && spelling == 0;
+        match check.rehash {
+            Some(password) if !is_current => rehashes.push(PendingRehash {
+                password,
+                salt: random_salt(),
+                reply,
+            }),
+            _ => drop(reply.send(Ok(Some(Match { new_hash: None })))),
+        }
+        None
+    }
+
+    /// Hashes passwords whose checks have succeeded at the configured cost. If that panics, the old hashes
+    /// remain.
+    fn rehash(&self, mut rehashes: Vec<PendingRehash>) {
+        let lanes: Vec<_> = rehashes
+            .iter()
+            .map(|rehash| {
+                let password = rehash.password.as_password().bytes();
+                Lane::new(password, rehash.salt, self.cost)
+            })
+            .collect();
+        let mut new_hashes = vec![None; rehashes.len()];
+        let digest = || {
+            bcrypt_lanes::digest(&lanes, self.cost, &mut |digests| {
+                for (lane, digest) in digests {
+                    let hash = PasswordHash::new(self.cost, rehashes[*lane].salt, digest);
+                    new_hashes[*lane] = Some(hash);
+                }
+                ControlFlow::Continue(())
+            });
+        };
+        let _ = self.supervisor.catch_blocking(TASK, digest);
+        for (rehash, new_hash) in rehashes.drain(..).zip(new_hashes) {
+            let _ = rehash.reply.send(Ok(Some(Match { new_hash })));
         }
     }
 
@@ -330,6 +496,27 @@ impl Queue {
         self.job_nanos
             .store(old - old / 8 + new / 8, Ordering::Relaxed);
     }
+}
+
+impl Check {
+    /// Returns the index of the digest that the stored hash has. Compares all of them.
+    fn matching(&self, digests: &[BcryptDigest]) -> Option<usize> {
+        let stored = self.stored?;
+        let matches: Vec<bool> = digests
+            .iter()
+            .map(|digest| stored.matches(digest))
+            .collect();
+        matches.iter().position(|matches| *matches)
+    }
+}
+
+/// Returns the digests of one job's lanes. Its lanes have one cost, so they are all reached or none.
+fn digests_of(lanes: &Range<usize>, reached: &[(usize, BcryptDigest)]) -> Vec<BcryptDigest> {
+    reached
+        .iter()
+        .filter(|(lane, _)| lanes.contains(lane))
+        .map(|(_, digest)| *digest)
+        .collect()
 }
 
 /// Counts the clients of a batch as being served until it is dropped.
@@ -391,27 +578,131 @@ mod tests {
     /// Cost for which bcrypt panics.
     const INVALID_COST: u32 = 32;
 
-    #[tokio::test]
-    async fn a_job_that_panics_fails_and_the_threads_go_on() {
-        let metrics = Metrics::new();
+    fn start(metrics: &Metrics) -> Hasher {
         let settings = HashingSettings {
-            cost: 4,
+            cost: 5,
+            max_cost: INVALID_COST,
             threads: NonZeroUsize::MIN,
             max_wait: Duration::from_mins(1),
         };
-        let hasher = Hasher::start(settings, metrics.hashing.clone(), &metrics.supervisor)
-            .expect("the threads start");
-        let password = Password::presented("a password");
+        Hasher::start(settings, metrics.hashing.clone(), &metrics.supervisor)
+            .expect("the threads start")
+    }
+
+    fn job(password: &str, cost: u32, duration: u32, stored: Option<BcryptHash>) -> (Job, Verdict) {
+        let (reply, verdict) = oneshot::channel();
+        let password = Password::presented(password);
+        let check = Check {
+            stored,
+            rehash: password.to_new(),
+        };
+        let job = Job {
+            passwords: password.spellings(),
+            salt: stored.map_or([0; 16], |stored| stored.salt),
+            cost,
+            duration,
+            queued_at: Instant::now(),
+            client: ClientKey::Unknown,
+            work: Work::Check(check, reply),
+        };
+        (job, verdict)
+    }
+
+    type Verdict = oneshot::Receiver<Result<Option<Match>, QueueFull>>;
+
+    fn stored(password: &str, cost: u32) -> BcryptHash {
+        let text = bcrypt::hash(password, cost).expect("the cost is valid");
+        PasswordHash::from_stored(text)
+            .as_bcrypt()
+            .expect("the text is a hash")
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_fails_and_the_threads_go_on() {
+        let metrics = Metrics::new();
+        let hasher = start(&metrics);
         for _ in 0..3 {
-            let job = pin!(hasher.digest(&password, INVALID_COST, [0; 16]));
-            assert!(supervision::catch_unwind(job).await.is_err());
+            let (job, verdict) = job("a password", INVALID_COST, INVALID_COST, None);
+            hasher.queue.push(job).expect("the queue is empty");
+            let result = pin!(result_of(verdict));
+            assert!(supervision::catch_unwind(result).await.is_err());
         }
-        assert!(hasher.verify_dummy(&password).await.is_ok());
+        let password = Password::presented("a password");
+        let check = hasher.check(&password, None, Rehash::Never).await;
+        assert!(check.is_ok_and(|verdict| verdict.is_none()));
         assert_eq!(metrics.supervisor.restarts(TASK), 3);
         assert!(
             metrics
                 .encode()
                 .contains("auth_api_task_restarts_total{task=\"hashing\"} 3")
         );
+    }
+
+    #[tokio::test]
+    async fn jobs_in_the_batch_of_one_that_panics_complete() {
+        let metrics = Metrics::new();
+        let hasher = start(&metrics);
+        let valid = |password| job(password, 4, 5, Some(stored("a password", 4)));
+        let (right, right_verdict) = valid("a password");
+        let (panicking, panicked_verdict) = job("a password", INVALID_COST, 5, None);
+        let (wrong, wrong_verdict) = valid("a wrong password");
+        hasher.queue.hash(vec![right, panicking, wrong]);
+        let found = right_verdict.await.expect("the job completes");
+        assert!(found.expect("it was accepted").is_some());
+        let missed = wrong_verdict.await.expect("the job completes");
+        assert!(missed.expect("it was accepted").is_none());
+        assert!(panicked_verdict.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_check_that_succeeds_is_hashed_anew_in_the_same_job_if_it_is_outdated() {
+        let metrics = Metrics::new();
+        let hasher = start(&metrics);
+        let (nfc, nfd) = ("p\u{e4}ssw\u{f6}rter 1", "pa\u{308}sswo\u{308}rter 1");
+        for (presented, hashed, cost, is_outdated) in [
+            (nfc, nfc, 5, false),
+            (nfd, nfc, 5, false),
+            (nfc, nfc, 4, true),
+            (nfc, nfc, 6, true),
+            (nfd, nfd, 5, true),
+            (nfc, nfd, 5, true),
+            ("short", "short", 4, false),
+        ] {
+            let hash = bcrypt::hash(hashed, cost).expect("the cost is valid");
+            let stored = PasswordHash::from_stored(hash);
+            let password = Password::presented(presented);
+            for (rehash, is_expected) in [(Rehash::IfOutdated, is_outdated), (Rehash::Never, false)]
+            {
+                let found = hasher.check(&password, Some(&stored), rehash).await;
+                let found = found.expect("the queue is empty").expect("it matches");
+                assert_eq!(
+                    found.new_hash.is_some(),
+                    is_expected,
+                    "{presented:?} {cost}"
+                );
+                if let Some(new) = found.new_hash {
+                    assert!(bcrypt::verify(nfc, new.as_str()).is_ok_and(|matches| matches));
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_check_takes_as_long_as_the_costliest_hash() {
+        let metrics = Metrics::new();
+        let hasher = start(&metrics);
+        let duration = || hasher.queue.check_duration.load(Ordering::Relaxed);
+        assert_eq!(duration(), 5);
+        for (costliest, expected) in [(Some(7), 7), (Some(4), 5), (None, 5), (Some(40), 32)] {
+            hasher.set_costliest_hash(costliest);
+            assert_eq!(duration(), expected);
+        }
+        hasher.set_costliest_hash(None);
+        let hash = bcrypt::hash("a password", 6).expect("the cost is valid");
+        let stored = PasswordHash::from_stored(hash);
+        let wrong = Password::presented("a wrong password");
+        let verdict = hasher.check(&wrong, Some(&stored), Rehash::Never).await;
+        assert!(verdict.is_ok_and(|verdict| verdict.is_none()));
+        assert_eq!(duration(), 6, "a hash that was not known");
     }
 }

@@ -7,7 +7,7 @@ use super::error::ApiError;
 use super::json_body::{JsonObject, both};
 use super::openapi::RequestBody;
 use crate::authentication::Credentials;
-use crate::domain::login::Login;
+use crate::domain::login::PresentedLogin;
 use crate::domain::password::Password;
 use crate::throttle::{FAILURE_WINDOW, LockedOut};
 
@@ -18,7 +18,7 @@ impl<S: Sync> FromRequest<S> for Credentials {
         let body = JsonObject::from_request(request, state).await?;
         let (login, password) = both(body.string("login"), body.string("password"))?;
         Ok(Self {
-            login: Login::for_lookup(login),
+            login: PresentedLogin::new(login),
             password: Password::presented(password),
         })
     }

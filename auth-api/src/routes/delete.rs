@@ -6,6 +6,8 @@ use axum::http::StatusCode;
 
 use crate::authentication::Credentials;
 use crate::domain::user::{Account, DeleteOutcome};
+use crate::hashing::Rehash;
+use crate::http::bearer::Authenticated;
 use crate::http::credentials;
 use crate::http::error::ApiError;
 use crate::http::message_response::MessageResponse;
@@ -19,8 +21,10 @@ const SUCCESS: MessageResponse = MessageResponse::new("User deleted successfully
 pub(crate) fn operation() -> Operation {
     Operation::new(
         "Delete the account",
-        "Deletes the account and ends all its sessions.",
+        "Deletes the account and ends all its sessions. With the access token of one of them, which is optional, \
+         failed attempts are counted for that session, and a lock of the login does not apply.",
     )
+    .optional_bearer()
     .request_body::<Credentials>()
     .response(StatusCode::OK, "Deleted", &SUCCESS)
     .errors(credentials::possible_errors())
@@ -29,10 +33,15 @@ pub(crate) fn operation() -> Operation {
 pub(crate) async fn handle(
     State(state): State<AppState>,
     request: RequestInfo,
+    session: Result<Authenticated, ApiError>,
     credentials: Credentials,
 ) -> Result<Json<MessageResponse>, ApiError> {
-    let account = credentials.authenticate(&state, &request).await?;
-    let deletion = delete(state.clone(), request, account);
+    // A token that is not valid is as good as none: the password decides.
+    let session = session.ok().map(|session| session.principal);
+    let verified = credentials
+        .authenticate_within(session, &state, &request, Rehash::Never)
+        .await?;
+    let deletion = delete(state.clone(), request, verified.account);
     state.lifecycle.complete(deletion).await?;
     Ok(Json(SUCCESS))
 }

@@ -5,12 +5,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use chrono::Utc;
 
-use crate::authentication::Credentials;
-use crate::domain::password::NewPassword;
+use crate::authentication::{Credentials, Verified};
 use crate::domain::principal::{Principal, SessionId};
 use crate::domain::refresh_token::RefreshToken;
 use crate::domain::session::NewSession;
 use crate::domain::user::Account;
+use crate::hashing::Rehash;
 use crate::http::credentials;
 use crate::http::error::ApiError;
 use crate::http::openapi::Operation;
@@ -57,8 +57,8 @@ async fn log_in(
     credentials: &Credentials,
 ) -> Result<Json<TokenResponse>, ApiError> {
     for _ in 0..MAX_ATTEMPTS {
-        let account = credentials.authenticate(state, request).await?;
-        if let Some(account) = rehash_if_outdated(state, request, account, credentials).await? {
+        let verified = credentials.authenticate(state, request, Rehash::IfOutdated);
+        if let Some(account) = replace_outdated_hash(state, verified.await?).await? {
             let session = create_session(state.clone(), request.clone(), account);
             if let Some(response) = state.lifecycle.complete(session).await? {
                 return Ok(response);
@@ -114,24 +114,13 @@ async fn create_session(
     Ok(Some(response))
 }
 
-/// Replaces a hash of another cost than the configured one while the password is known. The hash is
-/// kept if the password violates the current rules or the hashing queue is full. Returns `None` if
-/// the hash was replaced concurrently.
-async fn rehash_if_outdated(
+/// Stores the new hash of a password whose stored hash is outdated. Returns `None` if that was replaced
+/// concurrently.
+async fn replace_outdated_hash(
     state: &AppState,
-    request: &RequestInfo,
-    account: Account,
-    credentials: &Credentials,
+    Verified { account, new_hash }: Verified,
 ) -> Result<Option<Account>, ApiError> {
-    if !state.hasher.is_outdated(&account.hash) {
-        return Ok(Some(account));
-    }
-    let text = std::str::from_utf8(credentials.password.bytes());
-    let Some(password) = text.ok().and_then(|text| NewPassword::new(text).ok()) else {
-        return Ok(Some(account));
-    };
-    let hasher = state.hasher.for_client(&request.client);
-    let Ok(hash) = hasher.hash(&password).await else {
+    let Some(hash) = new_hash else {
         return Ok(Some(account));
     };
     let is_replaced = state

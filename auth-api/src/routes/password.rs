@@ -6,7 +6,8 @@ use axum::http::StatusCode;
 use chrono::Utc;
 use serde_json::{Value, json};
 
-use crate::authentication::Credentials;
+use crate::authentication::verify_in_session;
+use crate::domain::login::Login;
 use crate::domain::password::{InvalidPassword, NewPassword, Password};
 use crate::domain::password_hash::PasswordHash;
 use crate::domain::principal::Principal;
@@ -77,22 +78,15 @@ impl RequestBody for PasswordChange {
 pub(crate) async fn handle(
     State(state): State<AppState>,
     request: RequestInfo,
-    Authenticated { principal, .. }: Authenticated,
+    Authenticated { principal, account }: Authenticated,
     PasswordChange { current, new }: PasswordChange,
 ) -> Result<Json<MessageResponse>, ApiError> {
-    let (login, _) = state
-        .users
-        .login_and_standing(principal.user)
-        .await?
-        .ok_or(ApiError::UserNotFound)?;
+    let login = Login::from_stored(account.profile.login);
     let new = new
         .distinct_from(&login)
         .map_err(|reason| ApiError::InvalidBody(vec![invalid_new_password(reason)]))?;
-    let credentials = Credentials {
-        login: Some(login),
-        password: current,
-    };
-    let account = credentials.authenticate(&state, &request).await?;
+    let verify = || verify_in_session(principal, &login, &current, &state, &request);
+    let account = verify().await?;
     let hasher = state.hasher.for_client(&request.client);
     let hash = hasher.hash(&new).await?;
     let attempt = |account| {
@@ -102,7 +96,7 @@ pub(crate) async fn handle(
     let mut outcome = state.lifecycle.complete(attempt(account)).await?;
     if outcome == ChangeOutcome::HashReplaced {
         // The cause may be a login that rehashed the current password.
-        let account = credentials.authenticate(&state, &request).await?;
+        let account = verify().await?;
         outcome = state.lifecycle.complete(attempt(account)).await?;
     }
     match outcome {

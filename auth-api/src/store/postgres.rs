@@ -122,14 +122,24 @@ impl Postgres {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        match self.try_fetch_optional(query).await {
-            Ok(row) => Ok(Ok(row)),
-            Err(error) if error.is_value_rejected() => {
-                tracing::debug!(store = STORE, %error, "value rejected");
-                Ok(Err(ValueRejected))
-            }
-            Err(error) => Err(error.into()),
-        }
+        unless_rejected(self.try_fetch_optional(query).await)
+    }
+
+    /// Like [`Self::fetch_optional_by_input`], for any number of rows.
+    pub(crate) async fn fetch_all_by_input<T>(
+        &self,
+        query: QueryAs<'_, T>,
+    ) -> Result<Result<Vec<T>, ValueRejected>, Unavailable>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        let query = query.persistent(self.settings.pool_mode.keeps_prepared_statements());
+        let outcome = self
+            .run(&mut None, async |connection: &mut PgConnection| {
+                query.fetch_all(connection).await
+            })
+            .await;
+        unless_rejected(outcome)
     }
 
     async fn try_fetch_optional<T>(
@@ -229,6 +239,20 @@ impl Postgres {
                 Ok(value)
             }
         }
+    }
+}
+
+/// Tells a value that the database rejects from an outage.
+fn unless_rejected<T>(
+    outcome: Result<T, StatementError>,
+) -> Result<Result<T, ValueRejected>, Unavailable> {
+    match outcome {
+        Ok(value) => Ok(Ok(value)),
+        Err(error) if error.is_value_rejected() => {
+            tracing::debug!(store = STORE, %error, "value rejected");
+            Ok(Err(ValueRejected))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

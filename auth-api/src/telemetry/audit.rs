@@ -24,7 +24,7 @@ use file::{AuditFile, Durability};
 use record::AuditRecord;
 use writer::AuditWriter;
 
-use crate::domain::login::Login;
+use crate::domain::login::{Login, PresentedLogin};
 use crate::domain::login_pseudonym::PseudonymKey;
 use crate::domain::secret_keys::SecretKeys;
 use crate::domain::user::{Account, UserId};
@@ -49,6 +49,8 @@ pub(crate) enum AuditEvent {
     PasswordSet,
     Disabled,
     Enabled,
+    /// An operator lifted the lock of a login.
+    Unlocked,
 }
 
 /// Account or login that an event concerns.
@@ -60,12 +62,12 @@ pub(crate) enum Subject<'s> {
     /// Account whose login was not read.
     User(UserId),
     /// Login without an account. It may be a password in the wrong field, so the log has its pseudonym.
-    UnknownLogin(&'s Login),
+    UnknownLogin(&'s PresentedLogin),
 }
 
 impl<'s> Subject<'s> {
     /// Returns the subject of an attempt to log in as `login`.
-    pub(crate) fn login(login: &'s Login, account: Option<&'s Account>) -> Self {
+    pub(crate) fn login(login: &'s PresentedLogin, account: Option<&'s Account>) -> Self {
         account.map_or(Self::UnknownLogin(login), |account| {
             Self::Account(account.id, &account.login)
         })
@@ -151,7 +153,11 @@ impl AuditLog {
     ) -> Result<(), AuditUnavailable> {
         let subject = subject.into();
         let unknown_login = match subject {
-            Subject::UnknownLogin(login) => Some(self.unknown_logins.pseudonym(login)),
+            Subject::UnknownLogin(login) => {
+                // All spellings of a login have one pseudonym.
+                let login = Login::from_stored(login.normalized());
+                Some(self.unknown_logins.pseudonym(&login))
+            }
             _ => None,
         };
         let record = AuditRecord {
@@ -229,6 +235,7 @@ impl AuditEvent {
             Self::PasswordSet => "password_set",
             Self::Disabled => "disabled",
             Self::Enabled => "enabled",
+            Self::Unlocked => "unlocked",
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Failed logins in Redis: `failures:{sha256}` is a counter that expires at the end of its window.
+//! Failures in Redis: `failures:{sha256}` is a counter that expires at the end of its window.
 
 use std::sync::LazyLock;
 
 use fred::types::scripts::Script;
 
-use super::policy::{FAILURE_WINDOW, LoginKey, LoginOutcome, MAX_FAILURES};
+use super::policy::{FAILURE_WINDOW, LoginOutcome, MAX_FAILURES, ScopeKey};
 use crate::store::redis::{Redis, argument};
 use crate::store::unavailable::Unavailable;
 
@@ -36,19 +36,28 @@ return 0
     )
 });
 
+/// KEYS: counter.
+static CLEAR: LazyLock<Script> =
+    LazyLock::new(|| Script::from_lua("return redis.call('DEL', KEYS[1])"));
+
 /// Counters in Redis. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisThrottle(pub(crate) Redis);
 
 impl RedisThrottle {
-    pub(super) async fn remaining_lock(&self, login: LoginKey) -> Result<u64, Unavailable> {
+    pub(super) async fn remaining_lock(&self, scope: ScopeKey) -> Result<u64, Unavailable> {
         let arguments = vec![argument(MAX_FAILURES)];
-        self.0.run(&CHECK, vec![counter(login)], arguments).await
+        self.0.run(&CHECK, vec![counter(scope)], arguments).await
+    }
+
+    pub(super) async fn clear(&self, scope: ScopeKey) -> Result<(), Unavailable> {
+        let deleted: Result<u64, _> = self.0.run(&CLEAR, vec![counter(scope)], Vec::new()).await;
+        deleted.map(drop)
     }
 
     pub(super) async fn record(
         &self,
-        login: LoginKey,
+        scope: ScopeKey,
         outcome: LoginOutcome,
     ) -> Result<u64, Unavailable> {
         let outcome = match outcome {
@@ -60,14 +69,14 @@ impl RedisThrottle {
             argument(FAILURE_WINDOW.as_millis()),
             argument(outcome),
         ];
-        self.0.run(&RECORD, vec![counter(login)], arguments).await
+        self.0.run(&RECORD, vec![counter(scope)], arguments).await
     }
 }
 
-/// Returns the key of a login's counter.
-fn counter(login: LoginKey) -> String {
+/// Returns the key of a scope's counter.
+fn counter(scope: ScopeKey) -> String {
     use std::fmt::Write;
-    login
+    scope
         .iter()
         .fold(String::from("failures:"), |mut key, byte| {
             write!(key, "{byte:02x}").expect("writing to a String succeeds");

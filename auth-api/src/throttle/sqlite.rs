@@ -1,8 +1,8 @@
-//! Failed logins in the embedded store.
+//! Failures in the embedded store. The column `login` has the key of any scope.
 
 use chrono::Utc;
 
-use super::policy::{FAILURE_WINDOW, LoginKey, LoginOutcome, MAX_FAILURES};
+use super::policy::{FAILURE_WINDOW, LoginOutcome, MAX_FAILURES, ScopeKey};
 use crate::store::sqlite::{Sqlite, failed};
 use crate::store::unavailable::Unavailable;
 
@@ -11,12 +11,12 @@ use crate::store::unavailable::Unavailable;
 pub(crate) struct SqliteThrottle(pub(crate) Sqlite);
 
 impl SqliteThrottle {
-    pub(super) async fn remaining_lock(&self, login: LoginKey) -> Result<u64, Unavailable> {
+    pub(super) async fn remaining_lock(&self, scope: ScopeKey) -> Result<u64, Unavailable> {
         let now = Utc::now().timestamp_millis();
         let until: Option<i64> = sqlx::query_scalar(
             "SELECT until FROM failures WHERE login = ? AND until > ? AND count >= ?",
         )
-        .bind(&login[..])
+        .bind(&scope[..])
         .bind(now)
         .bind(MAX_FAILURES)
         .fetch_optional(&self.0.readers)
@@ -25,9 +25,18 @@ impl SqliteThrottle {
         Ok(millis_until(until, now))
     }
 
+    pub(super) async fn clear(&self, scope: ScopeKey) -> Result<(), Unavailable> {
+        sqlx::query("DELETE FROM failures WHERE login = ?")
+            .bind(&scope[..])
+            .execute(&self.0.writer)
+            .await
+            .map_err(failed)
+            .map(drop)
+    }
+
     pub(super) async fn record(
         &self,
-        login: LoginKey,
+        scope: ScopeKey,
         outcome: LoginOutcome,
     ) -> Result<u64, Unavailable> {
         let now = Utc::now().timestamp_millis();
@@ -44,7 +53,7 @@ impl SqliteThrottle {
             .map_err(failed)?;
         let until: Option<i64> =
             sqlx::query_scalar("SELECT until FROM failures WHERE login = ? AND count >= ?")
-                .bind(&login[..])
+                .bind(&scope[..])
                 .bind(MAX_FAILURES)
                 .fetch_optional(&mut *transaction)
                 .await
@@ -53,13 +62,13 @@ impl SqliteThrottle {
             let window = i64::try_from(FAILURE_WINDOW.as_millis()).unwrap_or(i64::MAX);
             let query = match outcome {
                 LoginOutcome::Success => {
-                    sqlx::query("DELETE FROM failures WHERE login = ?").bind(&login[..])
+                    sqlx::query("DELETE FROM failures WHERE login = ?").bind(&scope[..])
                 }
                 LoginOutcome::Failure => sqlx::query(
                     "INSERT INTO failures VALUES (?, 1, ?)
                      ON CONFLICT (login) DO UPDATE SET count = count + 1",
                 )
-                .bind(&login[..])
+                .bind(&scope[..])
                 .bind(now + window),
             };
             query.execute(&mut *transaction).await.map_err(failed)?;

@@ -1,14 +1,15 @@
 //! User accounts in PostgreSQL, in the table of the Python service.
 
 use chrono::{DateTime, Utc};
-use sqlx::Row;
+
 use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
 use supervision::Supervisor;
 
 use super::add_user_error::AddUserError;
 use super::profile_batcher::{FetchProfiles, FetchedProfile, ProfileBatcher};
 use super::rows::{to_account, to_standing};
-use crate::domain::login::Login;
+use crate::domain::login::{Login, PresentedLogin};
 use crate::domain::password_hash::PasswordHash;
 use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::{
@@ -28,24 +29,15 @@ pub(crate) struct PostgresUsers {
     profiles: ProfileBatcher,
 }
 
-/// `sessions_valid_after` in µs since 1970, which has no value for `infinity`: no session counts then.
-macro_rules! valid_after {
-    () => {
-        "CASE WHEN isfinite(sessions_valid_after) THEN (date_part('epoch', sessions_valid_after) * 1000000)::bigint
-         WHEN sessions_valid_after > now() THEN 9223372036854775807 END"
-    };
-}
-
 /// Columns that [`to_summary`] reads.
-macro_rules! summary_columns {
-    () => {
-        concat!(
-            "id::bigint, login, created_at, last_login, disabled_at IS NOT NULL AS is_disabled, ",
-            valid_after!(),
-            " AS valid_after"
-        )
-    };
-}
+const SUMMARY_COLUMNS: &str = "id::bigint, login, created_at, last_login, disabled_at IS NOT NULL AS is_disabled, sessions_valid_after";
+
+/// Columns that [`row_to_account`] reads.
+const ACCOUNT_COLUMNS: &str =
+    "id::bigint, login, password_hash, disabled_at IS NOT NULL, sessions_valid_after";
+
+/// The Python service's table is accepted as it is: without NOT NULL, a login or a hash may be missing.
+type AccountRow = (i64, Option<String>, Option<String>, bool, Option<Timestamp>);
 
 /// Assignment that ends every session up to the given time, and up to the last login, which a replica
 /// with another clock may have recorded.
@@ -79,12 +71,14 @@ impl PostgresUsers {
     ) -> Result<UserId, AddUserError> {
         let insert = sqlx::query_as(
             // Sessions of another account that had the id before a backup was restored do not count.
-            "INSERT INTO users (login, password_hash, sessions_valid_after) VALUES ($1, $2, $3)
+            "INSERT INTO users (login, password_hash, sessions_valid_after)
+             SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT FROM users WHERE login = ANY($4))
              ON CONFLICT (login) DO NOTHING RETURNING id::bigint",
         )
         .bind(login.as_str())
         .bind(hash.as_str())
-        .bind(Utc::now());
+        .bind(Utc::now())
+        .bind(login.spellings());
         match self.postgres.fetch_optional_by_input(insert).await? {
             Ok(Some((id,))) => Ok(UserId(id)),
             Ok(None) => Err(AddUserError::LoginTaken),
@@ -92,43 +86,54 @@ impl PostgresUsers {
         }
     }
 
-    pub(super) async fn find_by_login(
+    /// Returns the accounts with any spelling of this login.
+    pub(super) async fn find_by_spellings(
         &self,
-        login: &Login,
-    ) -> Result<Option<Account>, Unavailable> {
-        let select = sqlx::query_as(concat!(
-            "SELECT id::bigint, password_hash, disabled_at IS NOT NULL, ",
-            valid_after!(),
-            " FROM users WHERE login = $1"
-        ))
-        .bind(login.as_str());
-        // The Python service's table is accepted as it is: without NOT NULL, a hash may be missing.
-        let row: Option<(i64, Option<String>, bool, Option<i64>)> = self
+        login: &PresentedLogin,
+    ) -> Result<Vec<Account>, Unavailable> {
+        let select = format!("SELECT {ACCOUNT_COLUMNS} FROM users WHERE login = ANY($1)");
+        let select = sqlx::query_as(AssertSqlSafe(select)).bind(login.spellings());
+        let rows: Vec<AccountRow> = self
             .postgres
-            .fetch_optional_by_input(select)
+            .fetch_all_by_input(select)
             .await?
             // No account has a login that the database cannot represent.
-            .unwrap_or(None);
-        Ok(row.map(|(id, hash, is_disabled, valid_after)| {
-            let hash = hash.unwrap_or_default();
-            to_account(id, login, hash, is_disabled, valid_after)
-        }))
+            .unwrap_or_default();
+        Ok(rows.into_iter().map(row_to_account).collect())
+    }
+
+    pub(super) async fn find(&self, user: UserId) -> Result<Option<Account>, Unavailable> {
+        let select = format!("SELECT {ACCOUNT_COLUMNS} FROM users WHERE id = $1");
+        let select = sqlx::query_as(AssertSqlSafe(select)).bind(user.0);
+        let row: Option<AccountRow> = self.postgres.fetch_optional(select).await?;
+        Ok(row.map(row_to_account))
+    }
+
+    pub(super) async fn costliest_hash(&self, max_cost: u32) -> Result<Option<u32>, Unavailable> {
+        // The digits are compared as text, which orders two digits as numbers.
+        let select = sqlx::query_as(
+            "SELECT max(substr(password_hash, 5, 2)) FROM users
+             WHERE password_hash ~ '^[$]2[aby][$][0-9]{2}[$]' AND substr(password_hash, 5, 2) <= $1",
+        )
+        .bind(format!("{max_cost:02}"));
+        let row: Option<(Option<String>,)> = self.postgres.fetch_optional(select).await?;
+        Ok(row.and_then(|(cost,)| cost?.parse().ok()))
     }
 
     pub(super) async fn login_and_standing(
         &self,
         user: UserId,
     ) -> Result<Option<(Login, Standing)>, Unavailable> {
-        let select = sqlx::query_as(concat!(
-            "SELECT login, disabled_at IS NOT NULL, ",
-            valid_after!(),
-            " FROM users WHERE id = $1"
-        ))
+        let select = sqlx::query_as(
+            "SELECT login, disabled_at IS NOT NULL, sessions_valid_after FROM users WHERE id = $1",
+        )
         .bind(user.0);
-        let row: Option<(String, bool, Option<i64>)> = self.postgres.fetch_optional(select).await?;
-        Ok(row.and_then(|(login, is_disabled, valid_after)| {
-            let standing = to_standing(is_disabled, valid_after);
-            Some((Login::for_lookup(&login)?, standing))
+        let row: Option<(Option<String>, bool, Option<Timestamp>)> =
+            self.postgres.fetch_optional(select).await?;
+        Ok(row.map(|(login, is_disabled, valid_after)| {
+            let login = Login::from_stored(login.unwrap_or_default());
+            let standing = to_standing(is_disabled, valid_after.map(Timestamp::micros));
+            (login, standing)
         }))
     }
 
@@ -187,15 +192,18 @@ impl PostgresUsers {
         let update = sqlx::query_as(concat!(
             "UPDATE users SET password_hash = $3, ",
             end_sessions!("$4"),
-            " WHERE id = $1 AND password_hash = $2 RETURNING ",
-            valid_after!()
+            " WHERE id = $1 AND coalesce(password_hash, '') = $2 RETURNING sessions_valid_after"
         ))
         .bind(user.0)
         .bind(old.as_str())
         .bind(new.as_str())
         .bind(cutoff);
-        let row: Option<(Option<i64>,)> = self.postgres.fetch_optional(update).await?;
-        Ok(row.map(|(valid_after,)| SessionCutoff::from_micros(valid_after)))
+        let row: Option<(Option<Timestamp>,)> = self.postgres.fetch_optional(update).await?;
+        Ok(
+            row.map(|(valid_after,)| {
+                SessionCutoff::from_micros(valid_after.map(Timestamp::micros))
+            }),
+        )
     }
 
     pub(super) async fn end_sessions(
@@ -242,13 +250,11 @@ impl PostgresUsers {
         count: u32,
     ) -> Result<Vec<AccountSummary>, Unavailable> {
         // In ORDER BY, `id` alone would mean the output column `id::bigint`, which has no index.
-        let select = sqlx::query(concat!(
-            "SELECT ",
-            summary_columns!(),
-            " FROM users WHERE id > $1 ORDER BY users.id LIMIT $2",
-        ))
-        .bind(after.0)
-        .bind(i64::from(count));
+        let select =
+            format!("SELECT {SUMMARY_COLUMNS} FROM users WHERE id > $1 ORDER BY users.id LIMIT $2");
+        let select = sqlx::query(AssertSqlSafe(select))
+            .bind(after.0)
+            .bind(i64::from(count));
         let rows = self.postgres.fetch_all(select).await?;
         rows.iter()
             .map(to_summary)
@@ -280,12 +286,8 @@ struct ProfileQuery {
 impl FetchProfiles for ProfileQuery {
     async fn fetch(&mut self, users: &[UserId]) -> Result<Vec<FetchedProfile>, Unavailable> {
         let ids: Vec<_> = users.iter().map(|user| user.0).collect();
-        let select = sqlx::query(concat!(
-            "SELECT ",
-            summary_columns!(),
-            " FROM users WHERE id = ANY($1)"
-        ))
-        .bind(ids);
+        let select = format!("SELECT {SUMMARY_COLUMNS} FROM users WHERE id = ANY($1)");
+        let select = sqlx::query(AssertSqlSafe(select)).bind(ids);
         let rows = self
             .postgres
             .fetch_all_on(&mut self.connection, select)
@@ -299,6 +301,12 @@ fn to_fetched_profile(row: &PgRow) -> Option<FetchedProfile> {
     let failed = |error: sqlx::Error| Unavailable::because(STORE, &error);
     let id = row.try_get("id").map_err(failed).ok()?;
     Some((UserId(id), to_summary(row).map_err(failed)))
+}
+
+fn row_to_account((id, login, hash, is_disabled, valid_after): AccountRow) -> Account {
+    let (login, hash) = (login.unwrap_or_default(), hash.unwrap_or_default());
+    let valid_after = valid_after.map(Timestamp::micros);
+    to_account(id, login, hash, is_disabled, valid_after)
 }
 
 fn to_summary(row: &PgRow) -> Result<AccountSummary, sqlx::Error> {
@@ -315,14 +323,19 @@ fn to_summary(row: &PgRow) -> Result<AccountSummary, sqlx::Error> {
         }
         Ok::<_, sqlx::Error>(time)
     };
+    let login: Option<String> = row.try_get("login")?;
+    let valid_after: Option<Timestamp> = row.try_get("sessions_valid_after")?;
     let profile = Profile {
         id: UserId(id),
-        login: row.try_get("login")?,
+        login: login.unwrap_or_default(),
         created_at: time("created_at")?,
         last_login: time("last_login")?,
     };
     Ok(AccountSummary {
         profile,
-        standing: to_standing(row.try_get("is_disabled")?, row.try_get("valid_after")?),
+        standing: to_standing(
+            row.try_get("is_disabled")?,
+            valid_after.map(Timestamp::micros),
+        ),
     })
 }

@@ -8,7 +8,7 @@ use crate::domain::user::{Account, AccountStatus, Standing, UserId};
 /// Converts a row. If its hash is not a bcrypt hash, no password matches until an operator sets one.
 pub(super) fn to_account(
     id: i64,
-    login: &Login,
+    login: String,
     hash: String,
     is_disabled: bool,
     valid_after: Option<i64>,
@@ -22,7 +22,7 @@ pub(super) fn to_account(
     }
     Account {
         id: UserId(id),
-        login: login.clone(),
+        login: Login::from_stored(login),
         hash,
         standing: to_standing(is_disabled, valid_after),
     }

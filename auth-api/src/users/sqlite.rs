@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use super::rows::{to_account, to_standing};
-use crate::domain::login::Login;
+use crate::domain::login::{Login, PresentedLogin};
 use crate::domain::password_hash::PasswordHash;
 use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::{
@@ -16,6 +16,7 @@ use crate::store::unavailable::Unavailable;
 #[derive(Debug, Clone)]
 pub(crate) struct SqliteUsers(pub(crate) Sqlite);
 
+type AccountRow = (i64, String, String, bool, Option<i64>);
 type SummaryRow = (i64, String, i64, Option<i64>, bool, Option<i64>);
 
 /// Assignment that ends every session up to the given time, and up to the last login, which a replica
@@ -39,32 +40,59 @@ impl SqliteUsers {
     ) -> Result<Option<UserId>, Unavailable> {
         let id: Option<i64> = sqlx::query_scalar(
             // Sessions of another account that had the id before a backup was restored do not count.
-            "INSERT INTO users (login, password_hash, created_at, sessions_valid_after) VALUES (?1, ?2, ?3, ?3)
+            "INSERT INTO users (login, password_hash, created_at, sessions_valid_after)
+             SELECT ?1, ?2, ?3, ?3 WHERE NOT EXISTS (SELECT 1 FROM users WHERE login IN (SELECT value FROM json_each(?4)))
              ON CONFLICT (login) DO NOTHING RETURNING id",
         )
         .bind(login.as_str())
         .bind(hash.as_str())
         .bind(Utc::now().timestamp_micros())
+        .bind(json_array(&login.spellings()))
         .fetch_optional(&self.0.writer)
         .await
         .map_err(failed)?;
         Ok(id.map(UserId))
     }
 
-    pub(super) async fn find_by_login(
+    /// Returns the accounts with any spelling of this login.
+    pub(super) async fn find_by_spellings(
         &self,
-        login: &Login,
-    ) -> Result<Option<Account>, Unavailable> {
-        let row: Option<(i64, String, bool, Option<i64>)> = sqlx::query_as(
-            "SELECT id, password_hash, disabled_at IS NOT NULL, sessions_valid_after FROM users WHERE login = ?",
+        login: &PresentedLogin,
+    ) -> Result<Vec<Account>, Unavailable> {
+        let rows: Vec<AccountRow> = sqlx::query_as(
+            "SELECT id, login, password_hash, disabled_at IS NOT NULL, sessions_valid_after FROM users
+             WHERE login IN (SELECT value FROM json_each(?))",
         )
-        .bind(login.as_str())
+        .bind(json_array(&login.spellings()))
+        .fetch_all(&self.0.readers)
+        .await
+        .map_err(failed)?;
+        Ok(rows.into_iter().map(row_to_account).collect())
+    }
+
+    pub(super) async fn find(&self, user: UserId) -> Result<Option<Account>, Unavailable> {
+        let row: Option<AccountRow> = sqlx::query_as(
+            "SELECT id, login, password_hash, disabled_at IS NOT NULL, sessions_valid_after FROM users
+             WHERE id = ?",
+        )
+        .bind(user.0)
         .fetch_optional(&self.0.readers)
         .await
         .map_err(failed)?;
-        Ok(row.map(|(id, hash, is_disabled, valid_after)| {
-            to_account(id, login, hash, is_disabled, valid_after)
-        }))
+        Ok(row.map(row_to_account))
+    }
+
+    pub(super) async fn costliest_hash(&self, max_cost: u32) -> Result<Option<u32>, Unavailable> {
+        // The digits are compared as text, which orders two digits as numbers.
+        let cost: Option<String> = sqlx::query_scalar(
+            "SELECT max(substr(password_hash, 5, 2)) FROM users
+             WHERE password_hash GLOB '$2[aby]$[0-9][0-9]$*' AND substr(password_hash, 5, 2) <= ?",
+        )
+        .bind(format!("{max_cost:02}"))
+        .fetch_one(&self.0.readers)
+        .await
+        .map_err(failed)?;
+        Ok(cost.and_then(|cost| cost.parse().ok()))
     }
 
     pub(super) async fn login_and_standing(
@@ -72,9 +100,7 @@ impl SqliteUsers {
         user: UserId,
     ) -> Result<Option<(Login, Standing)>, Unavailable> {
         let account = self.summary(user).await?;
-        Ok(account.and_then(|account| {
-            Some((Login::for_lookup(&account.profile.login)?, account.standing))
-        }))
+        Ok(account.map(|account| (Login::from_stored(account.profile.login), account.standing)))
     }
 
     pub(super) async fn summary(
@@ -221,6 +247,15 @@ impl SqliteUsers {
             _ => DeleteOutcome::Deleted,
         })
     }
+}
+
+fn row_to_account((id, login, hash, is_disabled, valid_after): AccountRow) -> Account {
+    to_account(id, login, hash, is_disabled, valid_after)
+}
+
+/// Returns a list as a parameter of `json_each`.
+fn json_array(texts: &[String]) -> String {
+    serde_json::Value::from(texts).to_string()
 }
 
 fn to_summary(

@@ -74,6 +74,12 @@ impl Operation {
         self
     }
 
+    /// Accepts an access token, without requiring one.
+    pub(crate) fn optional_bearer(mut self) -> Self {
+        self.security.push(json!({}));
+        self.bearer()
+    }
+
     /// Requires a request body, and adds the errors that any body can cause.
     pub(crate) fn request_body<B: RequestBody>(mut self) -> Self {
         let content = json!({"schema": B::schema(), "example": B::example()});

@@ -31,6 +31,12 @@ impl Timestamp {
         Self { micros }
     }
 
+    /// Returns microseconds since 1970. Minus infinity is the smallest number; infinity and times later than
+    /// it can express are the largest.
+    pub(crate) fn micros(self) -> i64 {
+        self.micros
+    }
+
     /// Returns `None` for a time that clients could not represent, infinity included.
     pub(crate) fn to_datetime(self) -> Option<DateTime<Utc>> {
         time::from_micros(self.micros)
