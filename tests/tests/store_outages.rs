@@ -338,6 +338,73 @@ async fn the_embedded_store_works_again_after_its_disk_was_full() -> Result<()> 
 }
 
 #[tokio::test]
+async fn the_embedded_store_acknowledges_no_change_that_a_full_disk_loses() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    let client = replicas.client(0)?;
+    let mut tokens = Vec::new();
+    for login in ["alice", "bob", "carol", "david"] {
+        tokens.push(client.register_and_login(login).await?);
+    }
+    let [alice, bob, carol, _] = &tokens[..] else {
+        anyhow::bail!("each user has a token");
+    };
+    let process = &replicas.instances[0].process;
+    process.limit_file_size(Some(1))?;
+    let change = json!({"current_password": PASSWORD, "new_password": NEW_PASSWORD});
+    let responses = [
+        client.register("erin").await?,
+        client
+            .post_with_token(alice, "/api/password", Some(&change))
+            .await?,
+        client.post_with_token(bob, "/api/logout", None).await?,
+        client
+            .post_with_token(carol, "/api/logout-all", None)
+            .await?,
+        client
+            .post("/api/delete", &credentials("david", PASSWORD))
+            .await?,
+    ];
+    let statuses = responses.map(|response| response.status);
+
+    process.limit_file_size(None)?;
+    wait_for_login(&client).await?;
+    assert_eq!(client.login("erin").await?.status, 401, "{statuses:?}");
+    assert_eq!(statuses, [503; 5]);
+    assert_eq!(client.login("david").await?.status, 200);
+    for token in &tokens {
+        let profile = client.get_with_token(token, "/api/profile").await?;
+        assert_eq!(profile.status, 200, "{}", profile.text);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn user_commands_acknowledge_no_change_that_a_full_disk_loses() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    for command in [
+        "create bob",
+        "set-password alice",
+        "disable alice",
+        "delete alice",
+        "end-sessions alice",
+        "end-all-sessions",
+    ] {
+        let script = format!("echo '{NEW_PASSWORD}' | (ulimit -f 0; auth-api user {command})");
+        let output = replicas.shell(&script).output()?;
+        assert!(!output.status.success(), "{command}: {output:?}");
+    }
+    assert_eq!(
+        client.get_with_token(&token, "/api/profile").await?.status,
+        200
+    );
+    assert_eq!(client.login("bob").await?.status, 401);
+    assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_embedded_store_acknowledges_nothing_while_its_file_is_deleted() -> Result<()> {
     let replicas = Replicas::start(Store::Embedded, 1).await?;
     let client = replicas.client(0)?;

@@ -12,9 +12,13 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use parking_lot::Mutex;
-use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::query::QueryScalar;
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
+};
+use sqlx::{FromRow, SqlitePool};
 
 use file_identity::FileIdentity;
 
@@ -112,6 +116,22 @@ impl Sqlite {
     /// calls it, other callers only for a failure that the operation survives.
     pub(crate) fn statement_failed(&self) {
         self.stale.mark();
+    }
+
+    /// Runs a statement that writes and returns at most one row, by a `RETURNING` clause.
+    ///
+    /// SQLite commits such a statement when it is stepped past its last row. `fetch_optional` stops at
+    /// the first row and loses the error of a commit that fails, as on a full disk.
+    pub(crate) async fn write_returning<T>(
+        &self,
+        statement: QueryScalar<'_, sqlx::Sqlite, T, SqliteArguments>,
+    ) -> Result<Option<T>, Unavailable>
+    where
+        T: Send + Unpin,
+        (T,): for<'r> FromRow<'r, SqliteRow>,
+    {
+        let mut rows = statement.fetch_all(&self.writer).await.map_err(failed)?;
+        Ok(rows.pop())
     }
 
     pub(crate) fn pool_usage(&self) -> PoolUsage {

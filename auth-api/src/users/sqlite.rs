@@ -38,7 +38,7 @@ impl SqliteUsers {
         login: &Login,
         hash: &PasswordHash,
     ) -> Result<Option<UserId>, Unavailable> {
-        let id: Option<i64> = sqlx::query_scalar(
+        let insert = sqlx::query_scalar(
             // Sessions of another account that had the id before a backup was restored do not count.
             "INSERT INTO users (login, password_hash, created_at, sessions_valid_after)
              SELECT ?1, ?2, ?3, ?3 WHERE NOT EXISTS (SELECT 1 FROM users WHERE login IN (SELECT value FROM json_each(?4)))
@@ -47,11 +47,8 @@ impl SqliteUsers {
         .bind(login.as_str())
         .bind(hash.as_str())
         .bind(Utc::now().timestamp_micros())
-        .bind(json_array(&login.spellings()))
-        .fetch_optional(&self.0.writer)
-        .await
-        .map_err(failed)?;
-        Ok(id.map(UserId))
+        .bind(json_array(&login.spellings()));
+        Ok(self.0.write_returning(insert).await?.map(UserId))
     }
 
     /// Returns the accounts with any spelling of this login.
@@ -161,7 +158,7 @@ impl SqliteUsers {
         new: &PasswordHash,
         cutoff: DateTime<Utc>,
     ) -> Result<Option<SessionCutoff>, Unavailable> {
-        let valid_after: Option<Option<i64>> = sqlx::query_scalar(concat!(
+        let update = sqlx::query_scalar(concat!(
             "UPDATE users SET password_hash = ?1, ",
             end_sessions!("?2"),
             " WHERE id = ?3 AND password_hash = ?4 RETURNING sessions_valid_after"
@@ -169,10 +166,8 @@ impl SqliteUsers {
         .bind(new.as_str())
         .bind(cutoff.timestamp_micros())
         .bind(user.0)
-        .bind(old.as_str())
-        .fetch_optional(&self.0.writer)
-        .await
-        .map_err(failed)?;
+        .bind(old.as_str());
+        let valid_after = self.0.write_returning(update).await?;
         Ok(valid_after.map(SessionCutoff::from_micros))
     }
 
