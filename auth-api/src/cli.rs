@@ -53,6 +53,7 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn execute(command: Command) -> Result<()> {
+    install_crypto_provider();
     let environment = Environment::read()?;
     match command {
         Command::Openapi => print_openapi_document(),
@@ -61,6 +62,13 @@ fn execute(command: Command) -> Result<()> {
         Command::User(command) => runtime()?.block_on(user::run(&environment, command)),
         Command::Serve => runtime()?.block_on(serve::run(&environment)),
     }
+}
+
+/// Installs the process-wide cryptography provider for TLS to Redis. Without one, rustls panics if
+/// dependencies compile several in.
+fn install_crypto_provider() {
+    // Fails only if a provider is installed already, which is then this one.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
 /// Starts a runtime with worker threads for half of the cores. The rest is for hashing and the stores,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use logging::LogSettings;
 use secrecy::SecretSlice;
 use sqlx::postgres::PgConnectOptions;
@@ -338,13 +338,21 @@ fn postgres(environment: &Environment) -> Result<PostgresSettings> {
 const PORT: &str = "a port, 1 to 65535";
 
 fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
+    use fred::error::ErrorKind;
     use fred::types::config::{Config, ServerConfig};
     if let Some(url) = environment.get("REDIS_URL")? {
         check_redis_scheme(&url)?;
-        let config = Config::from_url(&url).ok().context(
-            "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)",
-        )?;
-        return Ok(config);
+        return Config::from_url(&url).map_err(|error| match error.kind() {
+            // It has no part of the URL, which may contain a password.
+            ErrorKind::Tls => anyhow!(
+                "REDIS_URL requires TLS, but the certificates of trusted authorities, which SSL_CERT_FILE or \
+                 SSL_CERT_DIR names, cannot be read: {}",
+                error.details()
+            ),
+            _ => anyhow!(
+                "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)"
+            ),
+        });
     }
     Ok(Config {
         server: ServerConfig::new_centralized(

@@ -9,6 +9,7 @@ use fred::types::config::{Config, ServerConfig};
 use tempfile::TempDir;
 
 use crate::address;
+use crate::certificate::Certificate;
 use crate::command::bound_command;
 use crate::process::Process;
 
@@ -17,6 +18,8 @@ use crate::process::Process;
 pub struct RedisServer {
     process: Option<Process>,
     folder: TempDir,
+    /// Certificate for TLS, without which connections are in cleartext.
+    certificate: Option<Certificate>,
     pub address: SocketAddr,
 }
 
@@ -29,10 +32,21 @@ impl RedisServer {
         let mut server = Self {
             process: None,
             folder: tempfile::Builder::new().prefix("redis-").tempdir()?,
+            certificate: None,
             address: address::unused_loopback(),
         };
         server.start_again()?;
         Ok(server)
+    }
+
+    /// Restarts the server with `certificate`, so that it accepts connections only over TLS.
+    ///
+    /// # Errors
+    /// Returns an error if Redis does not support TLS or does not start.
+    pub fn require_tls(&mut self, certificate: &Certificate) -> Result<()> {
+        self.kill();
+        self.certificate = Some(certificate.clone());
+        self.start_again()
     }
 
     /// Starts the server again after [`RedisServer::kill`], on the same data and address.
@@ -45,9 +59,19 @@ impl RedisServer {
             .arg("--dir")
             .arg(self.folder.path())
             .args(["--bind", &self.address.ip().to_string()])
-            .args(["--port", &self.address.port().to_string()])
             .args(["--save", ""])
             .args(["--appendonly", "yes", "--appendfsync", "always"]);
+        let port = self.address.port().to_string();
+        match &self.certificate {
+            None => command.args(["--port", &port]),
+            Some(certificate) => command
+                .args(["--port", "0", "--tls-port", &port])
+                .arg("--tls-cert-file")
+                .arg(&certificate.cert_file)
+                .arg("--tls-key-file")
+                .arg(&certificate.key_file)
+                .args(["--tls-auth-clients", "no"]),
+        };
         let log_file = self.folder.path().join("log");
         let mut process = Process::start("redis-server", &mut command, &log_file)?;
         process.wait_until_listening(self.address)?;

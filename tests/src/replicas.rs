@@ -77,7 +77,9 @@ impl Replicas {
                 if !is_set(&settings, "DATABASE_URL") {
                     all_settings.extend(postgres_settings(database.server, &database.name));
                 }
-                all_settings.extend(redis_settings(redis.address));
+                if !is_set(&settings, "REDIS_URL") {
+                    all_settings.extend(redis_settings(redis.address));
+                }
                 (Some(redis), Some(database))
             }
         };

@@ -3,12 +3,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use sqlx::{Connection, Row};
 use tests::certificate::Certificate;
 use tests::client::{PASSWORD, credentials};
 use tests::pgbouncer::PgBouncer;
+use tests::redis::RedisServer;
 use tests::replicas::Replicas;
 use tests::settings::{postgres_settings, settings};
 use tests::{Store, on_both_stores, postgres};
@@ -94,6 +96,61 @@ async fn postgres_is_connected_to_over_verified_tls_if_its_url_requires_it() -> 
         );
         assert!(!error.contains(PASSWORD_IN_URL), "{error}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn redis_is_connected_to_over_verified_tls_if_its_url_requires_it() -> Result<()> {
+    let mut redis = RedisServer::start()?;
+    let folder = tempfile::tempdir()?;
+    let ip = redis.address.ip().to_string();
+    let certificate = Certificate::generate(folder.path(), "server", &[&ip])?;
+    let other_certificate = Certificate::generate(folder.path(), "other", &[&ip])?;
+    let other_host = Certificate::generate(folder.path(), "host", &["redis.example.org"])?;
+    let url = format!("rediss://{}", redis.address);
+    let url_settings = |trusted: &Path| {
+        settings([
+            ("REDIS_URL", url.clone()),
+            ("SSL_CERT_FILE", trusted.display().to_string()),
+        ])
+    };
+
+    redis.require_tls(&certificate)?;
+    let verified = url_settings(&certificate.cert_file);
+    let replicas = Replicas::start_with(Store::PostgresRedis, 1, verified).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    assert_eq!(
+        client.get_with_token(&token, "/api/profile").await?.status,
+        200
+    );
+    let list = replicas.user_command(&["show", "alice"], "")?;
+    let list = String::from_utf8(list.stdout)?;
+    assert!(list.contains("session "), "{list}");
+
+    for (served, trusted) in [
+        (&certificate, &other_certificate),
+        (&other_host, &other_host),
+    ] {
+        redis.require_tls(served)?;
+        let settings = url_settings(&trusted.cert_file);
+        let mut replicas = Replicas::start_with(Store::PostgresRedis, 0, settings).await?;
+        replicas.start_another()?;
+        replicas
+            .client(0)?
+            .wait_for_response("/ready", |response| {
+                let readiness = response.json();
+                readiness["users"]["ready"] == true && readiness["sessions"]["ready"] == false
+            })
+            .await?;
+    }
+
+    let absent = url_settings(&folder.path().join("absent.pem"));
+    let error = Replicas::start_with(Store::PostgresRedis, 1, absent)
+        .await
+        .err();
+    let error = error.map(|error| format!("{error:#}")).unwrap_or_default();
+    assert!(error.contains("SSL_CERT_FILE"), "{error}");
     Ok(())
 }
 
