@@ -304,6 +304,46 @@ async fn a_redis_out_of_memory_still_checks_and_ends_sessions() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_password_change_that_redis_has_no_memory_for_changes_nothing() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    let other_token = client.login("alice").await?.json()["access_token"].clone();
+    let other_token = other_token.as_str().expect("the response has a token");
+    let redis = replicas.redis.as_ref().expect("the store has Redis");
+    let redis = redis.connect().await?;
+    let config = CustomCommand::new_static("CONFIG", None, false);
+    let _: () = redis
+        .custom(config.clone(), vec!["SET", "maxmemory", "1"])
+        .await?;
+    let change = json!({"current_password": PASSWORD, "new_password": NEW_PASSWORD});
+    let response = client
+        .post_with_token(&token, "/api/password", Some(&change))
+        .await?;
+    assert_eq!(response.status, 503, "{}", response.text);
+
+    let _: () = redis.custom(config, vec!["SET", "maxmemory", "0"]).await?;
+    for token in [&token, other_token] {
+        let profile = client.get_with_token(token, "/api/profile").await?;
+        assert_eq!(profile.status, 200, "{}", profile.text);
+    }
+    assert_eq!(client.login("alice").await?.status, 200);
+    let response = client
+        .post_with_token(&token, "/api/password", Some(&change))
+        .await?;
+    assert_eq!(response.status, 200, "{}", response.text);
+    let statuses = [
+        client.get_with_token(&token, "/api/profile").await?.status,
+        client
+            .get_with_token(other_token, "/api/profile")
+            .await?
+            .status,
+    ];
+    assert_eq!(statuses, [200, 401]);
+    Ok(())
+}
+
 async fn wait_for_login(client: &Client) -> Result<()> {
     wait::until("a login to succeed", async || {
         let response = client.login("alice").await;

@@ -139,8 +139,13 @@ async fn change(
     let event = AuditEvent::PasswordChanged;
     let recorded = state.audit.record(event, principal.user, &request).await;
     // Later than a concurrent login, up to which the account has ended sessions.
-    let auth_time = auth_time.max(cutoff.next_auth_time(now));
-    sessions_ended.inc_by(state.sessions.end_others(principal, auth_time).await?);
+    let last_auth_time = auth_time.max(cutoff.next_auth_time(now));
+    match state.sessions.end_others(principal, last_auth_time).await {
+        Ok(ended) => sessions_ended.inc_by(ended),
+        // The account refuses the other sessions, and this one has its time already.
+        Err(_) if last_auth_time == auth_time => {}
+        Err(error) => return Err(error.into()),
+    }
     recorded?;
     Ok(ChangeOutcome::Changed)
 }

@@ -3,6 +3,10 @@
 -- (µs) at which the password was verified in the session to keep, then the ids of the sessions to end. Returns the
 -- number of ended sessions, and that of the sessions that the index still has, beside the one to keep.
 local FIRST_KEY, FIRST_ID = 3, 6
+if ARGV[1] ~= '' and redis.call('EXISTS', KEYS[2]) == 1 then
+    -- Before every other write: a Redis that rejects it, since it is out of memory, has changed nothing.
+    redis.call('HSET', KEYS[2], 'auth', ARGV[5])
+end
 local ended = 0
 for position = FIRST_KEY, #KEYS do
     ended = ended + redis.call('DEL', KEYS[position])
@@ -12,10 +16,6 @@ local others = redis.call('ZCARD', KEYS[1])
 if ARGV[1] ~= '' then
     if redis.call('ZSCORE', KEYS[1], ARGV[1]) then
         others = others - 1
-    end
-    if redis.call('EXISTS', KEYS[2]) == 1 then
-        -- A Redis that is out of memory rejects it, and the session ends too.
-        redis.pcall('HSET', KEYS[2], 'auth', ARGV[5])
     end
 end
 -- Also if none was left: the invalidation of those that had ended before may not be acknowledged yet.
