@@ -6,10 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 use sqlx::{Connection, Row};
 use tests::certificate::Certificate;
 use tests::client::{PASSWORD, credentials};
 use tests::pgbouncer::PgBouncer;
+use tests::process::signal_with_children;
 use tests::redis::RedisServer;
 use tests::replicas::Replicas;
 use tests::settings::{postgres_settings, settings};
@@ -164,6 +166,23 @@ async fn a_replica_waits_for_a_database_that_starts_later() -> Result<()> {
     replicas.start_another()?;
     replicas.wait_for_log("waiting for a store").await?;
     server.start_again()?;
+    replicas.wait_until_ready(0).await?;
+    assert_eq!(replicas.client(0)?.register("alice").await?.status, 201);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_replica_says_that_it_waits_for_a_database_that_does_not_respond() -> Result<()> {
+    let server = postgres::PostgresServer::start()?;
+    let database = server.create_database().await?;
+    let settings = postgres_settings(server.address, &database.name);
+    let mut replicas = Replicas::start_with(Store::PostgresRedis, 0, settings).await?;
+    let process = server.process().context("PostgreSQL runs")?;
+    signal_with_children(process.id(), Signal::STOP)?;
+    replicas.start_another()?;
+    replicas.wait_for_log("waiting for a store").await?;
+    replicas.wait_for_log("does not respond").await?;
+    signal_with_children(process.id(), Signal::CONT)?;
     replicas.wait_until_ready(0).await?;
     assert_eq!(replicas.client(0)?.register("alice").await?.status, 201);
     Ok(())

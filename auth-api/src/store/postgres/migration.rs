@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, Transaction};
 
 use super::check::ENCODING;
 use super::statement_error::{STORE, is_connect_error_transient, is_lock_timeout};
-use super::timeouts::{STARTUP_RETRY_DELAY, STARTUP_TIMEOUT};
+use super::timeouts::{STARTUP_ATTEMPT_TIMEOUT, STARTUP_RETRY_DELAY, STARTUP_TIMEOUT};
 use super::{Postgres, PostgresSettings};
 use crate::store::migrations::{self, Progress};
 
@@ -43,10 +43,27 @@ pub(crate) enum MigrationError {
         MAX_LOCK_WAIT.as_secs() / 60
     )]
     TableInUse,
+    #[error(
+        "the server does not respond within {} seconds: check that DB_HOST, DB_PORT or DATABASE_URL \
+         name a PostgreSQL server that runs",
+        STARTUP_ATTEMPT_TIMEOUT.as_secs()
+    )]
+    Unresponsive,
     #[error(transparent)]
     Statement(#[from] sqlx::Error),
     #[error(transparent)]
     Migration(#[from] MigrateError),
+}
+
+impl MigrationError {
+    /// Returns whether another attempt to connect may succeed.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Unresponsive => true,
+            Self::Statement(error) => is_connect_error_transient(error),
+            Self::NotUtf8 { .. } | Self::TableInUse | Self::Migration(_) => false,
+        }
+    }
 }
 
 /// Outcome of an attempt.
@@ -61,10 +78,8 @@ impl Postgres {
     /// to read their table.
     pub(crate) async fn migrate(&self) -> Result<(), MigrationError> {
         let migrator = migrations::ignoring_unknown(sqlx::migrate!("../migrations/postgres"));
-        // A connection of its own, closed afterwards, because its prepared statements are discarded.
-        let mut connection = connect_when_ready(&self.settings).await?;
-        require_utf8(&mut connection).await?;
-        if progress(&migrator, &mut connection).await? == Progress::Pending {
+        let (mut connection, progress) = connect_when_ready(&self.settings, &migrator).await?;
+        if progress == Progress::Pending {
             apply(migrator, &mut connection).await?;
         }
         connection.close().await?;
@@ -72,20 +87,37 @@ impl Postgres {
     }
 }
 
-/// Connects, and retries while the server may still be starting.
-async fn connect_when_ready(settings: &PostgresSettings) -> Result<PgConnection, sqlx::Error> {
+/// Connects and reads the state of the schema, and retries while the server may still be starting.
+async fn connect_when_ready(
+    settings: &PostgresSettings,
+    migrator: &Migrator,
+) -> Result<(PgConnection, Progress), MigrationError> {
     let start = Instant::now();
     loop {
-        let error = match PgConnection::connect_with(&settings.connection).await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => error,
+        let attempt = tokio::time::timeout(STARTUP_ATTEMPT_TIMEOUT, connect(settings, migrator));
+        let error = match attempt.await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => error,
+            Err(_) => MigrationError::Unresponsive,
         };
-        if !is_connect_error_transient(&error) || start.elapsed() > STARTUP_TIMEOUT {
+        if !error.is_transient() || start.elapsed() > STARTUP_TIMEOUT {
             return Err(error);
         }
         tracing::warn!(store = STORE, %error, "waiting for a store");
         tokio::time::sleep(STARTUP_RETRY_DELAY).await;
     }
+}
+
+/// Returns a connection of its own, to be closed afterwards, because its prepared statements are
+/// discarded.
+async fn connect(
+    settings: &PostgresSettings,
+    migrator: &Migrator,
+) -> Result<(PgConnection, Progress), MigrationError> {
+    let mut connection = PgConnection::connect_with(&settings.connection).await?;
+    require_utf8(&mut connection).await?;
+    let progress = progress(migrator, &mut connection).await?;
+    Ok((connection, progress))
 }
 
 async fn require_utf8(connection: &mut PgConnection) -> Result<(), MigrationError> {

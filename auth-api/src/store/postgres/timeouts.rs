@@ -20,4 +20,7 @@ pub(super) const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Longest wait at start for a server that does not accept connections yet.
 pub(super) const STARTUP_TIMEOUT: Duration = Duration::from_mins(1);
+/// Longest duration of one attempt to connect at start and to read the state of the schema. A server
+/// that recovers from a crash may be slow, and one that is stopped never responds.
+pub(super) const STARTUP_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const STARTUP_RETRY_DELAY: Duration = Duration::from_millis(500);
