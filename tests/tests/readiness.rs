@@ -43,6 +43,9 @@ async fn a_replica_is_not_ready_while_redis_rejects_writes() -> Result<()> {
             response.status == 503
                 && readiness["users"]["ready"] == true
                 && readiness["sessions"]["ready"] == false
+                && readiness["sessions"]["problem"]
+                    .as_str()
+                    .is_some_and(|problem| problem.starts_with("out of memory"))
         })
         .await?;
     let up = async |store: &str| replicas.metric(0, "auth_api_store_up", &[store]).await;

@@ -16,7 +16,7 @@ use tests::postgres::{Database, PostgresServer, lock_user_row};
 use tests::process::signal_with_children;
 use tests::redis::RedisServer;
 use tests::replicas::Replicas;
-use tests::settings::{Settings, postgres_settings, redis_settings};
+use tests::settings::{Settings, postgres_settings, redis_settings, settings};
 use tests::{Store, wait};
 use tokio::task::JoinSet;
 
@@ -301,6 +301,35 @@ async fn a_redis_out_of_memory_still_checks_and_ends_sessions() -> Result<()> {
         other.get_with_token(&token, "/api/profile").await?.status,
         401
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_reason_redis_cannot_be_connected_to_is_logged_once() -> Result<()> {
+    for (name, value, expected) in [
+        ("REDIS_PASSWORD", "a wrong password", "WRONGPASS"),
+        ("REDIS_PASSWORD", "", "NOAUTH"),
+        ("REDIS_DB", "200", "index is out of range"),
+        ("REDIS_HOST", "redis.invalid", "lookup address"),
+    ] {
+        let settings = settings([(name, value.to_owned())]);
+        let mut replicas = Replicas::start_with(Store::PostgresRedis, 0, settings).await?;
+        if name == "REDIS_PASSWORD" {
+            let redis = replicas.redis.as_ref().expect("the store has Redis");
+            let config = CustomCommand::new_static("CONFIG", None, false);
+            let arguments = vec!["SET", "requirepass", "the password"];
+            let _: () = redis.connect().await?.custom(config, arguments).await?;
+        }
+        replicas.start_another()?;
+        replicas.wait_for_log(expected).await?;
+        replicas.wait_for_log("store is not usable").await?;
+        let log = replicas.logs();
+        let reasons = log
+            .lines()
+            .filter(|line| line.contains("store connection failed") && line.contains(expected));
+        assert_eq!(reasons.count(), 1, "{expected}: {log}");
+        assert!(!log.contains("a wrong password"), "{log}");
+    }
     Ok(())
 }
 

@@ -1,7 +1,5 @@
 //! Result of checking whether a store can do what requests need of it.
 
-use crate::store::unavailable::Unavailable;
-
 /// Reason a store cannot serve requests, for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CheckError {
@@ -13,12 +11,14 @@ pub(crate) enum CheckError {
     ReadOnly,
     #[error("permission denied: the role must be able to select, insert, update and delete")]
     PermissionDenied,
+    #[error("out of memory: raise maxmemory")]
+    OutOfMemory,
+    #[error("disk full or not writable")]
+    NotPersistent,
+    #[error("locked by another program for too long")]
+    Locked,
+    #[error("connection rejected: check the user, the password and the database")]
+    ConnectionRejected,
     #[error("encoding is not UTF8: move the data to a database with ENCODING 'UTF8'")]
     NotUtf8,
-}
-
-impl From<Unavailable> for CheckError {
-    fn from(_: Unavailable) -> Self {
-        Self::Unavailable
-    }
 }

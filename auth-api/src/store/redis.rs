@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fred::clients::{Client, SubscriberClient};
 use fred::error::{Error as RedisError, ErrorKind};
-use fred::interfaces::{ClientLike, PubsubInterface};
-use fred::types::config::{Config, ReconnectPolicy};
+use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use fred::types::config::{Config, ReconnectPolicy, Server};
 use fred::types::scripts::Script;
 use fred::types::{Builder, FromValue};
 use parking_lot::Mutex;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
 
 use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
@@ -23,6 +25,8 @@ const COMMAND_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Pause between connection attempts: Redis is used again within a second of its return.
 const RECONNECT_DELAY: Duration = Duration::from_millis(200);
 const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Distinct errors of the connection that are logged until a command succeeds.
+const MAX_LOGGED_ERRORS: usize = 8;
 /// Received pub/sub messages that may wait for the subscriber. It bounds a burst of invalidations.
 const PUBSUB_BUFFER_MESSAGES: usize = 2048;
 
@@ -39,15 +43,8 @@ pub(crate) struct Redis {
 struct RedisConnectionState {
     last_response: Instant,
     is_reconnecting: bool,
-}
-
-impl RedisConnectionState {
-    fn fresh() -> Self {
-        Self {
-            last_response: Instant::now(),
-            is_reconnecting: false,
-        }
-    }
+    /// Distinct errors of the connection since the last command that succeeded.
+    logged_errors: Vec<RedisError>,
 }
 
 /// Reconnection in progress. Another one is possible after it was dropped.
@@ -55,7 +52,9 @@ struct Reconnection(Arc<Mutex<RedisConnectionState>>);
 
 impl Drop for Reconnection {
     fn drop(&mut self) {
-        *self.0.lock() = RedisConnectionState::fresh();
+        let mut connection = self.0.lock();
+        connection.last_response = Instant::now();
+        connection.is_reconnecting = false;
     }
 }
 
@@ -63,12 +62,21 @@ impl Redis {
     /// Starts to connect, without waiting: Redis may start after this program.
     pub(crate) fn start(config: Config, metrics: StoreMetrics) -> Result<Self, RedisError> {
         let client = builder(config.clone()).build()?;
+        let connection = Arc::new(Mutex::new(RedisConnectionState {
+            last_response: Instant::now(),
+            is_reconnecting: false,
+            logged_errors: Vec::new(),
+        }));
+        tokio::spawn(log_connection_errors(
+            client.error_rx(),
+            Arc::clone(&connection),
+        ));
         client.connect();
         Ok(Self {
             client,
             config,
             metrics,
-            connection: Arc::new(Mutex::new(RedisConnectionState::fresh())),
+            connection,
         })
     }
 
@@ -108,6 +116,9 @@ impl Redis {
         if has_responded {
             connection.last_response = Instant::now();
         }
+        if outcome.is_ok() {
+            connection.logged_errors.clear();
+        }
         let is_dead = !has_responded && connection.last_response < sent_at;
         let is_unusable = is_dead || outcome.as_ref().is_err_and(is_read_only);
         if is_unusable && !connection.is_reconnecting && self.client.is_connected() {
@@ -141,10 +152,37 @@ impl Redis {
             .await;
         timer.stop(&outcome);
         self.track_connection(sent_at, &outcome);
-        match outcome {
-            Ok(_) => Ok(()),
-            Err(error) if is_read_only(&error) => Err(CheckError::ReadOnly),
-            Err(error) => Err(failed(error).into()),
+        let error = match outcome {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let is_rejected = |error: &RedisError| problem_of(error) == CheckError::ConnectionRejected;
+        // A command that waits for a connection only times out.
+        if *error.kind() == ErrorKind::Timeout
+            && self.connection.lock().logged_errors.iter().any(is_rejected)
+        {
+            return Err(CheckError::ConnectionRejected);
+        }
+        Err(failed(error).into())
+    }
+}
+
+/// Logs each distinct error of the connection once until a command succeeds: commands that wait for a
+/// connection only time out. Ends with the client.
+async fn log_connection_errors(
+    mut errors: Receiver<(RedisError, Option<Server>)>,
+    connection: Arc<Mutex<RedisConnectionState>>,
+) {
+    loop {
+        let error = match errors.recv().await {
+            Ok((error, _)) => error,
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => return,
+        };
+        let logged = &mut connection.lock().logged_errors;
+        if !logged.contains(&error) && logged.len() < MAX_LOGGED_ERRORS {
+            tracing::error!(store = STORE, %error, "store connection failed");
+            logged.push(error);
         }
     }
 }
@@ -205,5 +243,26 @@ pub(crate) fn unexpected_reply(description: &'static str) -> Unavailable {
     reason = "signature required by map_err"
 )]
 fn failed(error: RedisError) -> Unavailable {
-    Unavailable::because(STORE, &error)
+    Unavailable::with_problem(STORE, problem_of(&error), &error)
+}
+
+/// Returns the kind of an error by its code (redis.io, "Redis serialization protocol specification",
+/// simple errors). The error of a script has the code inside its text in Redis 6 and earlier.
+fn problem_of(error: &RedisError) -> CheckError {
+    let has_code = |code| error.details().contains(code);
+    if is_read_only(error) {
+        CheckError::ReadOnly
+    } else if has_code("OOM") {
+        CheckError::OutOfMemory
+    } else if has_code("MISCONF") {
+        CheckError::NotPersistent
+    } else if ["NOPERM", "NOAUTH", "WRONGPASS", "DB index"]
+        .into_iter()
+        .any(has_code)
+        || *error.kind() == ErrorKind::Auth
+    {
+        CheckError::ConnectionRejected
+    } else {
+        CheckError::Unavailable
+    }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use parking_lot::Mutex;
+use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::query::QueryScalar;
 use sqlx::sqlite::{
@@ -23,6 +24,7 @@ use sqlx::{FromRow, SqlitePool};
 use file_identity::FileIdentity;
 
 use crate::domain::time;
+use crate::store::check::CheckError;
 use crate::store::migrations;
 use crate::store::stale_connections::StaleConnections;
 use crate::store::unavailable::Unavailable;
@@ -159,7 +161,25 @@ fn open_private(file: &Path) -> io::Result<File> {
     reason = "signature required by map_err"
 )]
 pub(crate) fn failed(error: sqlx::Error) -> Unavailable {
-    Unavailable::because(STORE, &error)
+    Unavailable::with_problem(STORE, problem_of(&error), &error)
+}
+
+// Primary result codes (sqlite.org/rescode.html), which are the low byte of extended ones.
+const BUSY: i32 = 5;
+const LOCKED: i32 = 6;
+const READ_ONLY: i32 = 8;
+const IO_ERROR: i32 = 10;
+const DISK_FULL: i32 = 13;
+
+fn problem_of(error: &sqlx::Error) -> CheckError {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    let code = code.and_then(|code| code.parse::<i32>().ok());
+    match code.map(|code| code & 0xff) {
+        Some(BUSY | LOCKED) => CheckError::Locked,
+        Some(READ_ONLY) => CheckError::ReadOnly,
+        Some(IO_ERROR | DISK_FULL) => CheckError::NotPersistent,
+        _ => CheckError::Unavailable,
+    }
 }
 
 /// Converts a stored time, in microseconds since 1970. Returns `None` for one that clients cannot represent.
