@@ -106,6 +106,27 @@ async fn operator_actions_are_audited(store: Store) -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_command_in_a_folder_without_a_database_creates_none() -> Result<()> {
+    let mut replicas = Replicas::start(Store::Embedded, 0).await?;
+    let file = replicas.sqlite_file();
+    for arguments in [&["list"][..], &["show", "alice"], &["end-all-sessions"]] {
+        let error = run_user_command(&replicas, arguments, "").expect_err("no database exists");
+        let named_file = format!("{} does not exist", file.display());
+        assert!(
+            error.contains(&named_file) && error.contains("DATA_DIR"),
+            "{error}"
+        );
+        assert!(!file.try_exists()?);
+    }
+    // An operator may create the first account before the first start.
+    run_user_command(&replicas, &["create", "alice"], PASSWORD).expect("the account is created");
+    replicas.start_another()?;
+    replicas.wait_until_ready(0).await?;
+    assert_eq!(replicas.client(0)?.login("alice").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_operator_cannot_delete_an_account_while_its_sessions_cannot_be_ended() -> Result<()> {
     let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
     let token = replicas.client(0)?.register_and_login("alice").await?;

@@ -4,7 +4,7 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::config::{self, Environment, MigrateMode, StoreSettings};
 use crate::sessions::{RedisSessions, Sessions, SqliteSessions};
@@ -56,6 +56,19 @@ pub(super) async fn open(
                 Throttle::Redis(RedisThrottle(redis)),
             ))
         }
+    }
+}
+
+/// Checks that the embedded store exists, for commands that would otherwise create an empty one where
+/// an operator has named another folder than that of the service.
+pub(super) fn require_existing(settings: &StoreSettings) -> Result<()> {
+    match settings {
+        StoreSettings::File(file) if !file.exists() => bail!(
+            "{} does not exist: set DATA_DIR to the folder of the service's database, or DB_HOST and \
+             REDIS_HOST to its servers",
+            std::path::absolute(file).as_ref().unwrap_or(file).display()
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -67,15 +67,16 @@ pub(super) async fn run(environment: &Environment, command: UserCommand) -> Resu
         level: Level::WARN,
         ..config::logging(environment)?
     });
+    let store = config::store(environment)?;
+    // An operator may create the first account before the first start of the service.
+    if !matches!(command, UserCommand::Create { .. }) {
+        stores::require_existing(&store)?;
+    }
     let audit = config::audit(environment)?;
     let audit = OperatorAuditLog::open(audit).context("AUDIT_LOG: opening the file")?;
     let metrics = Metrics::new();
-    let (users, sessions, throttle) = stores::open(
-        &config::store(environment)?,
-        MigrateMode::ByCommand,
-        &metrics,
-    )
-    .await?;
+    let (users, sessions, throttle) =
+        stores::open(&store, MigrateMode::ByCommand, &metrics).await?;
     let administration = Administration {
         users,
         sessions,
