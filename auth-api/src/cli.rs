@@ -37,7 +37,11 @@ enum Command {
     /// Print the OpenAPI document of the endpoints
     Openapi,
     /// Check that the running program is alive, for containers without a shell
-    Healthcheck,
+    Healthcheck {
+        /// Check that its stores can be used, too
+        #[arg(long)]
+        ready: bool,
+    },
 }
 
 /// Runs the command that the arguments name. A failure is one line on standard error.
@@ -57,7 +61,10 @@ fn execute(command: Command) -> Result<()> {
     let environment = Environment::read()?;
     match command {
         Command::Openapi => print_openapi_document(),
-        Command::Healthcheck => healthcheck::run(config::listen(&environment)?),
+        Command::Healthcheck { ready } => {
+            let path = if ready { "/ready" } else { "/health" };
+            healthcheck::run(config::listen(&environment)?, path)
+        }
         Command::Migrate => runtime()?.block_on(stores::migrate(&environment)),
         Command::User(command) => runtime()?.block_on(user::run(&environment, command)),
         Command::Serve => runtime()?.block_on(serve::run(&environment)),

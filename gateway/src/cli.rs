@@ -40,12 +40,20 @@ enum Command {
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
     /// Exit with 0 if the gateway with this configuration is running and healthy.
-    Healthcheck,
+    Healthcheck(Healthcheck),
+}
+
+#[derive(Debug, Args)]
+struct Healthcheck {
+    /// Ask whether it can serve requests, which needs a healthy endpoint.
+    #[arg(long)]
+    ready: bool,
 }
 
 #[derive(Debug, Default, Args)]
 struct Run {
-    /// Take over the listening sockets of the running gateway; then send SIGQUIT to that one.
+    /// Take over the listening sockets of the running gateway; then send SIGQUIT to that one. If none is
+    /// running, serve at once.
     #[arg(long)]
     upgrade: bool,
 }
@@ -85,7 +93,10 @@ pub(crate) fn run() -> Result<()> {
         }
         Command::Check { file: argument } => check(&argument.unwrap_or(file), &environment),
         Command::Schema => print(SCHEMA),
-        Command::Healthcheck => healthcheck(admin_address(&file, &environment)),
+        Command::Healthcheck(arguments) => {
+            let path = if arguments.ready { "/ready" } else { "/health" };
+            healthcheck(admin_address(&file, &environment), path)
+        }
     }
 }
 
@@ -142,7 +153,8 @@ fn describe_health_check(settings: &HealthCheckSettings) -> String {
     }
 }
 
-fn healthcheck(mut address: SocketAddr) -> Result<()> {
+/// Requests `path` of the admin listener.
+fn healthcheck(mut address: SocketAddr, path: &str) -> Result<()> {
     const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
     if address.ip().is_unspecified() {
         address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port());
@@ -152,15 +164,16 @@ fn healthcheck(mut address: SocketAddr) -> Result<()> {
         let mut stream = TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)?;
         stream.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
         stream.set_write_timeout(Some(HEALTHCHECK_TIMEOUT))?;
-        stream.write_all(b"GET /health HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n")?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
         stream.read_to_string(&mut response).map(|_| ())
     };
     exchange()
         .with_context(|| format!("cannot reach the gateway's admin listener at {address}"))?;
     if !response.starts_with("HTTP/1.1 200 ") {
         bail!(
-            "the gateway at {address} is not healthy: {}",
-            response.lines().next().unwrap_or("")
+            "{path} of the gateway at {address} responded: {}",
+            response.lines().next().unwrap_or("nothing")
         );
     }
     Ok(())

@@ -37,6 +37,30 @@ async fn healthcheck_fails_when_the_gateway_is_stopped() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn healthcheck_ready_fails_without_a_healthy_endpoint() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    gateway
+        .wait_for_response("/", |response| response.status == 200)
+        .await?;
+    let mut healthcheck = gateway.start_second(&["healthcheck", "--ready"])?;
+    assert!(
+        healthcheck.wait_for_exit()?.success(),
+        "{}",
+        healthcheck.log()
+    );
+    drop(upstream);
+    gateway
+        .wait_for_metric("gateway_replica_up", &[], 0.0)
+        .await?;
+    let mut healthcheck = gateway.start_second(&["healthcheck", "--ready"])?;
+    assert!(!healthcheck.wait_for_exit()?.success());
+    let log = healthcheck.log();
+    assert!(log.contains("/ready of the gateway at"), "{log}");
+    Ok(())
+}
+
 #[test]
 fn check_warns_of_certificates_outside_their_validity_period() -> Result<()> {
     let folder = tempfile::tempdir()?;
