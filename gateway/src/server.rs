@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::server::Server;
 use pingora::server::configuration::{Opt, ServerConf};
@@ -39,7 +39,8 @@ use crate::telemetry::access_log::AccessLog;
 pub(crate) enum Start {
     /// They are created.
     Fresh,
-    /// They are handed over by the running gateway, through `GATEWAY_UPGRADE_SOCKET`.
+    /// They are handed over by the running gateway, through `GATEWAY_UPGRADE_SOCKET`, or created if none
+    /// is running, as at the boot of a machine.
     Upgrade,
 }
 
@@ -71,10 +72,17 @@ pub(crate) fn serve(
     let gateway = Arc::new(GatewayState::new(config, telemetry.access_log)?);
     let handed_over = match start {
         Start::Fresh => None,
-        Start::Upgrade => {
-            start_checks::check_writable(&upgrade_socket)?;
-            Some(HandedOverSockets::receive(&upgrade_socket, listen)?)
-        }
+        Start::Upgrade => match start_checks::check_addresses_free(listen, None) {
+            Ok(()) => {
+                tracing::info!("no gateway is running: nothing to take over");
+                None
+            }
+            Err(in_use) => {
+                start_checks::check_writable(&upgrade_socket)?;
+                let sockets = HandedOverSockets::receive(&upgrade_socket, listen);
+                Some(sockets.with_context(|| format!("{in_use:#}"))?)
+            }
+        },
     };
     start_checks::check_addresses_free(listen, handed_over.as_ref())?;
     let supervisor = telemetry.supervisor;

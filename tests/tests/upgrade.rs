@@ -73,6 +73,19 @@ async fn no_request_fails_while_a_new_process_takes_over() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_upgrade_without_a_running_gateway_serves() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    assert!(gateway.process.terminate()?.success());
+    let mut second = gateway.start_second(&["run", "--upgrade"])?;
+    gateway
+        .wait_for_response("/", |response| response.status == 200)
+        .await?;
+    assert!(second.terminate()?.success());
+    Ok(())
+}
+
+#[tokio::test]
 async fn sigquit_without_a_successor_is_ignored() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
     let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
