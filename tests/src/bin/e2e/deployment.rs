@@ -1,21 +1,46 @@
 //! A deployment of `compose.prod.yml` in a folder of its own.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::Command;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tests::certificate::Certificate;
 use tests::client::{Client, HOST, Protocol};
 
-use crate::docker;
+use crate::docker::{self, Docker};
+use crate::engine::Engine;
+use crate::wait::until;
 
-const COMPOSE_PROJECT: &str = "auth-edge-e2e";
+/// Name of the Compose project and of the stack.
+pub(crate) const PROJECT: &str = "auth-edge-e2e";
 const HTTPS_PORT: u16 = 18_443;
 const HTTP_PORT: u16 = 18_080;
+/// Addresses of this machine. Docker forwards connections to them in different ways: by its proxy, and by
+/// the kernel's address translation.
+const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
+const PUBLIC: [u8; 4] = [192, 0, 2, 1];
+/// User without privileges.
+const NOBODY: &str = "65534";
+/// Longest wait for Docker to start a container again: the back-off is at most a minute.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Images that the deployment runs, of the two versions of each program.
+const IMAGES: [&str; 6] = [
+    "gateway:e2e-1",
+    "gateway:e2e-2",
+    "auth-api:e2e-1",
+    "auth-api:e2e-2",
+    "postgres:15-bookworm",
+    REDIS_IMAGE,
+];
+const REDIS_IMAGE: &str = "redis:7-bookworm";
+/// Size of the disk of Redis, of which the whole test needs a fraction.
+const REDIS_DISK_SIZE: &str = "32m";
 
 /// Files that an operator copies to the host.
 const FILES: [&str; 11] = [
@@ -32,22 +57,57 @@ const FILES: [&str; 11] = [
     "docker/wait-until-ready.sh",
 ];
 
-/// A deployment with ports and a certificate of its own. Dropping the value removes its containers
-/// and volumes.
+/// A service of `compose.prod.yml`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Service {
+    Gateway,
+    AuthApi,
+    Postgres,
+    Redis,
+}
+
+impl Service {
+    pub(crate) const ALL: [Self; 4] = [Self::Gateway, Self::AuthApi, Self::Postgres, Self::Redis];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::AuthApi => "auth-api",
+            Self::Postgres => "postgres",
+            Self::Redis => "redis",
+        }
+    }
+}
+
+/// A deployment with ports and a certificate of its own.
 pub(crate) struct Deployment {
+    pub(crate) engine: Engine,
     folder: TempDir,
     certificate: Certificate,
 }
 
 impl Deployment {
     /// Builds two versions of each image and prepares the deployment's files, without starting it.
-    pub(crate) fn prepare(root: &Path) -> Result<Self> {
+    /// The daemon keeps its files in `engine_folder`.
+    pub(crate) fn prepare(root: &Path, engine_folder: &Path) -> Result<Self> {
         for program in ["gateway", "auth-api"] {
             for version in [1, 2] {
                 let (tag, label) = (format!("{program}:e2e-{version}"), format!("e2e={version}"));
-                docker::build_image(root, program, &tag, &label)?;
+                let dockerfile = "docker/Dockerfile";
+                Docker::of_machine().build_image(root, dockerfile, program, &tag, &label)?;
             }
         }
+        let engine = Engine::start(engine_folder)?;
+        for image in IMAGES {
+            engine.load_image(image)?;
+        }
+        let dockerfile = "tests/src/bin/e2e/broken.Dockerfile";
+        for target in ["auth-api-absent", "auth-api-exits", "gateway-exits"] {
+            let tag = format!("{target}:e2e");
+            let docker = engine.docker();
+            docker.build_image(root, dockerfile, target, &tag, "e2e=broken")?;
+        }
+
         let folder = tempfile::Builder::new().prefix("e2e-").tempdir()?;
         fs::create_dir(folder.path().join("docker"))?;
         for file in FILES {
@@ -58,27 +118,63 @@ impl Deployment {
         fs::create_dir(&ssl_folder)?;
         let certificate = Certificate::generate(&ssl_folder, "cert", &[HOST, "127.0.0.1"])?;
         fs::rename(&certificate.key_file, ssl_folder.join("key.pem"))?;
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
         let deployment = Self {
+            engine,
             folder,
             certificate,
         };
-        fs::set_permissions(deployment.folder.path(), fs::Permissions::from_mode(0o755))?;
         deployment.run_script("docker/prepare.sh")?;
         deployment.raise_quota()?;
+        deployment.create_redis_disk()?;
         for (name, value) in [
             ("HTTPS_PORT", HTTPS_PORT.to_string()),
             ("HTTP_PORT", HTTP_PORT.to_string()),
             ("GATEWAY_IMAGE", "gateway:e2e-1".to_owned()),
             ("AUTH_API_IMAGE", "auth-api:e2e-1".to_owned()),
+            // Hashes at the full cost would keep a small machine busy, and logins would be shed.
+            ("BCRYPT_COST", "8".to_owned()),
         ] {
             deployment.set(name, &value)?;
         }
         Ok(deployment)
     }
 
-    /// Raises the quota of a client: the whole load comes from one address.
+    /// Creates the volume of Redis as a small disk, which can be filled.
+    fn create_redis_disk(&self) -> Result<()> {
+        let (docker, name) = (self.docker(), format!("{PROJECT}_redis_data"));
+        let project = format!("com.docker.compose.project={PROJECT}");
+        let label = "com.docker.compose.volume=redis_data";
+        docker.output(&[
+            "volume", "create", "--label", &project, "--label", label, &name,
+        ])?;
+        // The first container that uses a volume gives it the owner of the folder in its image.
+        let mount = format!("{name}:/data");
+        docker.output(&["run", "--rm", "--volume", &mount, REDIS_IMAGE, "true"])?;
+        let folder = self.redis_disk()?;
+        let owner = fs::metadata(&folder)?;
+        let options = format!(
+            "size={REDIS_DISK_SIZE},uid={},gid={}",
+            owner.uid(),
+            owner.gid()
+        );
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
+        docker::output(command.arg(&folder))?;
+        Ok(())
+    }
+
+    /// Returns the folder of the volume of Redis.
+    pub(crate) fn redis_disk(&self) -> Result<PathBuf> {
+        let name = format!("{PROJECT}_redis_data");
+        let docker = self.docker();
+        let folder = docker.output(&["volume", "inspect", "--format", "{{.Mountpoint}}", &name])?;
+        Ok(folder.into())
+    }
+
+    /// Raises the quota of a client: the whole load comes from two addresses.
     fn raise_quota(&self) -> Result<()> {
-        let config_file = self.folder.path().join("config/gateway.yml");
+        let config_file = self.path("config/gateway.yml");
         let mut config = fs::read_to_string(&config_file)?;
         for quota in ["quota: 100 ", "quota: 60,", "quota: 20,"] {
             config = config.replace(quota, &quota.replace(": ", ": 100000"));
@@ -89,9 +185,13 @@ impl Deployment {
         Ok(fs::write(&config_file, config)?)
     }
 
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.folder.path().join(file)
+    }
+
     /// Sets a variable in `.prod.env`.
     pub(crate) fn set(&self, name: &str, value: &str) -> Result<()> {
-        let file = self.folder.path().join(".prod.env");
+        let file = self.path(".prod.env");
         let text = fs::read_to_string(&file)?;
         let prefix = format!("{name}=");
         let lines = text.lines().map(|line| {
@@ -105,30 +205,71 @@ impl Deployment {
         Ok(fs::write(file, lines.join("\n") + "\n")?)
     }
 
+    pub(crate) fn docker(&self) -> Docker {
+        self.engine.docker()
+    }
+
     pub(crate) fn client(&self) -> Result<Client> {
+        self.client_at(LOOPBACK)
+    }
+
+    /// Returns clients, of which each second one connects to the address that is not loopback.
+    pub(crate) fn clients(&self, count: usize) -> Result<Vec<Client>> {
+        let addresses = [LOOPBACK, PUBLIC].into_iter().cycle();
+        let clients = addresses.take(count);
+        clients.map(|address| self.client_at(address)).collect()
+    }
+
+    fn client_at(&self, address: [u8; 4]) -> Result<Client> {
         Client::new(
-            ([127, 0, 0, 1], HTTPS_PORT).into(),
+            (address, HTTPS_PORT).into(),
             &self.certificate,
-            [127, 0, 0, 1].into(),
+            address.into(),
             Protocol::Http1,
         )
     }
 
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.folder.path().join(program));
+    /// Returns a command in the deployment's folder.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        self.docker().select(&mut command);
         command
-            .env("COMPOSE_PROJECT_NAME", COMPOSE_PROJECT)
-            .current_dir(self.folder.path());
+            .env("COMPOSE_PROJECT_NAME", PROJECT)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null());
         command
     }
 
     pub(crate) fn run_script(&self, script: &str) -> Result<()> {
-        docker::run(&mut self.command(script))
+        docker::output(&mut self.command(script))?;
+        Ok(())
+    }
+
+    /// Runs commands of a shell.
+    pub(crate) fn run_shell(&self, commands: &str) -> Result<()> {
+        docker::output(
+            self.command("bash")
+                .args(["-euo", "pipefail", "-c", commands]),
+        )?;
+        Ok(())
+    }
+
+    /// Runs a script that has to fail and name the reason.
+    pub(crate) fn run_failing_script(&self, script: &str, reason: &str) -> Result<()> {
+        expect_failure(&mut self.command(script), reason)
+    }
+
+    /// Runs a script as a user without privileges, which has to fail and name the reason.
+    pub(crate) fn run_failing_script_as_user(&self, script: &str, reason: &str) -> Result<()> {
+        let mut command = self.command("setpriv");
+        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"]);
+        expect_failure(command.arg(script), reason)
     }
 
     /// Runs Docker Compose on the deployment.
     pub(crate) fn compose(&self, arguments: &[&str]) -> Result<()> {
-        docker::run(self.command("docker/compose").args(arguments))
+        docker::output(self.command("docker/compose").args(arguments))?;
+        Ok(())
     }
 
     /// Sets the number of replicas of auth-api.
@@ -143,39 +284,68 @@ impl Deployment {
             .command("docker/compose")
             .args(["logs", "--tail", "30"])
             .output();
-        output.map_or_else(
-            |error| error.to_string(),
-            |output| String::from_utf8_lossy(&output.stdout).into_owned(),
-        )
+        output.map_or_else(|error| error.to_string(), |output| docker::text(&output))
     }
 
-    /// Returns the ids of a service's containers.
-    fn containers(&self, service: &str) -> Result<Vec<String>> {
-        let output = self
-            .command("docker/compose")
-            .args(["ps", "-q", service])
-            .output()?;
-        Ok(String::from_utf8(output.stdout)?
+    /// Returns the ids of a service's containers, running or not, in order.
+    pub(crate) fn containers(&self, service: Service) -> Result<Vec<String>> {
+        let project = format!("label=com.docker.compose.project={PROJECT}");
+        let service = format!("label=com.docker.compose.service={}", service.name());
+        let arguments = ["ps", "--all", "--quiet", "--no-trunc", "--filter"];
+        let arguments = [&arguments[..], &[&project, "--filter", &service]].concat();
+        let mut ids: Vec<_> = self
+            .docker()
+            .output(&arguments)?
             .lines()
             .map(str::to_owned)
-            .collect())
+            .collect();
+        ids.sort();
+        Ok(ids)
     }
 
-    /// Kills a replica of auth-api, which simulates a crash: Docker restarts it.
+    /// Returns the image's name of each of a service's containers.
+    pub(crate) fn images(&self, service: Service) -> Result<Vec<String>> {
+        let docker = self.docker();
+        let image = |id: &String| docker.inspect(id, "{{.Config.Image}}");
+        self.containers(service)?.iter().map(image).collect()
+    }
+
+    /// Sends a signal to the main process of a container, which simulates a crash: Docker restarts it.
+    pub(crate) fn signal(&self, container: &str, signal: Signal) -> Result<()> {
+        Ok(kill_process(self.main_process(container)?, signal)?)
+    }
+
+    /// Waits until a container runs, and returns its main process.
+    fn main_process(&self, container: &str) -> Result<Pid> {
+        let (docker, mut process) = (self.docker(), None);
+        until("a container to run", RESTART_TIMEOUT, || {
+            let pid = docker.inspect(container, "{{.State.Pid}}")?.parse()?;
+            process = Pid::from_raw(pid);
+            Ok(process.is_some())
+        })
+        .with_context(|| {
+            let state = docker.inspect(
+                container,
+                "{{.Name}} {{.State.Status}} restarts={{.RestartCount}}",
+            );
+            state.unwrap_or_else(|error| error.to_string())
+        })?;
+        process.context("the container does not run")
+    }
+
+    /// Kills a replica of auth-api.
     pub(crate) fn kill_replica(&self) -> Result<()> {
-        let replicas = self.containers("auth-api")?;
+        let replicas = self.containers(Service::AuthApi)?;
         let container = replicas.first().context("auth-api has no container")?;
-        let pid = docker::container_pid(container)?;
-        let pid = Pid::from_raw(pid).with_context(|| format!("{container} does not run"))?;
-        Ok(kill_process(pid, Signal::KILL)?)
+        self.signal(container, Signal::KILL)
     }
 
     /// Returns a Markdown table with the memory usage of each container.
     pub(crate) fn memory_table(&self) -> Result<String> {
         let mut table = String::from("| container | memory |\n|---|---|\n");
-        for service in ["gateway", "auth-api", "postgres", "redis"] {
+        for service in Service::ALL {
             for container in self.containers(service)? {
-                table.push_str(&docker::memory_row(&container)?);
+                table.push_str(&self.docker().memory_row(&container)?);
                 table.push('\n');
             }
         }
@@ -183,8 +353,14 @@ impl Deployment {
     }
 }
 
-impl Drop for Deployment {
-    fn drop(&mut self) {
-        let _ = self.compose(&["down", "--volumes", "--timeout", "5"]);
-    }
+/// Runs a command that has to fail and print `reason`.
+fn expect_failure(command: &mut Command, reason: &str) -> Result<()> {
+    let output = command.output()?;
+    let text = docker::text(&output);
+    ensure!(!output.status.success(), "{command:?} succeeded: {text}");
+    ensure!(
+        text.contains(reason),
+        "{command:?} does not say `{reason}`: {text}"
+    );
+    Ok(())
 }
