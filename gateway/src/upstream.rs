@@ -168,16 +168,16 @@ impl UpstreamGroup {
         self.endpoints.store(Arc::new(endpoints));
     }
 
-    /// Probes the endpoints of `scope` concurrently. Without a method of health checks, endpoints that could
-    /// not be connected return in the rounds for all.
+    /// Probes the endpoints of `scope` concurrently, and returns those that have recovered. Without a method of
+    /// health checks, endpoints that could not be connected return in the rounds for all.
     pub(crate) async fn probe(
         &self,
         scope: ProbeScope,
         connector: &Connector,
         settings: &HealthCheckSettings,
-    ) {
+    ) -> Vec<SocketAddr> {
         if settings.method == HealthCheckMethod::None && scope == ProbeScope::NotHealthy {
-            return;
+            return Vec::new();
         }
         let endpoints = self.endpoints();
         let probes = endpoints
@@ -185,8 +185,12 @@ impl UpstreamGroup {
             .filter(|endpoint| {
                 scope == ProbeScope::AllEndpoints || endpoint.health() != HealthStatus::Healthy
             })
-            .map(|endpoint| endpoint.probe(connector, settings));
-        futures::future::join_all(probes).await;
+            .map(async |endpoint| {
+                let recovered = endpoint.probe(connector, settings).await;
+                recovered.then_some(endpoint.address)
+            });
+        let recovered = futures::future::join_all(probes).await;
+        recovered.into_iter().flatten().collect()
     }
 
     /// Closes idle connections that have expired or that the endpoints have closed.

@@ -565,6 +565,28 @@ premier:
 }
 
 #[tokio::test]
+async fn an_endpoint_that_passes_its_health_check_again_is_probed_without_delay() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let address = upstream.address;
+    let gateway = start_gateway(&upstream).await?;
+    let client = gateway.client()?;
+    // Its circuit breaker stays open for ten minutes.
+    assert_eq!(client.get("/guarded").await?.status, 200);
+    drop(upstream);
+    client
+        .wait_for_response("/guarded", |response| response.status == 503)
+        .await?;
+    gateway
+        .process
+        .wait_for_log("endpoint marked unhealthy")
+        .await?;
+    let _upstream = MockUpstream::start_at(address, |_| MockResponse::new(200, "ok")).await?;
+    client
+        .wait_for_response("/guarded", |response| response.status == 200)
+        .await
+}
+
+#[tokio::test]
 async fn with_every_endpoint_unhealthy_requests_are_tried_all_the_same() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
     let closed_port = address::unused_loopback().port();

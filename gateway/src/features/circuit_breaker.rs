@@ -1,8 +1,9 @@
 //! Circuit breaker (Nygard, "Release It!", 2007), one for each path pattern and endpoint.
 //!
 //! Closed: requests pass, and failures in a row are counted. `failure_threshold` of them open the
-//! breaker: requests are sent to other endpoints. After `recovery_timeout` one request passes as the
-//! probe, and the breaker is half-open: success closes it, failure opens it again.
+//! breaker: requests are sent to other endpoints. After `recovery_timeout`, or once a health check finds the
+//! endpoint healthy that was not, one request passes as the probe, and the breaker is half-open: success
+//! closes it, failure opens it again.
 //!
 //! Invariant: in a breaker that is not closed only the outcome of the probe changes the state; those of
 //! requests from before it opened are ignored. Each admitted request holds a [`Permit`]. If the probe's
@@ -140,6 +141,14 @@ impl CircuitBreakers {
         let breaker = Arc::new(CircuitBreaker::new(self.settings, gauge));
         by_endpoint.push((endpoint, Arc::clone(&breaker)));
         breaker
+    }
+
+    /// Lets the breaker of an endpoint admit its probe now if it is open. For an endpoint that was unreachable and
+    /// passes its health check again, `recovery_timeout` would only prolong the outage.
+    pub(crate) fn probe_now(&self, endpoint: SocketAddr, now: Instant) {
+        if let Some(breaker) = find(&self.by_endpoint.read(), endpoint) {
+            breaker.probe_now(now);
+        }
     }
 
     /// Removes the breakers of endpoints for which `is_current` is false.

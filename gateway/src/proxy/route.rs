@@ -13,6 +13,7 @@ use crate::features::circuit_breaker::CircuitBreakers;
 use crate::features::rate_limit::{Quota, QuotaStore};
 use crate::features::retry::RetryBudget;
 use crate::proxy::path_matcher::PathMatcher;
+use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::{Metrics, RouteMetrics};
 
 /// Name of the default route in metrics and logs.
@@ -133,6 +134,13 @@ impl Routes {
     pub(crate) fn retain_breakers(&self, is_current: impl Fn(SocketAddr) -> bool) {
         for (_, breakers) in self.breakers_by_pattern() {
             breakers.retain(&is_current);
+        }
+    }
+
+    /// Lets the open circuit breakers of an endpoint that has recovered admit their probes now.
+    pub(crate) fn probe_breakers(&self, endpoint: SocketAddr, now: Instant) {
+        for (_, breakers) in self.breakers_by_pattern() {
+            breakers.probe_now(endpoint, now);
         }
     }
 

@@ -91,9 +91,14 @@ impl Discovery {
                 .routes
                 .retain_breakers(|address| all.iter().any(|endpoint| endpoint.address == address));
         }
-        upstreams
+        let recovered = upstreams
             .probe(scope, connector, &active.config.health_check)
             .await;
+        let now = Instant::now();
+        for address in recovered {
+            // The configuration may have been replaced during the probes.
+            self.gateway.current().routes.probe_breakers(address, now);
+        }
         upstreams.close_expired_connections(Instant::now());
     }
 

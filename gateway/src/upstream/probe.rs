@@ -20,8 +20,18 @@ use crate::upstream::health::HealthStatus;
 const PROBE_HEADER_CAPACITY: usize = 3;
 
 impl Endpoint {
-    /// Probes the endpoint once and updates its health.
-    pub(super) async fn probe(&self, connector: &Connector, settings: &HealthCheckSettings) {
+    /// Probes the endpoint once and updates its health. Returns whether it was unhealthy and is healthy now.
+    pub(super) async fn probe(
+        &self,
+        connector: &Connector,
+        settings: &HealthCheckSettings,
+    ) -> bool {
+        let before = self.health();
+        self.update_health(connector, settings).await;
+        before == HealthStatus::Unhealthy && self.health() == HealthStatus::Healthy
+    }
+
+    async fn update_health(&self, connector: &Connector, settings: &HealthCheckSettings) {
         let probe = pin!(async {
             match &settings.method {
                 HealthCheckMethod::Http { path } => {

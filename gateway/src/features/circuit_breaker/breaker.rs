@@ -184,6 +184,16 @@ impl CircuitBreaker {
         }
     }
 
+    /// Ends the recovery timeout of an open breaker: the next request becomes the probe.
+    pub(super) fn probe_now(&self, now: Instant) {
+        let mut state = self.state.lock();
+        if let BreakerState::Open { until } = *state {
+            *state = BreakerState::Open {
+                until: until.min(now),
+            };
+        }
+    }
+
     pub(super) fn state_name(&self) -> &'static str {
         match *self.state.lock() {
             BreakerState::Closed { .. } => "closed",
