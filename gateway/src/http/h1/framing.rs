@@ -9,7 +9,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
 use crate::http::message::Framing;
-use crate::http::syntax::{is_header_value_byte, is_whitespace};
+use crate::http::syntax::{is_header_value_byte, is_token_byte, is_whitespace};
 use crate::telemetry::text;
 
 /// Maximum length of a chunk size with its extensions, in bytes.
@@ -190,7 +190,9 @@ impl ChunkState {
             },
             Self::DataEnd if line.is_empty() => BodyDecoder::Chunked(Self::Size),
             Self::Trailers { .. } if line.is_empty() => BodyDecoder::Done,
-            Self::Trailers { bytes } if bytes + line_feed < MAX_TRAILER_BYTES => {
+            Self::Trailers { bytes }
+                if bytes + line_feed < MAX_TRAILER_BYTES && is_trailer(line, syntax) =>
+            {
                 BodyDecoder::Chunked(Self::Trailers {
                     bytes: bytes + line_feed + 1,
                 })
@@ -200,6 +202,14 @@ impl ChunkState {
         input.advance(line_feed + 1);
         Ok(Some(next))
     }
+}
+
+/// Returns whether a line is a trailer field (RFC 9112, section 5.1): a name, and a colon right after it. Trailers
+/// are not forwarded, so that those of a response need no check.
+fn is_trailer(line: &[u8], syntax: ChunkSyntax) -> bool {
+    syntax == ChunkSyntax::Lenient
+        || memchr::memchr(b':', line)
+            .is_some_and(|colon| colon > 0 && line[..colon].iter().all(|byte| is_token_byte(*byte)))
 }
 
 /// Parses a chunk size: hexadecimal digits, and extensions, which are ignored.
@@ -378,6 +388,15 @@ mod tests {
         let chunks = b"1;x=\"y\"\r\na\r\n002\r\nbc\r\n0;z\r\nx: y\r\n\r\nGET";
         let (body, rest) = decode(Framing::Chunked, chunks, 3).unwrap();
         assert_eq!((&body[..], &rest[..]), (&b"abc"[..], &b"GET"[..]));
+    }
+
+    #[test]
+    fn malformed_trailers_are_rejected_in_requests() {
+        for trailer in ["A b", ": x", " Host: y", "A : b", "\u{e9}: x", "a"] {
+            let chunks = format!("0\r\n{trailer}\r\n\r\n");
+            let body = decode(Framing::Chunked, chunks.as_bytes(), 1000);
+            assert_eq!(body, Err(BodyError), "{trailer}");
+        }
     }
 
     #[test]
