@@ -63,7 +63,7 @@ pub(crate) fn serve(
     telemetry: Telemetry,
 ) -> Result<()> {
     signals::ignore_sighup()?;
-    fd_limit::raise();
+    fd_limit::raise()?;
     let config = Config::load(&file, &environment)?;
     reload::log_warnings(&config);
     let listen = config.listen;

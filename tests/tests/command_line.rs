@@ -203,3 +203,33 @@ fn variables_that_are_not_utf8_are_reported_by_name() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn check_quotes_only_the_beginning_of_a_file_that_is_no_configuration() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("passwd");
+    std::fs::write(&file, "user:secret\n".repeat(100))?;
+    let check = bound_command(program_path("gateway"))
+        .arg("check")
+        .arg(&file)
+        .output()?;
+    let message = String::from_utf8(check.stderr)? + &String::from_utf8(check.stdout)?;
+    assert!(message.contains("must be a mapping"), "{message}");
+    assert!(message.len() < 300, "{message}");
+    Ok(())
+}
+
+#[test]
+fn the_gateway_does_not_start_with_too_few_open_files() -> Result<()> {
+    let start = bound_command("prlimit")
+        .args(["--nofile=150", "--"])
+        .arg(program_path("gateway"))
+        .output()?;
+    let message = String::from_utf8(start.stderr)? + &String::from_utf8(start.stdout)?;
+    assert!(!start.status.success());
+    assert!(
+        message.contains("the limit of open files is 150: raise it to 200 or more"),
+        "{message}"
+    );
+    Ok(())
+}

@@ -138,9 +138,12 @@ impl<'y, 'c> Node<'y, 'c> {
             YamlData::Value(Scalar::Integer(value)) => format!("`{value}`"),
             YamlData::Value(Scalar::FloatingPoint(value)) => format!("`{value}`"),
             YamlData::Value(Scalar::String(text)) => {
+                let excerpt = excerpt(text);
                 match self.context.environment.interpolate(text) {
-                    Ok(Cow::Owned(value)) => format!("`{value}` (from `{text}`)"),
-                    _ => format!("the string `{text}`"),
+                    Ok(Cow::Owned(value)) => {
+                        format!("`{}` (from `{excerpt}`)", self::excerpt(&value))
+                    }
+                    _ => format!("the string `{excerpt}`"),
                 }
             }
             YamlData::Sequence(_) => "a list".to_owned(),
@@ -492,5 +495,15 @@ fn key_name<'y>(key: &'y MarkedYaml<'y>) -> Option<Cow<'y, str>> {
         YamlData::Value(Scalar::Integer(number)) => Some(Cow::Owned(number.to_string())),
         YamlData::Value(Scalar::Boolean(value)) => Some(Cow::Owned(value.to_string())),
         _ => None,
+    }
+}
+
+/// Returns the beginning of a text that an error message quotes: a file that is no configuration is one long
+/// string, and may be secret.
+fn excerpt(text: &str) -> Cow<'_, str> {
+    const MAX_QUOTED_CHARS: usize = 60;
+    match text.char_indices().nth(MAX_QUOTED_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
     }
 }

@@ -1,13 +1,33 @@
 //! Limit of open files (`RLIMIT_NOFILE`): each connection, downstream or upstream, is an open file.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use thiserror::Error;
 
 /// Files that are not connections: listeners, logs, certificates, health checks.
 const RESERVED_FILES: u64 = 100;
+/// A client connection and its upstream connection.
+const FILES_PER_CLIENT_CONNECTION: u64 = 2;
+
+/// Least number of client connections for which the gateway starts. With fewer it would be ready and serve
+/// nearly nobody.
+const MIN_CLIENT_CONNECTIONS: u64 = 50;
+
+/// Error of [`raise`].
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error(
+    "the limit of open files is {limit}: raise it to {required} or more (LimitNOFILE, ulimit -n)"
+)]
+pub(crate) struct LimitTooLow {
+    limit: u64,
+    required: u64,
+}
 
 /// Raises the soft limit to the hard limit. The soft limit is low by default, for programs that use
 /// select(2), which supports 1,024 files.
-pub(crate) fn raise() {
+///
+/// # Errors
+/// Returns an error if the limit is too low for the gateway to serve.
+pub(crate) fn raise() -> Result<(), LimitTooLow> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -16,17 +36,26 @@ pub(crate) fn raise() {
     if setrlimit(Resource::Nofile, raised).is_err() {
         tracing::warn!(limit = ?limit.current, "limit of open files could not be raised");
     }
+    let required = RESERVED_FILES + FILES_PER_CLIENT_CONNECTION * MIN_CLIENT_CONNECTIONS;
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < required => Err(LimitTooLow { limit, required }),
+        _ => Ok(()),
+    }
+}
+
+fn files_for_connections() -> u64 {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    limit.saturating_sub(RESERVED_FILES)
 }
 
 /// Returns the number of connections, downstream and upstream together, that may be open.
 pub(crate) fn max_connections() -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(limit.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX)
+    usize::try_from(files_for_connections()).unwrap_or(usize::MAX)
 }
 
 /// Returns the number of client connections that may be open, each with one upstream connection.
 pub(crate) fn max_client_connections() -> usize {
-    max_connections() / 2
+    usize::try_from(files_for_connections() / FILES_PER_CLIENT_CONNECTION).unwrap_or(usize::MAX)
 }
 
 /// Logs a warning if the limit allows fewer client connections than `limits.max_connections`.
