@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -24,6 +24,9 @@ use crate::telemetry::audit::{AuditFileSettings, AuditMode, Rotation};
 pub(crate) const MIN_SAFE_BCRYPT_COST: u32 = 12;
 /// HS256 requires a key at least as long as its hash (RFC 7518, section 3.2).
 const MIN_KEY_BYTES: usize = 32;
+/// More threads than a machine has cores; each is a thread of the operating system.
+const MAX_HASHING_THREADS: usize = 1024;
+const HASHING_THREADS: &str = "a whole number from 1 to 1024";
 /// Fewer different bytes show that a key is not random: 32 random hexadecimal digits have fewer with
 /// a probability below 10⁻⁷.
 const MIN_DISTINCT_KEY_BYTES: usize = 8;
@@ -149,6 +152,11 @@ impl Environment {
             .parse()
             .ok()
             .with_context(|| format!("{name} is {value:?}: it must be {expected}"))
+    }
+
+    fn port(&self, name: &str, default: &str) -> Result<u16> {
+        let port: NonZeroU16 = self.parsed(name, default, "a port, 1 to 65535")?;
+        Ok(port.get())
     }
 
     fn seconds(&self, name: &str, default: &str) -> Result<Duration> {
@@ -308,12 +316,15 @@ fn configured_by(
 fn postgres(environment: &Environment) -> Result<PostgresSettings> {
     let options = match environment.get("DATABASE_URL")? {
         // The parser's error may contain the URL with its password.
-        Some(url) => url.parse().ok().context(
-            "DATABASE_URL must look like postgres://user:password@host:5432/database?sslmode=require",
-        )?,
+        Some(url) => Some(&url)
+            .filter(|url| has_scheme(url, ["postgres", "postgresql"]))
+            .and_then(|url| url.parse().ok())
+            .context(
+                "DATABASE_URL must look like postgres://user:password@host:5432/database?sslmode=require",
+            )?,
         None => PgConnectOptions::new_without_pgpass()
             .host(&environment.text("DB_HOST", "localhost")?)
-            .port(environment.parsed("DB_PORT", "5432", PORT)?)
+            .port(environment.port("DB_PORT", "5432")?)
             .username(&environment.text("DB_USER", "auth_user")?)
             .password(&environment.text("DB_PASSWORD", "password")?)
             .database(&environment.text("DB_TABLE", "auth")?),
@@ -335,13 +346,16 @@ fn postgres(environment: &Environment) -> Result<PostgresSettings> {
     })
 }
 
-const PORT: &str = "a port, 1 to 65535";
-
 fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
     use fred::error::ErrorKind;
     use fred::types::config::{Config, ServerConfig};
     if let Some(url) = environment.get("REDIS_URL")? {
         check_redis_scheme(&url)?;
+        const EXPECTED: &str =
+            "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)";
+        if !has_scheme(&url, ["redis", "rediss"]) {
+            bail!(EXPECTED);
+        }
         return Config::from_url(&url).map_err(|error| match error.kind() {
             // It has no part of the URL, which may contain a password.
             ErrorKind::Tls => anyhow!(
@@ -349,19 +363,26 @@ fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
                  SSL_CERT_DIR names, cannot be read: {}",
                 error.details()
             ),
-            _ => anyhow!(
-                "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)"
-            ),
+            _ => anyhow!(EXPECTED),
         });
     }
     Ok(Config {
         server: ServerConfig::new_centralized(
             environment.text("REDIS_HOST", "localhost")?,
-            environment.parsed("REDIS_PORT", "6379", PORT)?,
+            environment.port("REDIS_PORT", "6379")?,
         ),
         password: environment.get("REDIS_PASSWORD")?,
         database: Some(environment.parsed("REDIS_DB", "0", "a database number, 0 to 255")?),
         ..Config::default()
+    })
+}
+
+/// Returns whether the URL has one of `schemes`. The parsers of the libraries accept any.
+fn has_scheme(url: &str, schemes: [&str; 2]) -> bool {
+    url.split_once("://").is_some_and(|(scheme, _)| {
+        schemes
+            .iter()
+            .any(|known| scheme.eq_ignore_ascii_case(known))
     })
 }
 
@@ -486,11 +507,12 @@ pub(crate) fn hashing(environment: &Environment) -> Result<HashingSettings> {
     Ok(HashingSettings {
         cost,
         max_cost,
-        threads: environment.parsed(
-            "HASHING_THREADS",
-            &cores.to_string(),
-            "a whole number above 0",
-        )?,
+        threads: environment
+            .parsed("HASHING_THREADS", &cores.to_string(), HASHING_THREADS)
+            .and_then(|threads: NonZeroUsize| match threads.get() {
+                ..=MAX_HASHING_THREADS => Ok(threads),
+                _ => bail!("HASHING_THREADS is {threads}: it must be {HASHING_THREADS}"),
+            })?,
         max_wait: environment.seconds("HASHING_MAX_WAIT", "2")?,
     })
 }
@@ -535,6 +557,7 @@ mod tests {
             ("REFRESH_TOKEN_GRACE", "-1"),
             ("AUTH_API_LISTEN", "8000"),
             ("HASHING_THREADS", "0"),
+            ("HASHING_THREADS", "1025"),
             ("MIGRATE", "never"),
             ("AUDIT_LOG_MODE", "strict"),
             ("AUDIT_LOG_MODE", "required"),
@@ -553,6 +576,19 @@ mod tests {
         let error = read(&twice).err().expect("both are set").to_string();
         assert!(error.contains("DATABASE_URL and DB_TABLE"), "{error}");
         let servers = [("DB_HOST", "db"), ("REDIS_HOST", "redis")];
+        for (variable, value) in [
+            ("DB_PORT", "0"),
+            ("REDIS_PORT", "65536"),
+            ("DATABASE_URL", "mysql://db/auth"),
+            ("REDIS_URL", "http://redis:6379"),
+        ] {
+            let servers = match variable {
+                "DATABASE_URL" => [("REDIS_HOST", "redis"), (variable, value)],
+                _ => [("DB_HOST", "db"), (variable, value)],
+            };
+            let error = read(&servers).err().expect(variable).to_string();
+            assert!(error.contains(variable), "{variable}={value}: {error}");
+        }
         let invalid_mode = [servers[0], servers[1], ("DB_POOL_MODE", "statement")];
         let error = read(&invalid_mode).err().expect("no such mode").to_string();
         assert!(error.contains("DB_POOL_MODE"), "{error}");

@@ -39,7 +39,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_REQUEST_HEADERS_BYTES: usize = 64 * 1024;
 
-/// Serves requests until SIGTERM or SIGINT, then lets those in flight complete.
+/// Serves requests until SIGTERM, SIGINT or SIGHUP (its terminal was closed), then lets those in flight
+/// complete.
 pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, state: AppState) -> Result<()> {
     let public = bind("AUTH_API_LISTEN", listen).await?;
     let internal = bind("AUTH_API_INTERNAL_LISTEN", internal).await?;
@@ -47,6 +48,7 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, state: AppStat
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let connections = GracefulShutdown::new();
     let (mut public_limit, mut internal_limit) =
         (ConnectionLimit::public(), ConnectionLimit::internal());
@@ -58,6 +60,7 @@ pub(crate) async fn run(listen: SocketAddr, internal: SocketAddr, state: AppStat
         () = accept(&internal, &mut internal_limit, &internal_router, &connections) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
     }
     tracing::info!(connections = connections.count(), "shutting down");
     lifecycle.begin_shutdown();

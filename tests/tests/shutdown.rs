@@ -19,6 +19,15 @@ on_both_stores!(
     no_client_delays_the_shutdown_of_a_replica,
 );
 
+#[tokio::test]
+async fn a_replica_whose_terminal_is_closed_shuts_down() -> Result<()> {
+    let mut replicas = Replicas::start(Store::Embedded, 1).await?;
+    let process = &mut replicas.instances[0].process;
+    process.signal(Signal::HUP)?;
+    assert!(process.wait_for_exit()?.success(), "{}", process.log());
+    Ok(())
+}
+
 async fn every_replica_exits_successfully_on_sigterm(store: Store) -> Result<()> {
     let mut replicas = Replicas::start(store, 2).await?;
     for replica in &mut replicas.instances {
