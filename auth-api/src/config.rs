@@ -346,15 +346,16 @@ fn postgres(environment: &Environment) -> Result<PostgresSettings> {
     })
 }
 
+const REDIS_URL_FORM: &str =
+    "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)";
+
 fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
     use fred::error::ErrorKind;
     use fred::types::config::{Config, ServerConfig};
     if let Some(url) = environment.get("REDIS_URL")? {
         check_redis_scheme(&url)?;
-        const EXPECTED: &str =
-            "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)";
         if !has_scheme(&url, ["redis", "rediss"]) {
-            bail!(EXPECTED);
+            bail!(REDIS_URL_FORM);
         }
         return Config::from_url(&url).map_err(|error| match error.kind() {
             // It has no part of the URL, which may contain a password.
@@ -363,7 +364,7 @@ fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
                  SSL_CERT_DIR names, cannot be read: {}",
                 error.details()
             ),
-            _ => anyhow!(EXPECTED),
+            _ => anyhow!(REDIS_URL_FORM),
         });
     }
     Ok(Config {
@@ -583,7 +584,7 @@ mod tests {
             ("REDIS_URL", "http://redis:6379"),
         ] {
             let servers = match variable {
-                "DATABASE_URL" => [("REDIS_HOST", "redis"), (variable, value)],
+                "DB_PORT" | "DATABASE_URL" => [("REDIS_HOST", "redis"), (variable, value)],
                 _ => [("DB_HOST", "db"), (variable, value)],
             };
             let error = read(&servers).err().expect(variable).to_string();

@@ -152,9 +152,8 @@ impl Redis {
             .await;
         timer.stop(&outcome);
         self.track_connection(sent_at, &outcome);
-        let error = match outcome {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
+        let Err(error) = outcome else {
+            return Ok(());
         };
         let is_rejected = |error: &RedisError| problem_of(error) == CheckError::ConnectionRejected;
         // A command that waits for a connection only times out.

@@ -1,7 +1,7 @@
 //! A deployment of `compose.prod.yml` in a folder of its own.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -79,7 +79,7 @@ impl Service {
     }
 }
 
-/// A deployment with ports and a certificate of its own.
+/// A deployment with ports and a certificate of its own. Its mounts end with the namespace of the test.
 pub(crate) struct Deployment {
     pub(crate) engine: Engine,
     folder: TempDir,
@@ -140,36 +140,39 @@ impl Deployment {
         Ok(deployment)
     }
 
-    /// Creates the volume of Redis as a small disk, which can be filled.
+    /// Puts the volume of Redis on a small disk, which can be filled. It is mounted outside of the folder of
+    /// the Docker daemon, which unmounts what is in its own when it stops.
     fn create_redis_disk(&self) -> Result<()> {
-        let (docker, name) = (self.docker(), format!("{PROJECT}_redis_data"));
-        let project = format!("com.docker.compose.project={PROJECT}");
-        let label = "com.docker.compose.volume=redis_data";
-        docker.output(&[
-            "volume", "create", "--label", &project, "--label", label, &name,
-        ])?;
-        // The first container that uses a volume gives it the owner of the folder in its image.
-        let mount = format!("{name}:/data");
-        docker.output(&["run", "--rm", "--volume", &mount, REDIS_IMAGE, "true"])?;
-        let folder = self.redis_disk()?;
-        let owner = fs::metadata(&folder)?;
-        let options = format!(
-            "size={REDIS_DISK_SIZE},uid={},gid={}",
-            owner.uid(),
-            owner.gid()
-        );
+        let folder = self.redis_disk();
+        fs::create_dir(&folder)?;
+        let arguments = [
+            "run",
+            "--rm",
+            REDIS_IMAGE,
+            "stat",
+            "--format",
+            "uid=%u,gid=%g",
+            "/data",
+        ];
+        let owner = self.docker().output(&arguments)?;
+        let options = format!("size={REDIS_DISK_SIZE},{owner}");
         let mut command = Command::new("mount");
         command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
         docker::output(command.arg(&folder))?;
-        Ok(())
+
+        let file = self.path("compose.prod.yml");
+        let compose = fs::read_to_string(&file)?;
+        let (before, after) = compose
+            .split_once("\n  redis_data:\n")
+            .context("compose.prod.yml has no volume redis_data")?;
+        let options = format!("{{type: none, o: bind, device: {}}}", folder.display());
+        let volume = format!("\n  redis_data:\n    driver_opts: {options}\n");
+        Ok(fs::write(&file, format!("{before}{volume}{after}"))?)
     }
 
-    /// Returns the folder of the volume of Redis.
-    pub(crate) fn redis_disk(&self) -> Result<PathBuf> {
-        let name = format!("{PROJECT}_redis_data");
-        let docker = self.docker();
-        let folder = docker.output(&["volume", "inspect", "--format", "{{.Mountpoint}}", &name])?;
-        Ok(folder.into())
+    /// Returns the folder of the disk of Redis.
+    pub(crate) fn redis_disk(&self) -> PathBuf {
+        self.path("redis-disk")
     }
 
     /// Raises the quota of a client: the whole load comes from two addresses.

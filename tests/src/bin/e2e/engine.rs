@@ -15,7 +15,7 @@ use crate::docker::{self, Docker};
 use crate::wait::until;
 
 /// Longest start or stop of the daemon. At its stop it waits for the containers.
-const DAEMON_TIMEOUT: Duration = Duration::from_secs(120);
+const DAEMON_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// The running daemon, with its files in a folder.
 pub(crate) struct Engine {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::deployment::{Deployment, Service};
@@ -14,6 +14,10 @@ use crate::wait::until;
 const KILLS: usize = 5;
 /// Longest time for which auth-api waits for PostgreSQL until it exits, with some more.
 const START_TIMEOUT: Duration = Duration::from_secs(90);
+
+const BLOCK_SIZE: usize = 4096;
+/// More than the disk of Redis has.
+const MAX_FILLER: usize = 64 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -96,10 +100,15 @@ fn fill_redis_disk(deployment: &Deployment) -> Result<()> {
     let redis = redis.first().context("redis has no container")?;
     let state = || docker.inspect(redis, "{{.RestartCount}} {{.State.Status}}");
     let before = state()?;
-    let filler = deployment.redis_disk()?.join("filler");
+    let filler = deployment.redis_disk().join("filler");
     let mut file = File::create(&filler)?;
-    let block = [0; 4096];
-    while file.write_all(&block).is_ok() {}
+    let block = [0; BLOCK_SIZE];
+    let mut written = 0;
+    while file.write_all(&block).is_ok() {
+        written += BLOCK_SIZE;
+        // The disk of the machine must never be what is filled.
+        ensure!(written < MAX_FILLER, "the disk of Redis is not small");
+    }
     until("Redis to exit", START_TIMEOUT, || Ok(state()? != before))?;
     drop(file);
     Ok(fs::remove_file(&filler)?)
