@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 /// Configuration of the README of the Python service, with a window that outlasts every test.
 const HUNDRED_PER_WINDOW: &str = r#"
 premier:
+  limits: {max_connections_per_client: 2000}
   paths:
     - pattern: "/api/*"
       features:

@@ -87,6 +87,15 @@ async fn a_login_without_an_account_is_not_audited_in_clear(store: Store) -> Res
             .await?;
     }
     for event in ["login_failed", "locked_out"] {
+        wait::until("records of both accounts", async || {
+            let logs = replicas.logs();
+            let has = |field: &str| {
+                logs.lines()
+                    .any(|line| line.contains(event) && line.contains(field))
+            };
+            has("\"login\":\"alice\"") && has("unknown_login")
+        })
+        .await?;
         let records = audit_records(&replicas, event).await?;
         let known = records.iter().filter(|record| record["login"] == "alice");
         assert!(known.clone().all(|record| record["user"].is_number()));
