@@ -69,7 +69,7 @@ impl HiddenInput {
         let mut hidden = previous.clone();
         hidden.local_modes.remove(LocalModes::ECHO);
         hidden.local_modes.insert(LocalModes::ECHONL);
-        // What was typed before has been shown.
+        // Discards input that was typed, and shown, before the echo was off.
         tcsetattr(stdin(), OptionalActions::Flush, &hidden)
             .context("changing the settings of the terminal")?;
         Ok(Self { previous })

@@ -69,7 +69,7 @@ pub(crate) struct HashingSettings {
     pub(crate) max_wait: Duration,
 }
 
-/// Whether a check that succeeds also hashes the password anew.
+/// Rule for hashing a password anew after a check that succeeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rehash {
     Never,
@@ -381,7 +381,7 @@ impl Queue {
                 let _ = self.run(std::slice::from_mut(job), &mut rehashes);
             }
         }
-        // What is left has panicked, and its caller learns it from the dropped channel.
+        // The remaining jobs have panicked; dropping their channels tells their callers.
         drop(batch);
         self.rehash(rehashes);
         self.update_estimate(start.elapsed(), count);

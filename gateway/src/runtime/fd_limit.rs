@@ -8,8 +8,8 @@ const RESERVED_FILES: u64 = 100;
 /// A client connection and its upstream connection.
 const FILES_PER_CLIENT_CONNECTION: u64 = 2;
 
-/// Least number of client connections for which the gateway starts. With fewer it would be ready and serve
-/// nearly nobody.
+/// Least number of client connections with which the gateway starts. With fewer it would be ready and reject nearly
+/// every connection.
 const MIN_CLIENT_CONNECTIONS: u64 = 50;
 
 /// Error of [`raise`].

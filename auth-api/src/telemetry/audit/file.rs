@@ -1,6 +1,6 @@
 //! File of the audit log, which replicas on one machine may share.
 //!
-//! Whoever appends or rotates holds the lock of a file beside it (`audit.log.lock`), so records of several
+//! A process that appends or rotates holds the lock of a file beside it (`audit.log.lock`), so records of several
 //! processes are not interleaved and one of them rotates. Each append looks at the path again: after a
 //! rotation by another process or by logrotate the file that is there now is opened, without a signal.
 

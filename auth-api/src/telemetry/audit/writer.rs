@@ -36,7 +36,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for an acknowledgement, within the three seconds of a request.
 const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a file of the audit log that cannot be written means for requests.
+/// Treatment of requests while the file of the audit log cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AuditMode {
     /// Requests go on; their records are on standard output and are appended to the file later.
@@ -63,7 +63,7 @@ pub(super) struct AuditWriter {
 
 #[derive(Debug)]
 struct Shared {
-    /// Whether the last append failed.
+    /// True if the last append failed.
     is_failing: AtomicBool,
     metrics: AuditMetrics,
 }
