@@ -260,7 +260,8 @@ async fn a_login_that_the_encoding_lacks_is_no_outage() -> Result<()> {
         .await?;
     assert_eq!(client.login("日本語").await?.status, 401);
     assert_eq!(client.register("日本語").await?.status, 422);
-    assert_eq!(client.register("Jurgen").await?.status, 201);
+    assert_eq!(client.register("Jürgen").await?.status, 201);
+    assert_eq!(client.login("Jürgen").await?.status, 200);
     Ok(())
 }
 

@@ -69,6 +69,29 @@ impl PostgresUsers {
         login: &Login,
         hash: &PasswordHash,
     ) -> Result<UserId, AddUserError> {
+        let outcome = self.insert(login, hash, login.spellings()).await?;
+        // No account has a spelling that the encoding of the database lacks.
+        let outcome = match outcome {
+            Err(ValueRejected) => {
+                let representable = vec![login.as_str().to_owned()];
+                self.insert(login, hash, representable).await?
+            }
+            outcome => outcome,
+        };
+        match outcome {
+            Ok(Some((id,))) => Ok(UserId(id)),
+            Ok(None) => Err(AddUserError::LoginTaken),
+            Err(ValueRejected) => Err(AddUserError::LoginNotStorable),
+        }
+    }
+
+    /// Inserts an account unless one of `taken` is the login of an account.
+    async fn insert(
+        &self,
+        login: &Login,
+        hash: &PasswordHash,
+        taken: Vec<String>,
+    ) -> Result<Result<Option<(i64,)>, ValueRejected>, Unavailable> {
         let insert = sqlx::query_as(
             // Sessions of another account that had the id before a backup was restored do not count.
             "INSERT INTO users (login, password_hash, sessions_valid_after)
@@ -78,12 +101,8 @@ impl PostgresUsers {
         .bind(login.as_str())
         .bind(hash.as_str())
         .bind(Utc::now())
-        .bind(login.spellings());
-        match self.postgres.fetch_optional_by_input(insert).await? {
-            Ok(Some((id,))) => Ok(UserId(id)),
-            Ok(None) => Err(AddUserError::LoginTaken),
-            Err(ValueRejected) => Err(AddUserError::LoginNotStorable),
-        }
+        .bind(taken);
+        self.postgres.fetch_optional_by_input(insert).await
     }
 
     /// Returns the accounts with any spelling of this login.
@@ -91,15 +110,27 @@ impl PostgresUsers {
         &self,
         login: &PresentedLogin,
     ) -> Result<Vec<Account>, Unavailable> {
+        let spellings = login.spellings();
+        if let Ok(accounts) = self.find_by_logins(spellings.clone()).await? {
+            return Ok(accounts);
+        }
+        // No account has a spelling that the encoding of the database lacks.
+        let mut accounts = Vec::new();
+        for spelling in spellings {
+            let found = self.find_by_logins(vec![spelling]).await?;
+            accounts.extend(found.unwrap_or_default());
+        }
+        Ok(accounts)
+    }
+
+    async fn find_by_logins(
+        &self,
+        logins: Vec<String>,
+    ) -> Result<Result<Vec<Account>, ValueRejected>, Unavailable> {
         let select = format!("SELECT {ACCOUNT_COLUMNS} FROM users WHERE login = ANY($1)");
-        let select = sqlx::query_as(AssertSqlSafe(select)).bind(login.spellings());
-        let rows: Vec<AccountRow> = self
-            .postgres
-            .fetch_all_by_input(select)
-            .await?
-            // No account has a login that the database cannot represent.
-            .unwrap_or_default();
-        Ok(rows.into_iter().map(row_to_account).collect())
+        let select = sqlx::query_as(AssertSqlSafe(select)).bind(logins);
+        let rows: Result<Vec<AccountRow>, _> = self.postgres.fetch_all_by_input(select).await?;
+        Ok(rows.map(|rows| rows.into_iter().map(row_to_account).collect()))
     }
 
     pub(super) async fn find(&self, user: UserId) -> Result<Option<Account>, Unavailable> {
