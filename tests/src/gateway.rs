@@ -181,7 +181,16 @@ impl Gateway {
     /// Returns an error if the process cannot be started.
     pub fn start_second(&mut self, arguments: &[&str]) -> Result<Process> {
         let log_file = self.folder.path().join("second.log");
-        Process::start("gateway", self.command.args(arguments), &log_file)
+        // A copy, so that the next process does not get these arguments too.
+        let mut command = Command::new(self.command.get_program());
+        let environment = self.command.get_envs();
+        command
+            .args(self.command.get_args())
+            .args(arguments)
+            .env_clear()
+            .envs(environment.filter_map(|(name, value)| Some((name, value?))))
+            .current_dir(self.folder.path());
+        Process::start("gateway", &mut command, &log_file)
     }
 
     /// Returns a metric, see [`Client::metric`].

@@ -44,6 +44,12 @@ async fn healthcheck_ready_fails_without_a_healthy_endpoint() -> Result<()> {
     gateway
         .wait_for_response("/", |response| response.status == 200)
         .await?;
+    let mut healthcheck = gateway.start_second(&["healthcheck", "--ready"])?;
+    assert!(
+        healthcheck.wait_for_exit()?.success(),
+        "{}",
+        healthcheck.log()
+    );
     drop(upstream);
     gateway
         .wait_for_metric("gateway_replica_up", &[], 0.0)
