@@ -8,13 +8,15 @@
 //!
 //! Invariant: a restarted task finds consistent state. What a task has counted or marked is given back
 //! by guards when it unwinds, and locks are those of `parking_lot`, which a panic does not poison.
-//! The metrics of the process, which tell of its restarts and its resources, are here too
-//! ([`process_registry`]).
+//!
+//! The resources of the process are here too: their metrics ([`process_registry`]) and its limit of open files
+//! ([`raise_open_file_limit`]).
 //!
 //! A panic while another one unwinds aborts the process; its supervisor (systemd, Docker,
 //! Kubernetes) starts it again.
 
 mod backoff;
+mod open_files;
 mod process_metrics;
 
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
@@ -27,6 +29,7 @@ use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, Opts};
 
 use backoff::Backoff;
+pub use open_files::raise_open_file_limit;
 pub use process_metrics::process_registry;
 
 /// A panic ended the computation. The panic hook has logged where.

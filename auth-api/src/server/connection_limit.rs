@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use supervision::raise_open_file_limit;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Files that are not client connections: standard streams, listeners, the runtime's, and those of
@@ -38,18 +38,9 @@ impl ConnectionLimit {
         }
     }
 
-    /// Returns the limit of the public listener. Raises the soft limit of open files to the hard
-    /// limit: it is low by default, for programs that use select(2).
+    /// Returns the limit of the public listener. Raises the limit of open files as far as the process may.
     pub(super) fn public() -> Self {
-        let limit = getrlimit(Resource::Nofile);
-        let raised = Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        };
-        if setrlimit(Resource::Nofile, raised).is_err() {
-            tracing::warn!(limit = ?limit.current, "limit of open files could not be raised");
-        }
-        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let files = raise_open_file_limit();
         Self::new("public", public_limit(files))
     }
 

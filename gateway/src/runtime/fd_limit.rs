@@ -1,13 +1,13 @@
 //! Limit of open files (`RLIMIT_NOFILE`): each connection, downstream or upstream, is an open file.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit};
+use supervision::raise_open_file_limit;
 use thiserror::Error;
 
 /// Files that are not connections: listeners, logs, certificates, health checks.
 const RESERVED_FILES: u64 = 100;
 /// A client connection and its upstream connection.
 const FILES_PER_CLIENT_CONNECTION: u64 = 2;
-
 /// Least number of client connections with which the gateway starts. With fewer it would be ready and reject nearly
 /// every connection.
 const MIN_CLIENT_CONNECTIONS: u64 = 50;
@@ -22,25 +22,17 @@ pub(crate) struct LimitTooLow {
     required: u64,
 }
 
-/// Raises the soft limit to the hard limit. The soft limit is low by default, for programs that use
-/// select(2), which supports 1,024 files.
+/// Raises the limit as far as the process may.
 ///
 /// # Errors
 /// Returns an error if the limit is too low for the gateway to serve.
 pub(crate) fn raise() -> Result<(), LimitTooLow> {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    if setrlimit(Resource::Nofile, raised).is_err() {
-        tracing::warn!(limit = ?limit.current, "limit of open files could not be raised");
-    }
+    let limit = raise_open_file_limit();
     let required = RESERVED_FILES + FILES_PER_CLIENT_CONNECTION * MIN_CLIENT_CONNECTIONS;
-    match getrlimit(Resource::Nofile).current {
-        Some(limit) if limit < required => Err(LimitTooLow { limit, required }),
-        _ => Ok(()),
+    if limit < required {
+        return Err(LimitTooLow { limit, required });
     }
+    Ok(())
 }
 
 fn files_for_connections() -> u64 {
