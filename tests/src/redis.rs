@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use fred::interfaces::ClientLike;
-use fred::types::Builder;
 use fred::types::config::{Config, ServerConfig};
+use fred::types::{Builder, CustomCommand};
 use tempfile::TempDir;
 
 use crate::address;
@@ -115,5 +115,15 @@ impl RedisServer {
         let client = Builder::from_config(config).build()?;
         client.init().await.context("connecting to Redis")?;
         Ok(client)
+    }
+    /// Changes a setting of the running server.
+    ///
+    /// # Errors
+    /// Returns an error if the server rejects it.
+    pub async fn set_config(&self, name: &str, value: &str) -> Result<()> {
+        let config = CustomCommand::new_static("CONFIG", None, false);
+        let client = self.connect().await?;
+        let _: () = client.custom(config, vec!["SET", name, value]).await?;
+        Ok(())
     }
 }

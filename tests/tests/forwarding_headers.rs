@@ -5,6 +5,13 @@ use anyhow::Result;
 use tests::raw_connection::{RawConnection, parse_status};
 use tests::{Gateway, MockUpstream};
 
+/// Test clients are trusted proxies, and the clients that they name have a quota of two requests.
+const BEHIND_A_TRUSTED_PROXY: &str = r"
+premier:
+  trusted_proxies: [127.0.0.0/8]
+  default_features: {rate_limit: {quota: 2, duration: 864000}}
+";
+
 #[tokio::test]
 async fn forwarding_headers_of_an_untrusted_client_are_replaced() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
@@ -65,12 +72,7 @@ async fn connection_options_cannot_remove_headers_that_the_gateway_adds() -> Res
 #[tokio::test]
 async fn forwarding_headers_of_a_trusted_proxy_are_kept() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let config = r"
-premier:
-  trusted_proxies: [127.0.0.0/8]
-  default_features: {rate_limit: {quota: 2, duration: 864000}}
-";
-    let gateway = Gateway::start(upstream.address, config).await?;
+    let gateway = Gateway::start(upstream.address, BEHIND_A_TRUSTED_PROXY).await?;
     let traceparent = "00-11111111111111111111111111111111-2222222222222222-01";
     let mut statuses = Vec::new();
     for forwarded_for in ["192.0.2.1", "192.0.2.1", "6.6.6.6, 192.0.2.1", "192.0.2.2"] {
@@ -106,12 +108,7 @@ premier:
 #[tokio::test]
 async fn a_client_behind_a_trusted_proxy_cannot_hide_its_address() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
-    let config = r"
-premier:
-  trusted_proxies: [127.0.0.0/8]
-  default_features: {rate_limit: {quota: 2, duration: 864000}}
-";
-    let gateway = Gateway::start(upstream.address, config).await?;
+    let gateway = Gateway::start(upstream.address, BEHIND_A_TRUSTED_PROXY).await?;
     let mut statuses = Vec::new();
     // The proxy appended 192.0.2.1 to what the client sent.
     for forwarded_for in [

@@ -1,8 +1,6 @@
 //! Readiness of auth-api: a replica is ready if its stores can do what requests need of them.
 
 use anyhow::Result;
-use fred::interfaces::ClientLike;
-use fred::types::CustomCommand;
 use tests::Store;
 use tests::replicas::Replicas;
 use tests::settings::settings;
@@ -32,11 +30,7 @@ async fn a_replica_is_not_ready_while_redis_rejects_writes() -> Result<()> {
     let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
     let client = replicas.client(0)?;
     let redis = replicas.redis.as_ref().expect("the store has Redis");
-    let redis = redis.connect().await?;
-    let config = CustomCommand::new_static("CONFIG", None, false);
-    let _: () = redis
-        .custom(config.clone(), vec!["SET", "maxmemory", "1"])
-        .await?;
+    redis.set_config("maxmemory", "1").await?;
     client
         .wait_for_response("/ready", |response| {
             let readiness = response.json();
@@ -51,7 +45,7 @@ async fn a_replica_is_not_ready_while_redis_rejects_writes() -> Result<()> {
     let up = async |store: &str| replicas.metric(0, "auth_api_store_up", &[store]).await;
     assert_eq!(up("redis").await?, Some(0.0));
     assert_eq!(up("postgres").await?, Some(1.0));
-    let _: () = redis.custom(config, vec!["SET", "maxmemory", "0"]).await?;
+    redis.set_config("maxmemory", "0").await?;
     client
         .wait_for_response("/ready", |response| response.status == 200)
         .await?;

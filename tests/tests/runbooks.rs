@@ -104,6 +104,18 @@ impl PostgresShell {
     }
 }
 
+/// Waits until the first replica is ready and an account can log in: the first requests may use connections that a
+/// restart of the database has closed.
+async fn wait_for_login(replicas: &mut Replicas, login: &str) -> Result<()> {
+    replicas.wait_until_ready(0).await?;
+    let client = replicas.client(0)?;
+    wait::until("a login", async || {
+        let login = client.login(login).await;
+        login.is_ok_and(|response| response.status == 200)
+    })
+    .await
+}
+
 #[tokio::test]
 async fn accounts_are_restored_to_a_point_in_time_and_onto_an_empty_host() -> Result<()> {
     let backup = Runbook::parse(include_str!("../../docs/runbooks/backup.md"));
@@ -139,13 +151,7 @@ async fn accounts_are_restored_to_a_point_in_time_and_onto_an_empty_host() -> Re
     shell.run(backup.block("recovery.signal")?)?;
     server.start_again()?;
     shell.run(backup.block("pg_is_in_recovery")?)?;
-    replicas.wait_until_ready(0).await?;
-    // The first requests may use connections that the restart has closed.
-    wait::until("a login", async || {
-        let login = client.login("before").await;
-        login.is_ok_and(|response| response.status == 200)
-    })
-    .await?;
+    wait_for_login(&mut replicas, "before").await?;
     assert_eq!(client.login("after").await?.status, 200);
     assert!(start.elapsed() < RECOVERY_TIME, "{:?}", start.elapsed());
 
@@ -172,12 +178,7 @@ async fn accounts_are_restored_to_a_point_in_time_and_onto_an_empty_host() -> Re
     shell.run(backup.block("recovery.signal")?)?;
     server.start_again()?;
     shell.run(backup.block("pg_is_in_recovery")?)?;
-    replicas.wait_until_ready(0).await?;
-    wait::until("a login", async || {
-        let login = client.login("before").await;
-        login.is_ok_and(|response| response.status == 200)
-    })
-    .await?;
+    wait_for_login(&mut replicas, "before").await?;
     for login in ["before", "after", "later", "last"] {
         assert_eq!(client.login(login).await?.status, 200, "{login}");
     }

@@ -284,11 +284,10 @@ async fn a_redis_out_of_memory_still_checks_and_ends_sessions() -> Result<()> {
         .as_str()
         .expect("the session has an id");
     let redis = replicas.redis.as_ref().expect("the store has Redis");
-    let redis = redis.connect().await?;
     // A replica stores the last use of a session once a minute: the next use is stored again.
-    let _: () = redis.hset(format!("session:{id}"), ("used", 0)).await?;
-    let config = CustomCommand::new_static("CONFIG", None, false);
-    let _: () = redis.custom(config, vec!["SET", "maxmemory", "1"]).await?;
+    let records = redis.connect().await?;
+    let _: () = records.hset(format!("session:{id}"), ("used", 0)).await?;
+    redis.set_config("maxmemory", "1").await?;
 
     assert_eq!(
         other.get_with_token(&token, "/api/profile").await?.status,
@@ -316,9 +315,7 @@ async fn the_reason_redis_cannot_be_connected_to_is_logged_once() -> Result<()> 
         let mut replicas = Replicas::start_with(Store::PostgresRedis, 0, settings).await?;
         if name == "REDIS_PASSWORD" {
             let redis = replicas.redis.as_ref().expect("the store has Redis");
-            let config = CustomCommand::new_static("CONFIG", None, false);
-            let arguments = vec!["SET", "requirepass", "the password"];
-            let _: () = redis.connect().await?.custom(config, arguments).await?;
+            redis.set_config("requirepass", "the password").await?;
         }
         replicas.start_another()?;
         replicas.wait_for_log(expected).await?;
@@ -341,18 +338,14 @@ async fn a_password_change_that_redis_has_no_memory_for_changes_nothing() -> Res
     let other_token = client.login("alice").await?.json()["access_token"].clone();
     let other_token = other_token.as_str().expect("the response has a token");
     let redis = replicas.redis.as_ref().expect("the store has Redis");
-    let redis = redis.connect().await?;
-    let config = CustomCommand::new_static("CONFIG", None, false);
-    let _: () = redis
-        .custom(config.clone(), vec!["SET", "maxmemory", "1"])
-        .await?;
+    redis.set_config("maxmemory", "1").await?;
     let change = json!({"current_password": PASSWORD, "new_password": NEW_PASSWORD});
     let response = client
         .post_with_token(&token, "/api/password", Some(&change))
         .await?;
     assert_eq!(response.status, 503, "{}", response.text);
 
-    let _: () = redis.custom(config, vec!["SET", "maxmemory", "0"]).await?;
+    redis.set_config("maxmemory", "0").await?;
     for token in [&token, other_token] {
         let profile = client.get_with_token(token, "/api/profile").await?;
         assert_eq!(profile.status, 200, "{}", profile.text);
