@@ -16,6 +16,7 @@ use crate::path;
 use crate::proxy::route::Routes;
 use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::Upstreams;
 
 /// Decisions about synthetic requests of several clients, to paths that several patterns match.
 #[derive(Debug)]
@@ -48,7 +49,9 @@ impl DecisionBench {
         let config = Config::parse("gateway.yml".as_ref(), &yaml, &Environment::for_tests())
             .expect("the configuration is valid");
         let (quotas, metrics) = (QuotaStore::new(), Arc::new(Metrics::new("bench")));
-        let routes = Routes::new(&config, &quotas, &metrics, None).expect("the patterns are small");
+        let upstreams = Upstreams::new(&config, &metrics, None);
+        let routes = Routes::new(&config, &upstreams, &quotas, &metrics, None)
+            .expect("the patterns are small");
         let paths = (0..patterns).map(|number| format!("/api/v{number}/profile"));
         Self {
             routes,

@@ -23,7 +23,7 @@ pub(crate) use model::{
     BalancingStrategy, CircuitBreakerSettings, Config, EndpointLimits, ErrorResponseSettings,
     Features, HealthCheckMethod, HealthCheckSettings, Limits, ListenAddresses,
     LoadBalancingSettings, MonitoringSettings, PathRule, QuotaKeyPart, RateLimitAlgorithm,
-    RateLimitSettings, RetrySettings, TimeoutSettings,
+    RateLimitSettings, RetrySettings, TimeoutSettings, UpstreamIndex, UpstreamSettings,
 };
 pub(crate) use pattern::{Matcher, pattern_syntax};
 pub(crate) use schema::SCHEMA;

@@ -12,6 +12,18 @@ use crate::config::certificate::Certificate;
 use crate::config::pattern::PathPattern;
 use crate::config::server::Server;
 
+/// Name of the upstream group that `servers` makes up.
+pub(crate) const DEFAULT_UPSTREAM: &str = "default";
+
+/// Position of an upstream group among [`Config::upstream_groups`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct UpstreamIndex(pub(crate) usize);
+
+impl UpstreamIndex {
+    /// Group that `servers` makes up.
+    pub(crate) const DEFAULT: Self = Self(0);
+}
+
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Config {
@@ -36,6 +48,19 @@ pub(crate) struct Config {
     pub(crate) warnings: Vec<String>,
     /// Hash of the file's text, to distinguish configurations.
     pub(crate) hash: String,
+}
+
+impl Config {
+    /// Returns the settings of all upstream groups, the default one first.
+    pub(crate) fn upstream_groups(&self) -> impl Iterator<Item = UpstreamSettings> {
+        let default = UpstreamSettings {
+            name: DEFAULT_UPSTREAM.to_owned(),
+            servers: self.servers.clone(),
+            load_balancing: self.load_balancing,
+            health_check: self.health_check.clone(),
+        };
+        std::iter::once(default)
+    }
 }
 
 /// Addresses of the listeners. Changes need a restart.
@@ -80,6 +105,17 @@ pub(crate) struct EndpointLimits {
     pub(crate) max_connections: usize,
     /// Maximum number of requests that wait for a connection.
     pub(crate) max_pending_requests: usize,
+}
+
+/// Servers that requests are balanced among, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct UpstreamSettings {
+    /// Name in the file, in metrics and in logs.
+    pub(crate) name: String,
+    /// Never empty.
+    pub(crate) servers: Vec<Server>,
+    pub(crate) load_balancing: LoadBalancingSettings,
+    pub(crate) health_check: HealthCheckSettings,
 }
 
 /// Method of an active health check.

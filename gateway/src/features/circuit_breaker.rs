@@ -80,10 +80,12 @@ impl Drop for Permit {
     }
 }
 
-/// Circuit breakers of one path pattern. An endpoint's breaker is created by the first request to it.
+/// Circuit breakers of one path pattern, whose requests go to one upstream group. An endpoint's breaker is created by the first request to it.
 #[derive(Debug)]
 pub(crate) struct CircuitBreakers {
     pattern: String,
+    /// Name of the upstream group.
+    upstream: String,
     settings: CircuitBreakerSettings,
     metrics: Arc<Metrics>,
     /// A list: endpoints are few, and a scan is faster than hashing.
@@ -93,19 +95,22 @@ pub(crate) struct CircuitBreakers {
 impl CircuitBreakers {
     pub(crate) fn new(
         pattern: &str,
+        upstream: &str,
         settings: CircuitBreakerSettings,
         metrics: &Arc<Metrics>,
     ) -> Self {
         Self {
             pattern: pattern.to_owned(),
+            upstream: upstream.to_owned(),
             settings,
             metrics: Arc::clone(metrics),
             by_endpoint: RwLock::default(),
         }
     }
 
-    pub(crate) fn has_settings(&self, settings: CircuitBreakerSettings) -> bool {
-        self.settings == settings
+    /// Returns whether these are the breakers of an upstream group with `settings`.
+    pub(crate) fn are_for(&self, upstream: &str, settings: CircuitBreakerSettings) -> bool {
+        self.upstream == upstream && self.settings == settings
     }
 
     /// Returns the permission that a request to an endpoint would get now, without acquiring it.
@@ -137,7 +142,9 @@ impl CircuitBreakers {
         if let Some(breaker) = find(&by_endpoint, endpoint) {
             return Arc::clone(breaker);
         }
-        let gauge = self.metrics.breaker(&self.pattern, &endpoint.to_string());
+        let gauge = self
+            .metrics
+            .breaker(&self.pattern, &self.upstream, &endpoint.to_string());
         let breaker = Arc::new(CircuitBreaker::new(self.settings, gauge));
         by_endpoint.push((endpoint, Arc::clone(&breaker)));
         breaker
@@ -157,7 +164,7 @@ impl CircuitBreakers {
             let keep = is_current(*endpoint);
             if !keep {
                 self.metrics
-                    .remove_breaker(&self.pattern, &endpoint.to_string());
+                    .remove_breaker(&self.pattern, &self.upstream, &endpoint.to_string());
             }
             keep
         });

@@ -14,7 +14,7 @@ use crate::listener::cleartext::{Responder, StaticResponse};
 use crate::proxy::state::GatewayState;
 use crate::runtime::clock::unix_seconds;
 use crate::telemetry::text::address_value;
-use crate::upstream::HealthStatus;
+use crate::upstream::{HealthStatus, UpstreamGroup};
 
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
@@ -78,11 +78,12 @@ fn is_internal_host(host: &str) -> bool {
 
 /// Readiness: at least one endpoint is healthy and no shutdown has begun.
 fn ready(gateway: &GatewayState) -> StaticResponse {
-    let endpoints = gateway.upstreams.endpoints();
-    let healthy = endpoints
-        .iter()
-        .filter(|endpoint| endpoint.health() == HealthStatus::Healthy)
-        .count();
+    let active = gateway.snapshot();
+    let groups = active.upstreams.all().iter();
+    let (healthy, all) = groups.fold((0, 0), |(healthy, all), group| {
+        let endpoints = group.endpoints().len();
+        (healthy + group.healthy_endpoints(), all + endpoints)
+    });
     let is_ready = healthy > 0 && !gateway.is_shutting_down();
     let status = if is_ready {
         StatusCode::OK
@@ -92,7 +93,7 @@ fn ready(gateway: &GatewayState) -> StaticResponse {
     let body = json!({
         "ready": is_ready,
         "ending": gateway.is_shutting_down(),
-        "replicas": {"up": healthy, "all": endpoints.len()},
+        "replicas": {"up": healthy, "all": all},
     });
     StaticResponse::json(status, &body)
 }
@@ -100,28 +101,11 @@ fn ready(gateway: &GatewayState) -> StaticResponse {
 /// Summary of the state of the gateway.
 fn status(gateway: &GatewayState) -> Value {
     let active = gateway.snapshot();
-    let endpoints: Vec<_> = gateway
+    let endpoints: Vec<_> = active
         .upstreams
-        .endpoints()
+        .all()
         .iter()
-        .map(|endpoint| {
-            json!({
-                "address": endpoint.address.to_string(),
-                "server": endpoint.server.to_string(),
-                "condition": match endpoint.health() {
-                    HealthStatus::Unknown => "unknown",
-                    HealthStatus::Healthy => "up",
-                    HealthStatus::Unhealthy => "down",
-                },
-                "in_flight": endpoint.in_flight(),
-                "connections_in_use": endpoint.connections_in_use(),
-                "max_connections": active.config.load_balancing.endpoint_limits.max_connections,
-                "pending": endpoint.pending(),
-                "connect_failures": endpoint.metrics.connect_failures.get(),
-                "timeouts": endpoint.metrics.timeouts.get(),
-                "broken": endpoint.metrics.broken.get(),
-            })
-        })
+        .flat_map(|group| endpoints_of(group))
         .collect();
     let breakers: Vec<_> = active
         .routes
@@ -132,6 +116,7 @@ fn status(gateway: &GatewayState) -> Value {
             breakers.states().into_iter().map(|(endpoint, state)| {
                 json!({
                     "pattern": route.pattern,
+                    "upstream": route.upstream.name(),
                     "replica": endpoint.to_string(),
                     "state": state,
                 })
@@ -160,6 +145,34 @@ fn status(gateway: &GatewayState) -> Value {
         "certificates": certificates,
         "busiest": busiest(&active.routes),
     })
+}
+
+/// Endpoints of an upstream group, with their health and load.
+fn endpoints_of(group: &UpstreamGroup) -> Vec<Value> {
+    let limits = group.settings.load_balancing.endpoint_limits;
+    let endpoints = group.endpoints();
+    endpoints
+        .iter()
+        .map(|endpoint| {
+            json!({
+                "upstream": group.name(),
+                "address": endpoint.address.to_string(),
+                "server": endpoint.server.to_string(),
+                "condition": match endpoint.health() {
+                    HealthStatus::Unknown => "unknown",
+                    HealthStatus::Healthy => "up",
+                    HealthStatus::Unhealthy => "down",
+                },
+                "in_flight": endpoint.in_flight(),
+                "connections_in_use": endpoint.connections_in_use(),
+                "max_connections": limits.max_connections,
+                "pending": endpoint.pending(),
+                "connect_failures": endpoint.metrics.connect_failures.get(),
+                "timeouts": endpoint.metrics.timeouts.get(),
+                "broken": endpoint.metrics.broken.get(),
+            })
+        })
+        .collect()
 }
 
 /// Patterns with the most requests, with quantiles of their durations.

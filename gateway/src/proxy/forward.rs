@@ -62,10 +62,10 @@ pub(super) async fn forward_after(
             }
             now = Instant::now();
         }
-        if let Err(response) = begin_attempt(gateway, context, now) {
+        if let Err(response) = begin_attempt(context, now) {
             break RequestOutcome::Failed(response);
         }
-        match run_attempt(gateway, request, context, downstream, &mut upload, timer).await {
+        match run_attempt(request, context, downstream, &mut upload, timer).await {
             ControlFlow::Break(outcome) => break outcome,
             ControlFlow::Continue(()) => now = Instant::now(),
         }
@@ -77,26 +77,19 @@ pub(super) async fn forward_after(
 }
 
 /// Chooses an endpoint that is healthy, if any is, and whose circuit breaker admits the request.
-fn begin_attempt(
-    gateway: &GatewayState,
-    context: &mut RequestContext,
-    now: Instant,
-) -> Result<(), ErrorResponse> {
+fn begin_attempt(context: &mut RequestContext, now: Instant) -> Result<(), ErrorResponse> {
     if context.deadline.has_passed(now) {
         return Err(ErrorResponse::deadline_exceeded(context));
     }
-    let breakers = context.route().breakers.as_ref();
-    let ChosenEndpoint { in_flight, health } = gateway
-        .upstreams
-        .choose(
-            context.active.config.load_balancing,
-            context.attempts.last_endpoint,
-            |endpoint| {
-                breakers.map_or(Permission::Granted, |breakers| {
-                    breakers.permission(endpoint.address, now)
-                })
-            },
-        )
+    let route = context.route();
+    let breakers = route.breakers.as_ref();
+    let ChosenEndpoint { in_flight, health } = route
+        .upstream
+        .choose(context.attempts.last_endpoint, |endpoint| {
+            breakers.map_or(Permission::Granted, |breakers| {
+                breakers.permission(endpoint.address, now)
+            })
+        })
         .map_err(|error| ErrorResponse::service_unavailable(whole_seconds(error.retry_after)))?;
     let endpoint = in_flight.endpoint().address;
     // Another request may have become the probe since the endpoint was chosen.
@@ -116,7 +109,6 @@ fn begin_attempt(
 /// Connects to the endpoint of the current attempt and runs the exchange. Continues if another attempt
 /// may be made.
 async fn run_attempt(
-    gateway: &GatewayState,
     request: &RequestHeaders,
     context: &mut RequestContext,
     downstream: &mut impl Downstream,
@@ -136,9 +128,8 @@ async fn run_attempt(
             attempt.in_flight.endpoint(),
             context.deadline.connect_timeout(connecting_since),
         );
-        let connecting = gateway
-            .upstreams
-            .connect(endpoint, reuse, timeout.duration());
+        let upstreams = &context.active.upstreams;
+        let connecting = upstreams.connect(endpoint, reuse, timeout.duration());
         let mut upstream = match unless_disconnected(downstream, connecting).await {
             Some(Ok(connection)) => connection,
             Some(Err(ConnectError::TimedOut)) if timeout != ConnectTimeout::Full => {
@@ -169,7 +160,12 @@ async fn acquire_connection_slot(
     context: &mut RequestContext,
     downstream: &mut impl Downstream,
 ) -> Result<Instant, RequestOutcome> {
-    let limits = context.active.config.load_balancing.endpoint_limits;
+    let limits = context
+        .route()
+        .upstream
+        .settings
+        .load_balancing
+        .endpoint_limits;
     let attempt = context.attempts.current.as_mut();
     let attempt = attempt.expect("the attempt has begun");
     if attempt.in_flight.try_acquire_slot(limits) {

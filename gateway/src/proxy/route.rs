@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use crate::config::{
-    Config, Features, MonitoringSettings, PathRule, RetrySettings, TimeoutSettings,
+    Config, Features, MonitoringSettings, PathRule, RetrySettings, TimeoutSettings, UpstreamIndex,
 };
 use crate::features::circuit_breaker::CircuitBreakers;
 use crate::features::rate_limit::{Quota, QuotaStore};
@@ -15,14 +15,16 @@ use crate::features::retry::RetryBudget;
 use crate::proxy::path_matcher::PathMatcher;
 use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::{Metrics, RouteMetrics};
+use crate::upstream::{UpstreamGroup, Upstreams};
 
 /// Name of the default route in metrics and logs.
 const DEFAULT_ROUTE_NAME: &str = "default";
 
-/// Path pattern and its features.
+/// Path pattern, its features, and the upstream group that its requests go to.
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) pattern: String,
+    pub(crate) upstream: Arc<UpstreamGroup>,
     pub(crate) quota: Option<Quota>,
     pub(crate) monitoring: Option<MonitoringSettings>,
     pub(crate) timeout: Option<TimeoutSettings>,
@@ -41,44 +43,57 @@ pub(crate) struct Routes {
 }
 
 impl Routes {
-    /// Compiles the routes of a configuration. Circuit breakers and quota counters of `previous` with
-    /// equal pattern and settings are kept.
+    /// Compiles the routes of a configuration to its `upstreams`. Circuit breakers and quota counters of
+    /// `previous` with equal pattern and settings are kept.
     ///
     /// # Errors
     /// Returns an error if the patterns together exceed the size limit of the matcher.
     pub(crate) fn new(
         config: &Config,
+        upstreams: &Upstreams,
         store: &QuotaStore,
         metrics: &Arc<Metrics>,
         previous: Option<&Self>,
     ) -> Result<Self> {
         let previous_breakers = previous.map_or_else(HashMap::new, Self::breakers_by_pattern);
         let previous_quotas = previous.map_or_else(HashMap::new, Self::quotas_by_pattern);
-        let route = |pattern: String, features: &Features| Route {
-            quota: features.rate_limit.as_ref().map(|rule| {
-                let previous = previous_quotas.get(&*pattern).copied();
-                Quota::new(&pattern, rule, store).replacing(previous)
-            }),
-            monitoring: features.monitoring,
-            timeout: features.timeout.clone(),
-            retry: features.retry.clone(),
-            retry_budget: RetryBudget::default(),
-            breakers: features.circuit_breaker.map(|settings| {
-                match previous_breakers.get(&*pattern) {
-                    Some(breakers) if breakers.has_settings(settings) => Arc::clone(breakers),
-                    _ => Arc::new(CircuitBreakers::new(&pattern, settings, metrics)),
-                }
-            }),
-            metrics: metrics.route(&pattern),
-            pattern,
+        let route = |pattern: String, upstream: UpstreamIndex, features: &Features| {
+            let upstream = Arc::clone(upstreams.get(upstream));
+            Route {
+                quota: features.rate_limit.as_ref().map(|rule| {
+                    let previous = previous_quotas.get(&*pattern).copied();
+                    Quota::new(&pattern, rule, store).replacing(previous)
+                }),
+                monitoring: features.monitoring,
+                timeout: features.timeout.clone(),
+                retry: features.retry.clone(),
+                retry_budget: RetryBudget::default(),
+                breakers: features.circuit_breaker.map(|settings| {
+                    match previous_breakers.get(&*pattern) {
+                        Some(breakers) if breakers.are_for(upstream.name(), settings) => {
+                            Arc::clone(breakers)
+                        }
+                        _ => {
+                            let upstream = upstream.name();
+                            Arc::new(CircuitBreakers::new(&pattern, upstream, settings, metrics))
+                        }
+                    }
+                }),
+                metrics: metrics.route(&pattern),
+                pattern,
+                upstream,
+            }
         };
         let mut all: Vec<_> = config
             .paths
             .iter()
-            .map(|PathRule { pattern, features }| route(pattern.to_string(), features))
+            .map(|PathRule { pattern, features }| {
+                route(pattern.to_string(), UpstreamIndex::DEFAULT, features)
+            })
             .collect();
         all.push(route(
             DEFAULT_ROUTE_NAME.to_owned(),
+            UpstreamIndex::DEFAULT,
             &config.default_features,
         ));
         Ok(Self {
@@ -130,16 +145,24 @@ impl Routes {
             .collect()
     }
 
-    /// Removes the circuit breakers of endpoints for which `is_current` is false.
-    pub(crate) fn retain_breakers(&self, is_current: impl Fn(SocketAddr) -> bool) {
-        for (_, breakers) in self.breakers_by_pattern() {
+    /// Returns the circuit breakers of the routes to an upstream group.
+    fn breakers_of<'r>(&'r self, upstream: &'r str) -> impl Iterator<Item = &'r CircuitBreakers> {
+        let routes = self.all.iter();
+        routes
+            .filter(move |route| route.upstream.name() == upstream)
+            .filter_map(|route| route.breakers.as_deref())
+    }
+
+    /// Removes the circuit breakers of endpoints of an upstream group for which `is_current` is false.
+    pub(crate) fn retain_breakers(&self, upstream: &str, is_current: impl Fn(SocketAddr) -> bool) {
+        for breakers in self.breakers_of(upstream) {
             breakers.retain(&is_current);
         }
     }
 
     /// Lets the open circuit breakers of an endpoint that has recovered admit their probes now.
-    pub(crate) fn probe_breakers(&self, endpoint: SocketAddr, now: Instant) {
-        for (_, breakers) in self.breakers_by_pattern() {
+    pub(crate) fn probe_breakers(&self, upstream: &str, endpoint: SocketAddr, now: Instant) {
+        for breakers in self.breakers_of(upstream) {
             breakers.probe_now(endpoint, now);
         }
     }
@@ -175,7 +198,8 @@ mod tests {
         let config =
             Config::parse("gateway.yml".as_ref(), &yaml, &Environment::for_tests()).unwrap();
         let metrics = Arc::new(Metrics::new("test"));
-        Routes::new(&config, &QuotaStore::new(), &metrics, None).unwrap()
+        let upstreams = Upstreams::new(&config, &metrics, None);
+        Routes::new(&config, &upstreams, &QuotaStore::new(), &metrics, None).unwrap()
     }
 
     fn matched_pattern<'r>(routes: &'r Routes, path: &str) -> &'r str {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use anyhow::Result;
 use arc_swap::{ArcSwap, Guard};
 use prometheus::IntGauge;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::config::{Config, Limits};
 use crate::features::rate_limit::QuotaStore;
@@ -19,12 +19,13 @@ use crate::runtime::clock::unix_seconds;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificates::Certificates;
-use crate::upstream::UpstreamGroup;
+use crate::upstream::Upstreams;
 
 /// Configuration that is in effect, with the routes compiled from it.
 #[derive(Debug)]
 pub(crate) struct ActiveConfig {
     pub(crate) config: Config,
+    pub(crate) upstreams: Upstreams,
     pub(crate) routes: Routes,
     pub(crate) active_since: SystemTime,
 }
@@ -37,12 +38,11 @@ pub(crate) struct GatewayState {
     pub(crate) quotas: QuotaStore,
     pub(crate) response_budget: Arc<ResponseBudget>,
     pub(crate) client_limits: ClientLimits,
-    pub(crate) upstreams: UpstreamGroup,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access_log: AccessLog,
     pub(crate) started: SystemTime,
     /// Notified after a configuration was activated.
-    pub(crate) config_changed: Notify,
+    pub(crate) config_changed: watch::Sender<()>,
     /// Number of HTTP/2 connections whose exchanges are over and whose responses are not completely
     /// sent. Shutdown waits for them.
     pub(crate) unsent_responses: IntGauge,
@@ -59,12 +59,14 @@ impl GatewayState {
         let quotas = QuotaStore::new();
         let certificates = Certificates::new(&config.certificates);
         metrics.set_certificates(certificates.expiries());
-        let routes = Routes::new(&config, &quotas, &metrics, None)?;
+        let upstreams = Upstreams::new(&config, &metrics, None);
+        let routes = Routes::new(&config, &upstreams, &quotas, &metrics, None)?;
         let started = SystemTime::now();
         metrics.set_active_since(unix_seconds(started));
         Ok(Self {
             active: ArcSwap::from_pointee(ActiveConfig {
                 config,
+                upstreams,
                 routes,
                 active_since: started,
             }),
@@ -72,11 +74,10 @@ impl GatewayState {
             quotas,
             response_budget: Arc::new(ResponseBudget::new(&metrics.buffered_response_bytes)),
             client_limits: ClientLimits::new(&metrics),
-            upstreams: UpstreamGroup::new(&metrics),
             metrics,
             access_log,
             started,
-            config_changed: Notify::new(),
+            config_changed: watch::Sender::new(()),
             unsent_responses: IntGauge::new("unsent", "connections").expect("the name is valid"),
             shutting_down: AtomicBool::new(false),
         })
@@ -99,20 +100,28 @@ impl GatewayState {
     }
 
     /// Activates a configuration for all requests that begin from now on. Quotas and circuit breakers of
-    /// unchanged rules keep their state.
+    /// unchanged rules keep their state, and upstream groups of the same name their endpoints.
     ///
     /// # Errors
     /// Returns an error, and changes nothing, if the path patterns together exceed the size limit of
     /// the matcher.
     pub(crate) fn activate(&self, config: Config) -> Result<()> {
         let previous = self.snapshot();
-        let routes = Routes::new(&config, &self.quotas, &self.metrics, Some(&previous.routes))?;
+        let upstreams = Upstreams::new(&config, &self.metrics, Some(&previous.upstreams));
+        let routes = Routes::new(
+            &config,
+            &upstreams,
+            &self.quotas,
+            &self.metrics,
+            Some(&previous.routes),
+        )?;
         previous.routes.remove_breakers_not_in(&routes);
         self.certificates.replace(&config.certificates);
         self.metrics.set_certificates(self.certificates.expiries());
         let active_since = SystemTime::now();
         self.active.store(Arc::new(ActiveConfig {
             config,
+            upstreams,
             routes,
             active_since,
         }));
@@ -122,7 +131,7 @@ impl GatewayState {
         let patterns: HashSet<_> = active.routes.patterns().collect();
         self.metrics
             .retain_routes(|pattern| patterns.contains(pattern));
-        self.config_changed.notify_one();
+        self.config_changed.send_replace(());
         Ok(())
     }
 

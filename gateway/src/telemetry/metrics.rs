@@ -1,4 +1,4 @@
-//! Prometheus metrics. Every label has a bounded number of values: patterns and endpoints of the
+//! Prometheus metrics. Every label has a bounded number of values: patterns, upstream groups and endpoints of the
 //! configuration, methods and status classes of a fixed list; never a path, a login or the address
 //! of a client.
 
@@ -42,6 +42,7 @@ pub(crate) struct Metrics {
     upstream_durations: HistogramVec,
     upstream_in_flight: IntGaugeVec,
     upstream_pending: IntGaugeVec,
+    upstream_endpoints: IntGaugeVec,
     replica_up: IntGaugeVec,
     certificate_expiry: IntGaugeVec,
     reloads: IntCounterVec,
@@ -127,7 +128,15 @@ impl Registrar<'_> {
         self.gauges(
             "upstream_requests_pending",
             "Requests in flight to an endpoint that wait for a connection.",
-            &["replica"],
+            &["upstream", "replica"],
+        )
+    }
+
+    fn upstream_endpoints(&self) -> IntGaugeVec {
+        self.gauges(
+            "upstream_endpoints",
+            "Endpoints of an upstream group, healthy or not.",
+            &["upstream"],
         )
     }
 
@@ -216,28 +225,29 @@ impl Metrics {
             breaker_state: registrar.gauges(
                 "circuit_breaker_state",
                 "State of a circuit breaker: 0 closed, 1 half-open, 2 open.",
-                &["pattern", "replica"],
+                &["pattern", "upstream", "replica"],
             ),
             attempts: registrar.counters(
                 "upstream_attempts_total",
                 "Upstream attempts by outcome.",
-                &["replica", "outcome"],
+                &["upstream", "replica", "outcome"],
             ),
             upstream_durations: registrar.histograms(
                 "upstream_duration_seconds",
                 "Time from the choice of an endpoint to its response headers.",
-                &["replica"],
+                &["upstream", "replica"],
             ),
             upstream_in_flight: registrar.gauges(
                 "upstream_requests_in_flight",
                 "Requests in flight to an endpoint.",
-                &["replica"],
+                &["upstream", "replica"],
             ),
             upstream_pending: registrar.upstream_pending(),
+            upstream_endpoints: registrar.upstream_endpoints(),
             replica_up: registrar.gauges(
                 "replica_up",
                 "1 if the endpoint is healthy.",
-                &["replica"],
+                &["upstream", "replica"],
             ),
             certificate_expiry: registrar.gauges(
                 "certificate_expiry_timestamp_seconds",
@@ -334,9 +344,25 @@ impl Metrics {
         });
     }
 
+    /// Sets the number of endpoints of an upstream group.
+    pub(crate) fn set_endpoint_count(&self, upstream: &str, count: usize) {
+        self.upstream_endpoints
+            .with_label_values(&[upstream])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Removes the number of endpoints of an upstream group.
+    pub(crate) fn remove_upstream(&self, upstream: &str) {
+        let _ = self.upstream_endpoints.remove_label_values(&[upstream]);
+    }
+
     /// Returns the metrics of an endpoint, whose address is the label `replica`.
-    pub(crate) fn endpoint(&self, address: &str) -> EndpointMetrics {
-        let attempt = |outcome| self.attempts.with_label_values(&[address, outcome]);
+    pub(crate) fn endpoint(&self, upstream: &str, address: &str) -> EndpointMetrics {
+        let attempt = |outcome| {
+            self.attempts
+                .with_label_values(&[upstream, address, outcome])
+        };
+        let labels = [upstream, address];
         EndpointMetrics {
             responses: std::array::from_fn(|class| attempt(RESPONSE_CLASSES[class])),
             connect_failures: attempt("connect_failure"),
@@ -344,36 +370,42 @@ impl Metrics {
             broken: attempt("broken"),
             truncated: attempt(RESPONSE_CLASSES[TRUNCATED]),
             overflow: attempt("overflow"),
-            duration: self.upstream_durations.with_label_values(&[address]),
-            in_flight: self.upstream_in_flight.with_label_values(&[address]),
-            pending: self.upstream_pending.with_label_values(&[address]),
-            up: self.replica_up.with_label_values(&[address]),
+            duration: self.upstream_durations.with_label_values(&labels),
+            in_flight: self.upstream_in_flight.with_label_values(&labels),
+            pending: self.upstream_pending.with_label_values(&labels),
+            up: self.replica_up.with_label_values(&labels),
         }
     }
 
     /// Removes the metrics of an endpoint.
-    pub(crate) fn remove_endpoint(&self, address: &str) {
+    pub(crate) fn remove_endpoint(&self, upstream: &str, address: &str) {
+        let labels = [upstream, address];
         for outcome in
             RESPONSE_CLASSES
                 .into_iter()
                 .chain(["connect_failure", "timeout", "broken", "overflow"])
         {
-            let _ = self.attempts.remove_label_values(&[address, outcome]);
+            let _ = self
+                .attempts
+                .remove_label_values(&[upstream, address, outcome]);
         }
-        let _ = self.upstream_durations.remove_label_values(&[address]);
-        let _ = self.upstream_in_flight.remove_label_values(&[address]);
-        let _ = self.upstream_pending.remove_label_values(&[address]);
-        let _ = self.replica_up.remove_label_values(&[address]);
+        let _ = self.upstream_durations.remove_label_values(&labels);
+        let _ = self.upstream_in_flight.remove_label_values(&labels);
+        let _ = self.upstream_pending.remove_label_values(&labels);
+        let _ = self.replica_up.remove_label_values(&labels);
     }
 
-    /// Returns the state gauge of the circuit breaker of a pattern and an endpoint.
-    pub(crate) fn breaker(&self, pattern: &str, endpoint: &str) -> IntGauge {
-        self.breaker_state.with_label_values(&[pattern, endpoint])
+    /// Returns the state gauge of the circuit breaker of a pattern and an endpoint of an upstream group.
+    pub(crate) fn breaker(&self, pattern: &str, upstream: &str, endpoint: &str) -> IntGauge {
+        self.breaker_state
+            .with_label_values(&[pattern, upstream, endpoint])
     }
 
     /// Removes the state gauge of a circuit breaker.
-    pub(crate) fn remove_breaker(&self, pattern: &str, endpoint: &str) {
-        let _ = self.breaker_state.remove_label_values(&[pattern, endpoint]);
+    pub(crate) fn remove_breaker(&self, pattern: &str, upstream: &str, endpoint: &str) {
+        let _ = self
+            .breaker_state
+            .remove_label_values(&[pattern, upstream, endpoint]);
     }
 
     /// Replaces the certificates by `all`, each with the end of its validity in Unix time.

@@ -31,9 +31,19 @@ const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive {
     user_timeout: Duration::ZERO,
 };
 
+/// Endpoint of an attempt.
+#[derive(Debug)]
+pub(crate) struct ChosenEndpoint {
+    pub(crate) in_flight: InFlight,
+    /// Health of the endpoint when it was chosen.
+    pub(crate) health: HealthStatus,
+}
+
 /// Address to which requests are forwarded.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
+    /// Name of the upstream group.
+    upstream: String,
     pub(crate) address: SocketAddr,
     /// Server whose name resolved to the address.
     pub(crate) server: Server,
@@ -49,11 +59,17 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(address: SocketAddr, server: &Server, metrics: EndpointMetrics) -> Self {
+    pub(super) fn new(
+        upstream: &str,
+        address: SocketAddr,
+        server: &Server,
+        metrics: EndpointMetrics,
+    ) -> Self {
         let tls = server.scheme == Scheme::Https;
         let mut peer = HttpPeer::new(address, tls, server.host.clone());
         peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);
         Self {
+            upstream: upstream.to_owned(),
             address,
             server: server.clone(),
             peer,
@@ -118,11 +134,11 @@ impl Endpoint {
         if before == status as u8 {
             return;
         }
-        let endpoint = self.address;
+        let (upstream, endpoint) = (&self.upstream, self.address);
         if status == HealthStatus::Unhealthy {
-            tracing::warn!(%endpoint, reason, "endpoint marked unhealthy");
+            tracing::warn!(upstream, %endpoint, reason, "endpoint marked unhealthy");
         } else {
-            tracing::info!(%endpoint, reason, "endpoint marked healthy");
+            tracing::info!(upstream, %endpoint, reason, "endpoint marked healthy");
         }
     }
 
@@ -139,6 +155,7 @@ impl Endpoint {
         self.metrics.overflow.inc();
         if self.overflow_logged.begin(Instant::now()) {
             tracing::warn!(
+                upstream = self.upstream,
                 endpoint = %self.address,
                 max_connections = limits.max_connections,
                 "no connection to the endpoint is free: rejected with 503"
