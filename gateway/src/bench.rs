@@ -73,7 +73,7 @@ impl DecisionBench {
         let Ok(path) = path::normalise(path.as_bytes()) else {
             return false;
         };
-        let route = self.routes.get(self.routes.find(&path));
+        let route = self.routes.get(self.routes.find(None, &path));
         let Some(quota) = &route.quota else {
             return false;
         };
@@ -93,7 +93,7 @@ impl DecisionBench {
     pub fn find(&mut self) -> usize {
         self.advance();
         let path = &self.paths[self.number as usize % self.paths.len()];
-        self.routes.find(path)
+        self.routes.find(None, path)
     }
 
     /// Selects the next request by a linear congruential generator (Numerical Recipes, section 7.1), so

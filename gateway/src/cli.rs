@@ -130,7 +130,17 @@ fn check(file: &std::path::Path, environment: &Environment) -> Result<()> {
         "{}: {}",
         file.display(),
         describe_health_check(&config.health_check)
-    ))
+    ))?;
+    for upstream in &config.upstreams {
+        print(&format!(
+            "{}: upstreams.{}: {} servers; {}",
+            file.display(),
+            upstream.name,
+            upstream.servers.len(),
+            describe_health_check(&upstream.health_check)
+        ))?;
+    }
+    Ok(())
 }
 
 /// Returns the condition under which an endpoint receives requests, for the operator.

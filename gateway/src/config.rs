@@ -4,19 +4,23 @@ mod certificate;
 mod document;
 mod error;
 mod features;
+mod host;
 mod interpolate;
 mod listen;
 mod load;
 mod model;
 mod node;
+mod paths;
 mod pattern;
 mod premier;
 mod schema;
 mod server;
 mod suggestion;
+mod upstreams;
 
 pub(crate) use certificate::Certificate;
 pub(crate) use error::ConfigErrors;
+pub(crate) use host::{HostPattern, wildcard};
 pub(crate) use interpolate::Environment;
 pub(crate) use load::admin_address;
 pub(crate) use model::{

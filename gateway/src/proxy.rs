@@ -24,6 +24,7 @@ pub(crate) mod route;
 pub(crate) mod state;
 mod upload;
 mod upstream_request;
+mod virtual_hosts;
 
 use std::pin::pin;
 

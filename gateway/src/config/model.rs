@@ -9,6 +9,7 @@ use http::StatusCode;
 use ipnet::IpNet;
 
 use crate::config::certificate::Certificate;
+use crate::config::host::HostPattern;
 use crate::config::pattern::PathPattern;
 use crate::config::server::Server;
 
@@ -38,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) servers: Vec<Server>,
     pub(crate) load_balancing: LoadBalancingSettings,
     pub(crate) health_check: HealthCheckSettings,
+    /// Groups besides the default one, which has the three settings above.
+    pub(crate) upstreams: Vec<UpstreamSettings>,
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) limits: Limits,
     /// The first rule whose pattern matches applies, and only that one.
@@ -59,7 +62,7 @@ impl Config {
             load_balancing: self.load_balancing,
             health_check: self.health_check.clone(),
         };
-        std::iter::once(default)
+        std::iter::once(default).chain(self.upstreams.iter().cloned())
     }
 }
 
@@ -185,11 +188,34 @@ impl Limits {
     }
 }
 
-/// A path pattern and its features.
+/// A path pattern, the hosts and the upstream group that it is for, and its features.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PathRule {
     pub(crate) pattern: PathPattern,
+    /// Hosts of the requests that it matches. Empty: all.
+    pub(crate) hosts: Vec<HostPattern>,
+    pub(crate) upstream: UpstreamIndex,
     pub(crate) features: Features,
+}
+
+impl PathRule {
+    /// Returns the name of the rule in metrics and logs: its pattern, after its hosts if it has any. Rules of
+    /// different hosts have quotas and circuit breakers of their own.
+    pub(crate) fn name(&self) -> String {
+        if self.hosts.is_empty() {
+            return self.pattern.to_string();
+        }
+        let hosts: Vec<_> = self.hosts.iter().map(HostPattern::as_str).collect();
+        format!("{} {}", hosts.join(","), self.pattern)
+    }
+
+    /// Returns whether it matches every request that `other` matches. May return false although it does.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        let covers_host = |host| self.hosts.iter().any(|pattern| pattern.covers(host));
+        let covers_hosts =
+            self.hosts.is_empty() || !other.hosts.is_empty() && other.hosts.iter().all(covers_host);
+        covers_hosts && self.pattern.covers(&other.pattern)
+    }
 }
 
 /// Features of a request. Without any, it is only forwarded.

@@ -230,6 +230,12 @@ impl<'y, 'c> Node<'y, 'c> {
         number
     }
 
+    /// Returns an integer in a range that is a number of objects in memory, or of bytes.
+    pub(super) fn size(&self, min: u64, max: u64) -> Option<usize> {
+        let number = self.integer(min..=max)?;
+        usize::try_from(number).ok()
+    }
+
     /// Returns an integer of at least 1.
     pub(super) fn positive_integer(&self) -> Option<NonZeroU32> {
         let number = self.integer(1..=u32::MAX.into())?;
@@ -363,6 +369,14 @@ impl<'y, 'c> Node<'y, 'c> {
     }
 }
 
+/// Entry of a mapping whose keys are names that the operator chooses.
+pub(super) struct NamedValue<'y, 'c> {
+    pub(super) name: String,
+    /// The name, for errors about it.
+    pub(super) key: Node<'y, 'c>,
+    pub(super) value: Node<'y, 'c>,
+}
+
 /// A mapping that is being parsed. Each known key is read, then
 /// [`reject_unknown_keys`](Self::reject_unknown_keys) reports the others.
 #[derive(Debug)]
@@ -408,6 +422,20 @@ impl<'y, 'c> Mapping<'y, 'c> {
             None => Ok(None),
             Some(value) => value.mapping().map(Some).ok_or(ErrorReported),
         }
+    }
+
+    /// Returns the entries of a mapping whose keys are names. Keys that begin with `x-` are left to the operator.
+    pub(super) fn into_named_values(self) -> Vec<NamedValue<'y, 'c>> {
+        let named = |(key, name): (&'y MarkedYaml<'y>, Cow<'y, str>)| {
+            let full_name = self.join_key(&name);
+            let (_, value) = self.entries.iter().find(|(known, _)| *known == key)?;
+            Some(NamedValue {
+                key: self.node.descendant(key, full_name.clone()),
+                value: self.node.descendant(value, full_name),
+                name: name.into_owned(),
+            })
+        };
+        self.unknown_entries().filter_map(named).collect()
     }
 
     pub(super) fn environment(&self) -> &'c Environment {

@@ -77,8 +77,7 @@ impl FromStr for PathPattern {
         } else if text.contains(['*', '?', '[']) {
             glob_to_regex(text).map_err(with_pattern)?
         } else {
-            let path: String = text.chars().map(encode).collect();
-            require_normalised(&path).map_err(with_pattern)?;
+            let path = normalised_path(text).map_err(with_pattern)?;
             return Ok(Self {
                 text: text.to_owned(),
                 matcher: Matcher::Exact(path.clone()),
@@ -95,6 +94,16 @@ impl FromStr for PathPattern {
             coverage: regex.coverage,
         })
     }
+}
+
+/// Returns a path in the form in which requests are matched.
+///
+/// # Errors
+/// Returns an error, for the operator, if no request has this path.
+fn normalised_path(text: &str) -> Result<String, String> {
+    let path: String = text.chars().map(encode).collect();
+    require_normalised(&path)?;
+    Ok(path)
 }
 
 fn check_compiles(regex: &str) -> Result<(), String> {

@@ -1,4 +1,5 @@
-//! Parsing of the keys under `premier`, except `listen` and the features, in the order of gateway.yml.
+//! Parsing of the keys under `premier`, in the order of gateway.yml. `listen`, the upstream groups and the paths have
+//! parsers of their own.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -8,12 +9,12 @@ use ipnet::IpNet;
 use crate::config::certificate::{Certificate, CertificateFiles};
 use crate::config::features::parse_features;
 use crate::config::listen::{Listen, parse_listen};
-use crate::config::model::{
-    BalancingStrategy, Config, EndpointLimits, Features, HealthCheckMethod, HealthCheckSettings,
-    Limits, LoadBalancingSettings, PathRule,
-};
+use crate::config::model::{Config, Features, Limits};
 use crate::config::node::{Mapping, Node};
-use crate::config::server::Server;
+use crate::config::paths::{parse_path_rule, warn_about_rules};
+use crate::config::upstreams::{
+    parse_default_servers, parse_health_check, parse_load_balancing, parse_upstreams,
+};
 
 /// Parses a document. Warnings and hash of the result are empty: the caller sets them.
 pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Option<Config> {
@@ -24,15 +25,16 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
     let keyspace = premier.get_or("keyspace", "asgi-gateway".to_owned(), Node::string);
     let listen = parse_listen(&mut premier, warnings);
     let certificates = parse_certificates(&mut premier, warnings);
-    let servers = parse_servers(&mut premier);
+    let servers = parse_default_servers(&mut premier);
     let load_balancing = parse_load_balancing(&mut premier);
     let health_check = parse_health_check(&mut premier);
+    let upstreams = parse_upstreams(&mut premier);
     let trusted_proxies = parse_trusted_proxies(&mut premier, warnings);
     let limits = parse_limits(&mut premier);
     let paths = premier.get_or("paths", Vec::new(), |paths| {
-        paths.parse_list(|rule| parse_path_rule(rule, warnings))
+        paths.parse_list(|rule| parse_path_rule(rule, &upstreams.names, warnings))
     });
-    warn_about_patterns(paths.as_deref().unwrap_or_default(), warnings);
+    warn_about_rules(paths.as_deref().unwrap_or_default(), warnings);
     let default_features = premier.get_or("default_features", Features::default(), |value| {
         parse_features(value, "default_features", warnings)
     });
@@ -55,6 +57,7 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
         servers: servers?,
         load_balancing: load_balancing?,
         health_check: health_check?,
+        upstreams: upstreams.groups?,
         trusted_proxies: trusted_proxies?,
         limits: limits?,
         paths: paths?,
@@ -138,133 +141,6 @@ fn default_certificate(premier: &Mapping<'_, '_>) -> Option<Certificate> {
         .ok()
 }
 
-fn parse_servers(premier: &mut Mapping<'_, '_>) -> Option<Vec<Server>> {
-    const VARIABLE: &str = "GATEWAY_SERVERS";
-    let comma_separated = |text: &str| {
-        text.split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .map(str::parse)
-            .collect::<Result<Vec<Server>, _>>()
-    };
-    // Null is the default of Premier.
-    let Some(value) = premier.get("servers").filter(|value| !value.is_null()) else {
-        let environment = premier.environment();
-        let text = environment.get(VARIABLE).unwrap_or("http://auth-api:8000");
-        return premier.parse_variable(VARIABLE, text, |text| match comma_separated(text) {
-            Ok(servers) if servers.is_empty() => Err("must name at least one server".to_owned()),
-            result => result,
-        });
-    };
-    let servers = if value.is_list() {
-        value
-            .parse_list(|server| server.parse(comma_separated))?
-            .concat()
-    } else {
-        value.parse(comma_separated)?
-    };
-    value.require_not_empty(servers)
-}
-
-fn parse_load_balancing(premier: &mut Mapping<'_, '_>) -> Option<LoadBalancingSettings> {
-    const STRATEGIES: [(&str, BalancingStrategy); 3] = [
-        ("least_requests", BalancingStrategy::LeastRequests),
-        ("round_robin", BalancingStrategy::RoundRobin),
-        ("random", BalancingStrategy::Random),
-    ];
-    const MAX_CONNECTIONS: u64 = u32::MAX as u64;
-    const DEFAULT: LoadBalancingSettings = LoadBalancingSettings {
-        strategy: BalancingStrategy::LeastRequests,
-        endpoint_limits: EndpointLimits {
-            max_connections: 4096,
-            max_pending_requests: 1024,
-        },
-    };
-    let Some(mut mapping) = premier.mapping("load_balancing").ok()? else {
-        return Some(DEFAULT);
-    };
-    let strategy = mapping.get_or("strategy", DEFAULT.strategy, |value| {
-        value.one_of(&STRATEGIES)
-    });
-    let limits = DEFAULT.endpoint_limits;
-    let max_connections = mapping.get_or(
-        "max_connections_per_endpoint",
-        limits.max_connections,
-        |value| parse_size(value, 1, MAX_CONNECTIONS),
-    );
-    let max_pending_requests = mapping.get_or(
-        "max_pending_requests_per_endpoint",
-        limits.max_pending_requests,
-        |value| parse_size(value, 0, MAX_CONNECTIONS),
-    );
-    mapping.reject_unknown_keys();
-    Some(LoadBalancingSettings {
-        strategy: strategy?,
-        endpoint_limits: EndpointLimits {
-            max_connections: max_connections?,
-            max_pending_requests: max_pending_requests?,
-        },
-    })
-}
-
-fn parse_size(value: &Node<'_, '_>, min: u64, max: u64) -> Option<usize> {
-    let number = value.integer(min..=max)?;
-    usize::try_from(number).ok()
-}
-
-fn parse_health_check(premier: &mut Mapping<'_, '_>) -> Option<HealthCheckSettings> {
-    const DEFAULT_PATH: &str = "/ready";
-    let default = HealthCheckSettings {
-        method: HealthCheckMethod::TcpConnect,
-        port: None,
-        interval: Duration::from_secs(2),
-        timeout: Duration::from_secs(1),
-        healthy_after: NonZeroU32::MIN,
-        unhealthy_after: NonZeroU32::MIN.saturating_add(1),
-    };
-    // Servers of a file for Premier, which has no health checks, need not have a path for them.
-    let Some(value) = premier.get("health_check") else {
-        return Some(default);
-    };
-    if value.is_null() {
-        return Some(HealthCheckSettings {
-            method: HealthCheckMethod::None,
-            ..default
-        });
-    }
-    let mut mapping = value.mapping()?;
-    let path = mapping.get_or("path", DEFAULT_PATH.to_owned(), |value| {
-        value.parse(|path| {
-            let is_path = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());
-            is_path.then(|| path.to_owned()).ok_or_else(|| {
-                format!("`{path}` is not a path: it must begin with / and be printable ASCII")
-            })
-        })
-    });
-    let port = mapping.get_or("port", None, |value| value.port().map(Some));
-    let interval = mapping.get_or("interval", default.interval, Node::positive_duration);
-    let timeout = mapping.get_or("timeout", default.timeout, Node::positive_duration);
-    let healthy_after = mapping.get_or(
-        "healthy_after",
-        default.healthy_after,
-        Node::positive_integer,
-    );
-    let unhealthy_after = mapping.get_or(
-        "unhealthy_after",
-        default.unhealthy_after,
-        Node::positive_integer,
-    );
-    mapping.reject_unknown_keys();
-    Some(HealthCheckSettings {
-        method: HealthCheckMethod::Http { path: path? },
-        port: port?,
-        interval: interval?,
-        timeout: timeout?,
-        healthy_after: healthy_after?,
-        unhealthy_after: unhealthy_after?,
-    })
-}
-
 fn parse_trusted_proxies(
     premier: &mut Mapping<'_, '_>,
     warnings: &mut Vec<String>,
@@ -323,7 +199,7 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         value.integer(0..=MAX_BODY_BYTES)
     });
     let max_header_bytes = mapping.get_or("max_header_bytes", default.max_header_bytes, |value| {
-        parse_size(value, MIN_HEADER_BYTES, MAX_HEADER_BYTES)
+        value.size(MIN_HEADER_BYTES, MAX_HEADER_BYTES)
     });
     let header_timeout = mapping.get_or(
         "header_timeout",
@@ -346,17 +222,17 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         Node::positive_duration,
     );
     let max_connections = mapping.get_or("max_connections", default.max_connections, |value| {
-        parse_size(value, 1, MAX_CONNECTIONS)
+        value.size(1, MAX_CONNECTIONS)
     });
     let max_connections_per_client = mapping.get_or(
         "max_connections_per_client",
         default.max_connections_per_client,
-        |value| Some(Some(parse_size(value, 1, MAX_CONNECTIONS)?)),
+        |value| Some(Some(value.size(1, MAX_CONNECTIONS)?)),
     );
     let max_upstream_requests_per_client = mapping.get_or(
         "max_upstream_requests_per_client",
         default.max_upstream_requests_per_client,
-        |value| parse_size(value, 1, MAX_CONNECTIONS),
+        |value| value.size(1, MAX_CONNECTIONS),
     );
     let max_abandoned_requests_per_client = mapping.get_or(
         "max_abandoned_requests_per_client",
@@ -365,12 +241,12 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
     );
     let max_buffered_bytes =
         mapping.get_or("max_buffered_bytes", default.max_buffered_bytes, |value| {
-            parse_size(value, MIN_BUFFERED_BYTES, MAX_BUFFERED_BYTES)
+            value.size(MIN_BUFFERED_BYTES, MAX_BUFFERED_BYTES)
         });
     let max_buffered_bytes_per_client = mapping.get_or(
         "max_buffered_bytes_per_client",
         default.max_buffered_bytes_per_client,
-        |value| parse_size(value, MIN_BUFFERED_BYTES, MAX_BUFFERED_BYTES),
+        |value| value.size(MIN_BUFFERED_BYTES, MAX_BUFFERED_BYTES),
     );
     mapping.reject_unknown_keys();
     Some(Limits {
@@ -387,40 +263,4 @@ fn parse_limits(premier: &mut Mapping<'_, '_>) -> Option<Limits> {
         max_buffered_bytes: max_buffered_bytes?,
         max_buffered_bytes_per_client: max_buffered_bytes_per_client?,
     })
-}
-
-fn parse_path_rule(rule: &Node<'_, '_>, warnings: &mut Vec<String>) -> Option<PathRule> {
-    let mut mapping = rule.mapping()?;
-    let pattern = mapping
-        .require("pattern")
-        .and_then(|value| value.parse(str::parse));
-    let features = mapping.get_or("features", Features::default(), |value| {
-        let pattern = pattern
-            .as_ref()
-            .map_or_else(String::new, ToString::to_string);
-        parse_features(value, &pattern, warnings)
-    });
-    mapping.reject_unknown_keys();
-    Some(PathRule {
-        pattern: pattern?,
-        features: features?,
-    })
-}
-
-/// Warns about patterns that never apply because of an earlier one, and about those that look like
-/// shell globs with a negated class.
-fn warn_about_patterns(paths: &[PathRule], warnings: &mut Vec<String>) {
-    for (index, PathRule { pattern, .. }) in paths.iter().enumerate() {
-        let mut earlier = paths[..index].iter().map(|rule| &rule.pattern);
-        if let Some(earlier) = earlier.find(|earlier| earlier.covers(pattern)) {
-            warnings.push(format!(
-                "{pattern}: has no effect: the earlier pattern {earlier} matches every path that it matches"
-            ));
-        }
-        if pattern.has_shell_negation() {
-            warnings.push(format!(
-                "{pattern}: [!…] is a class that contains `!`; a negated class is written [^…]"
-            ));
-        }
-    }
 }

@@ -326,6 +326,99 @@ fn an_invalid_variable_is_rejected_with_the_reason() {
 }
 
 #[test]
+fn groups_have_settings_of_their_own_and_paths_select_them() {
+    let config = parse(
+        "
+premier:
+  load_balancing: {strategy: random}
+  upstreams:
+    x-shared: &shared {max_connections_per_endpoint: 7}
+    orders: {servers: [http://a:1, 'https://b'], load_balancing: *shared, health_check: {path: /up}}
+    stock.v2: {servers: http://c}
+  paths:
+    - {pattern: /o/*, upstream: orders, hosts: [Shop.example.org., '*.example.org']}
+    - {pattern: /s/*, upstream: stock.v2}
+    - {pattern: /d/*, upstream: default}
+    - {pattern: /e/*}
+",
+    )
+    .unwrap();
+    let [default, orders, stock] = config
+        .upstream_groups()
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap();
+    assert_eq!(default.name, "default");
+    assert_eq!(default.load_balancing.strategy, BalancingStrategy::Random);
+    assert_eq!(orders.name, "orders");
+    assert_eq!(orders.servers.len(), 2);
+    assert_eq!(
+        orders.load_balancing.strategy,
+        BalancingStrategy::LeastRequests
+    );
+    assert_eq!(orders.load_balancing.endpoint_limits.max_connections, 7);
+    let method = HealthCheckMethod::Http {
+        path: "/up".to_owned(),
+    };
+    assert_eq!(orders.health_check.method, method);
+    assert_eq!(stock.name, "stock.v2");
+    assert_eq!(stock.health_check.method, HealthCheckMethod::TcpConnect);
+    let selected: Vec<_> = config.paths.iter().map(|rule| rule.upstream.0).collect();
+    assert_eq!(selected, [1, 2, 0, 0]);
+    assert_eq!(
+        config.paths[0].name(),
+        "shop.example.org,*.example.org /o/*"
+    );
+    assert_eq!(config.paths[1].name(), "/s/*");
+}
+
+#[test]
+fn mistakes_about_groups_and_hosts_are_reported_with_their_positions() {
+    let errors = parse(
+        r#"premier:
+  upstreams:
+    orders: {servers: []}
+    stock: {server: http://stock}
+    default: {servers: http://a}
+    "my group": {servers: http://a, health_check: {interval: 0}}
+    nothing:
+  paths:
+    - {pattern: /a, upstream: order}
+    - {pattern: /b, upstream: payments}
+    - {pattern: /c, hosts: []}
+    - {pattern: /d, hosts: [shop.example.org:443, "a.*.org"]}
+    - {pattern: /e, host: [a]}
+"#,
+    )
+    .unwrap_err();
+    insta::assert_snapshot!(errors);
+}
+
+#[test]
+fn an_earlier_rule_shadows_only_rules_of_its_hosts() {
+    let warnings = |paths: &str| {
+        let config = parse(&format!("premier: {{paths: [{paths}]}}")).unwrap();
+        config.warnings.join("\n")
+    };
+    let shadowed = "has no effect: the earlier pattern";
+    for paths in [
+        "{pattern: '/a/*'}, {pattern: '/a/b', hosts: [a.example.org]}",
+        "{pattern: '/a/*', hosts: ['*.example.org', localhost]}, {pattern: '/a/b', hosts: [a.example.org]}",
+        "{pattern: '/a/*', hosts: [a.example.org]}, {pattern: '/a/*', hosts: [a.example.org]}",
+    ] {
+        assert!(warnings(paths).contains(shadowed), "{paths}");
+    }
+    for paths in [
+        "{pattern: '/a/*', hosts: [a.example.org]}, {pattern: '/a/b'}",
+        "{pattern: '/a/*', hosts: [a.example.org]}, {pattern: '/a/b', hosts: ['*.example.org']}",
+        "{pattern: '/a/*', hosts: [a.example.org]}, {pattern: '/a/b', hosts: [a.example.org, localhost]}",
+        "{pattern: '/a/b', hosts: [a.example.org]}, {pattern: '/a/*', hosts: [a.example.org]}",
+    ] {
+        assert!(!warnings(paths).contains(shadowed), "{paths}");
+    }
+}
+
+#[test]
 fn an_unusable_certificate_is_rejected() {
     let result = parse("premier: {tls: {certificates: [{cert: none.pem, key: none.pem}]}}");
     assert!(result.unwrap_err().contains("none.pem: cannot be read"));

@@ -26,7 +26,11 @@ pub(super) fn admit(
         .target
         .normalise()
         .map_err(ErrorResponse::invalid_path)?;
-    context.set_route(context.active.routes.find(request.target.path()));
+    let route = context
+        .active
+        .routes
+        .find(request.host(), request.target.path());
+    context.set_route(route);
     check_host(peer, request)?;
     let delay = take_quota(gateway, request, context)?;
     check_path(request)?;

@@ -62,7 +62,15 @@ pub(super) async fn forward_after(
             }
             now = Instant::now();
         }
-        if let Err(response) = begin_attempt(context, now) {
+        let mut begun = begin_attempt(context, now);
+        if begun.is_err() && !context.route().upstream.is_resolved() {
+            if wait_for_resolution(context, downstream).await.is_none() {
+                break RequestOutcome::ClientDisconnected;
+            }
+            now = Instant::now();
+            begun = begin_attempt(context, now);
+        }
+        if let Err(response) = begun {
             break RequestOutcome::Failed(response);
         }
         match run_attempt(request, context, downstream, &mut upload, timer).await {
@@ -104,6 +112,19 @@ fn begin_attempt(context: &mut RequestContext, now: Instant) -> Result<(), Error
         permit,
     });
     Ok(())
+}
+
+/// Waits until the names of an upstream group that a reload has just added are resolved, no longer than connecting may
+/// take. Returns `None` if the client disconnects.
+async fn wait_for_resolution(
+    context: &RequestContext,
+    downstream: &mut impl Downstream,
+) -> Option<()> {
+    let timeout = context.deadline.connect_timeout(Instant::now()).duration();
+    let resolution = context.route().upstream.resolution();
+    // Boxed because it is rare: inline, the timer would enlarge the future of every request.
+    let resolution = Box::pin(tokio::time::timeout(timeout, resolution));
+    unless_disconnected(downstream, resolution).await.map(drop)
 }
 
 /// Connects to the endpoint of the current attempt and runs the exchange. Continues if another attempt

@@ -27,13 +27,15 @@ pub(super) struct PathMatcher {
 }
 
 impl PathMatcher {
-    /// Compiles `patterns`.
+    /// Compiles `patterns`, each with the index that [`Self::find`] returns for it, in ascending order.
     ///
     /// # Errors
     /// Returns an error if the patterns together exceed [`MAX_AUTOMATON_SIZE`].
-    pub(super) fn new<'p>(patterns: impl IntoIterator<Item = &'p Matcher>) -> Result<Self> {
+    pub(super) fn new<'p>(
+        patterns: impl IntoIterator<Item = (usize, &'p Matcher)>,
+    ) -> Result<Self> {
         let (mut exact, mut regexes, mut regex_indexes) = (HashMap::new(), Vec::new(), Vec::new());
-        for (index, pattern) in patterns.into_iter().enumerate() {
+        for (index, pattern) in patterns {
             match pattern {
                 Matcher::Exact(path) => {
                     exact.entry(path.clone()).or_insert(index);

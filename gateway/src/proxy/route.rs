@@ -7,12 +7,12 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use crate::config::{
-    Config, Features, MonitoringSettings, PathRule, RetrySettings, TimeoutSettings, UpstreamIndex,
+    Config, Features, MonitoringSettings, RetrySettings, TimeoutSettings, UpstreamIndex,
 };
 use crate::features::circuit_breaker::CircuitBreakers;
 use crate::features::rate_limit::{Quota, QuotaStore};
 use crate::features::retry::RetryBudget;
-use crate::proxy::path_matcher::PathMatcher;
+use crate::proxy::virtual_hosts::VirtualHosts;
 use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::{Metrics, RouteMetrics};
 use crate::upstream::{UpstreamGroup, Upstreams};
@@ -23,6 +23,7 @@ const DEFAULT_ROUTE_NAME: &str = "default";
 /// Path pattern, its features, and the upstream group that its requests go to.
 #[derive(Debug)]
 pub(crate) struct Route {
+    /// The pattern, after its hosts if it has any.
     pub(crate) pattern: String,
     pub(crate) upstream: Arc<UpstreamGroup>,
     pub(crate) quota: Option<Quota>,
@@ -39,7 +40,7 @@ pub(crate) struct Route {
 #[derive(Debug)]
 pub(crate) struct Routes {
     all: Vec<Route>,
-    matcher: PathMatcher,
+    hosts: VirtualHosts,
 }
 
 impl Routes {
@@ -87,9 +88,7 @@ impl Routes {
         let mut all: Vec<_> = config
             .paths
             .iter()
-            .map(|PathRule { pattern, features }| {
-                route(pattern.to_string(), UpstreamIndex::DEFAULT, features)
-            })
+            .map(|rule| route(rule.name(), rule.upstream, &rule.features))
             .collect();
         all.push(route(
             DEFAULT_ROUTE_NAME.to_owned(),
@@ -98,13 +97,14 @@ impl Routes {
         ));
         Ok(Self {
             all,
-            matcher: PathMatcher::new(config.paths.iter().map(|rule| rule.pattern.matcher()))?,
+            hosts: VirtualHosts::new(&config.paths)?,
         })
     }
 
-    /// Returns the index of the route of a normalised path.
-    pub(crate) fn find(&self, path: &str) -> usize {
-        self.matcher
+    /// Returns the index of the route of a normalised path on a host, which is the value of `Host`.
+    pub(crate) fn find(&self, host: Option<&str>, path: &str) -> usize {
+        self.hosts
+            .matcher(host)
             .find(path)
             .unwrap_or_else(|| self.default_index())
     }
@@ -203,7 +203,7 @@ mod tests {
     }
 
     fn matched_pattern<'r>(routes: &'r Routes, path: &str) -> &'r str {
-        &routes.get(routes.find(path)).pattern
+        &routes.get(routes.find(None, path)).pattern
     }
 
     #[test]

@@ -18,7 +18,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SignatureScheme};
 
-use crate::config::Certificate;
+use crate::config::{Certificate, wildcard};
 use crate::http::syntax::host_name;
 use crate::runtime::clock::unix_seconds;
 
@@ -138,13 +138,6 @@ impl ResolvesServerCert for Certificates {
         let certificate = set.find(hello.server_name(), hello.signature_schemes());
         Some(Arc::clone(&certificate.key))
     }
-}
-
-/// Returns the wildcard name that covers `name`: `*.example.org` for `www.example.org` (RFC 9525,
-/// section 6.3).
-fn wildcard(name: &str) -> Option<String> {
-    let (_, parent) = name.split_once('.')?;
-    Some(format!("*.{parent}"))
 }
 
 /// Returns whether one of a certificate's names covers a host.

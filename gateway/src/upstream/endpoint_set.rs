@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use crate::config::{LoadBalancingSettings, Server};
 use crate::features::circuit_breaker::Permission;
@@ -23,6 +24,8 @@ pub(crate) struct EndpointSet {
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     /// Number of round-robin choices so far.
     round_robin: AtomicUsize,
+    /// True once the names of the servers have been looked up.
+    is_resolved: watch::Sender<bool>,
     metrics: Arc<Metrics>,
 }
 
@@ -32,6 +35,7 @@ impl EndpointSet {
             name: name.to_owned(),
             endpoints: ArcSwap::default(),
             round_robin: AtomicUsize::new(0),
+            is_resolved: watch::Sender::new(false),
             metrics: Arc::clone(metrics),
         }
     }
@@ -89,6 +93,19 @@ impl EndpointSet {
             }
         }
         self.replace(&current, endpoints);
+        self.is_resolved.send_replace(true);
+    }
+
+    /// Returns whether the names of the servers have been looked up.
+    pub(super) fn is_resolved(&self) -> bool {
+        *self.is_resolved.borrow()
+    }
+
+    /// Waits until the names of the servers have been looked up.
+    pub(super) async fn resolution(&self) {
+        let mut is_resolved = self.is_resolved.subscribe();
+        // The sender is a part of `self`.
+        let _ = is_resolved.wait_for(|is_resolved| *is_resolved).await;
     }
 
     fn new_endpoint(&self, address: SocketAddr, server: &Server) -> Arc<Endpoint> {

@@ -72,6 +72,16 @@ impl UpstreamGroup {
             .choose(self.settings.load_balancing, previous, permission)
     }
 
+    /// Returns whether the names of the servers have been looked up: not yet if a reload has just added the group.
+    pub(crate) fn is_resolved(&self) -> bool {
+        self.endpoints.is_resolved()
+    }
+
+    /// Waits until the names of the servers have been looked up.
+    pub(crate) async fn resolution(&self) {
+        self.endpoints.resolution().await;
+    }
+
     /// Resolves the names of the servers and updates the endpoints.
     pub(crate) async fn resolve(&self, resolver: &mut Resolver) {
         self.endpoints

@@ -75,8 +75,10 @@ fn is_valid(value: &Value, schema: &Value) -> bool {
         "additionalProperties" => value.as_object().is_none_or(|entries| {
             let known = &schema["properties"];
             let patterns = schema["patternProperties"].as_object().unwrap();
-            entries.keys().all(|key| {
-                known.get(key).is_some() || patterns.keys().any(|pattern| is_match(pattern, key))
+            entries.iter().all(|(key, value)| {
+                known.get(key).is_some()
+                    || patterns.keys().any(|pattern| is_match(pattern, key))
+                    || rule.is_object() && is_valid(value, rule)
             })
         }),
         "properties" => value.as_object().is_none_or(|entries| {
@@ -133,6 +135,9 @@ fn a_valid_configuration_matches_the_schema() {
         "premier: {default_features: {retry: {wait: '${NUMBER}'}, monitoring: , circuit_breaker: {recovery_timeout: 0}}}",
         "premier: {default_features: {retry: {wait: [1, '${NUMBER}']}, timeout: {<<: {seconds: 5}}}}",
         "server: {port: 8000}\npremier: {dashboard: {path: /d}, default_features: {retry: {exceptions: [E], backoff: 2}, cache: {key_template: k}}}",
+        "premier: {upstreams: }",
+        "premier: {upstreams: {a: {servers: http://a, load_balancing: {strategy: random}}, b: {servers: ['${SERVERS}'], health_check: }, x-c: 5}}",
+        "premier: {upstreams: {a: {<<: {servers: http://a}}}, paths: [{pattern: /a, hosts: [a.b, '*.b', '::1'], upstream: a}]}",
         "x-own: 5\npremier: {paths: [{pattern: '^/x', x-own: [5]}, {pattern: '${NONE:-/x}'}, {<<: {pattern: '[/]y'}}]}",
     ] {
         assert_eq!(parse(valid).map(drop), Ok(()), "{valid}");
@@ -160,6 +165,17 @@ fn an_invalid_configuration_does_not_match_the_schema() {
         "premier: {paths: [{features: {}}]}",
         "premier: {paths: [{pattern: api/x}]}",
         "premier: {paths: [{pattern: 5}]}",
+        "premier: {upstreams: []}",
+        "premier: {upstreams: {a: }}",
+        "premier: {upstreams: {a: {health_check: {}}}}",
+        "premier: {upstreams: {a: {servers: }}}",
+        "premier: {upstreams: {a: {servers: [], load_balancing: {}}}}",
+        "premier: {upstreams: {a: {servers: http://a, load_balancing: {strategy: best}}}}",
+        "premier: {paths: [{pattern: /a, hosts: }]}",
+        "premier: {paths: [{pattern: /a, hosts: []}]}",
+        "premier: {paths: [{pattern: /a, hosts: a.b}]}",
+        "premier: {paths: [{pattern: /a, hosts: ['']}]}",
+        "premier: {paths: [{pattern: /a, upstream: }]}",
         "premier: {default_features: {rate_limit: }}",
         "premier: {default_features: {timeout: }}",
         "premier: {default_features: {timeout: {seconds: 1e-12}}}",
@@ -203,6 +219,11 @@ fn the_schema_has_the_same_keys_as_the_parser() {
         (
             "premier: {limits: {zzz: 1}}",
             "/properties/premier/properties/limits",
+        ),
+        ("premier: {upstreams: {a: {zzz: 1}}}", "/$defs/upstream"),
+        (
+            "premier: {paths: [{zzz: 1}]}",
+            "/properties/premier/properties/paths/items",
         ),
         ("premier: {default_features: {zzz: 1}}", "/$defs/features"),
         (
