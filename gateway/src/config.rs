@@ -10,6 +10,7 @@ mod listen;
 mod load;
 mod model;
 mod node;
+mod path_prefix;
 mod paths;
 mod pattern;
 mod premier;
@@ -29,6 +30,7 @@ pub(crate) use model::{
     LoadBalancingSettings, MonitoringSettings, PathRule, QuotaKeyPart, RateLimitAlgorithm,
     RateLimitSettings, RetrySettings, TimeoutSettings, UpstreamIndex, UpstreamSettings,
 };
+pub(crate) use path_prefix::PathPrefix;
 pub(crate) use pattern::{Matcher, pattern_syntax};
 pub(crate) use schema::SCHEMA;
 pub(crate) use server::{Scheme, Server};

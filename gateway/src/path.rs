@@ -77,6 +77,35 @@ impl RequestTarget {
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.text
     }
+
+    /// Returns path and query as they are forwarded without `prefix`, which is in normal form. `None` if the path
+    /// does not begin with its segments.
+    pub(crate) fn without_prefix(&self, prefix: &str) -> Option<StrippedTarget<'_>> {
+        strip_segments(self.path(), prefix)?;
+        let (path, query) = self.text.split_at(self.path_length);
+        // The forwarded path has the same segments, though not necessarily the same encoding.
+        let segments = prefix.bytes().filter(|byte| *byte == b'/').count();
+        let rest = memchr::memchr_iter(b'/', path).nth(segments);
+        let path = rest.map_or(&b"/"[..], |start| &path[start..]);
+        Some(StrippedTarget { path, query })
+    }
+}
+
+/// Request target without a prefix of its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StrippedTarget<'t> {
+    pub(crate) path: &'t [u8],
+    /// The query with its question mark, or nothing.
+    pub(crate) query: &'t [u8],
+}
+
+/// Returns a path without a prefix of whole segments, `None` if it does not begin with it. Both are in normal form.
+pub(crate) fn strip_segments<'p>(path: &'p str, prefix: &str) -> Option<&'p str> {
+    match path.strip_prefix(prefix)? {
+        "" => Some("/"),
+        rest if rest.starts_with('/') => Some(rest),
+        _ => None,
+    }
 }
 
 /// Removes scheme and authority of a target in absolute form. The caller has checked that the
@@ -331,7 +360,58 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_prefix_of_whole_segments_is_removed_from_the_forwarded_target() {
+        let stripped = |received: &str, prefix: &str| {
+            let target = target(received).unwrap();
+            let stripped = target.without_prefix(prefix)?;
+            Some(String::from_utf8([stripped.path, stripped.query].concat()).unwrap())
+        };
+        for (received, prefix, forwarded) in [
+            ("/orders", "/orders", "/"),
+            ("/orders/", "/orders", "/"),
+            ("/orders?a=/b", "/orders", "/?a=/b"),
+            ("/orders/1?a=/b", "/orders", "/1?a=/b"),
+            ("/orders/1/", "/orders", "/1/"),
+            ("/orders/orders/1", "/orders", "/orders/1"),
+            ("/a/b/c%3Bd/e", "/a/b", "/c%3Bd/e"),
+            ("/a%3Bb/c", "/a;b", "/c"),
+            ("/x/..//%6Frders/./1", "/orders", "/1"),
+            ("/f%c3%bcr/1", "/f%C3%BCr", "/1"),
+        ] {
+            let stripped = stripped(received, prefix);
+            assert_eq!(stripped.as_deref(), Some(forwarded), "{received}");
+        }
+        for received in [
+            "/ordersx",
+            "/orders;a/1",
+            "/order",
+            "/",
+            "/x/orders",
+            "/Orders",
+        ] {
+            assert_eq!(stripped(received, "/orders"), None, "{received}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_stripped_path_has_the_normal_form_of_the_rest(
+            path in "/([ab;.]|%[0-9A-F]{2}){0,4}(/([ab;@]|%3[AB]|//){0,4}){0,3}",
+            prefix in "/[ab;]{1,3}",
+        ) {
+            if let Ok(target) = target(&path) {
+                let rest = strip_segments(target.path(), &prefix);
+                let stripped = target.without_prefix(&prefix);
+                prop_assert_eq!(rest.is_some(), stripped.is_some());
+                if let (Some(rest), Some(stripped)) = (rest, stripped) {
+                    let forwarded = str::from_utf8(stripped.path).unwrap();
+                    prop_assert_eq!(normalised(forwarded), Ok(rest.to_owned()));
+                    prop_assert!(!forwarded.starts_with("//"));
+                }
+            }
+        }
+
         #[test]
         fn the_forwarded_path_has_the_normal_form_that_was_matched(
             path in "/([a-z./%@|;]|%[0-9A-Fa-f]{2}|%2[eE]|//){0,15}"

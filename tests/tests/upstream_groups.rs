@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use anyhow::Result;
 use rustix::process::Signal;
 use tests::address::unused_loopback;
+use tests::mock_upstream::request_target;
 use tests::raw_connection::{RawConnection, parse_status};
 use tests::{Gateway, MockResponse, MockUpstream, wait};
 
@@ -107,6 +108,124 @@ async fn the_host_selects_the_rule_and_the_group() -> Result<()> {
     let pattern = r#"pattern="shop.example.org,::1 /*""#;
     let count = gateway.metric("gateway_requests_total", &[pattern]).await?;
     assert_eq!(count, Some(5.0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stripped_prefix_is_removed_on_segment_boundaries_and_announced() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let config = config_of_groups(
+        upstream.address,
+        upstream.address,
+        "    - {pattern: '/orders*', upstream: orders, strip_prefix: /orders}
+    - {pattern: '/a;b/*', strip_prefix: '/a;b'}",
+    );
+    let gateway = Gateway::start(upstream.address, &config).await?;
+    for (sent, forwarded, prefix) in [
+        ("/orders", "/", "/orders"),
+        ("/orders/", "/", "/orders"),
+        ("/orders?a=%2Fb", "/?a=%2Fb", "/orders"),
+        ("/orders/1?a=/orders/", "/1?a=/orders/", "/orders"),
+        ("/orders/orders/2/", "/orders/2/", "/orders"),
+        ("/x/..//%6Frders/c%3Bd%C3%BC", "/c%3Bd%C3%BC", "/orders"),
+        ("/a%3Bb/c", "/c", "/a;b"),
+        ("/ordersx/1", "/ordersx/1", ""),
+        ("/other", "/other", ""),
+    ] {
+        let before = upstream.received_requests().len();
+        let response = RawConnection::exchange(
+            &gateway,
+            format!(
+                "GET {sent} HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Prefix: /evil\r\n\
+                 X_Forwarded-Prefix: /evil\r\nConnection: close\r\n\r\n"
+            ),
+        )
+        .await?;
+        assert_eq!(parse_status(&response), 200, "{sent}");
+        let requests = upstream.received_requests();
+        let [received] = &requests[before..] else {
+            panic!("{sent}: {requests:?}");
+        };
+        assert_eq!(request_target(received), forwarded, "{sent}");
+        let received = received.to_lowercase();
+        assert!(!received.contains("evil"), "{sent}: {received}");
+        let header = format!("x-forwarded-prefix: {prefix}\r\n");
+        let count = received.matches("x-forwarded-prefix").count();
+        assert_eq!(count, usize::from(!prefix.is_empty()), "{sent}: {received}");
+        assert!(
+            prefix.is_empty() || received.contains(&header),
+            "{sent}: {received}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn quotas_and_metrics_count_the_whole_path() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let config = config_of_groups(
+        upstream.address,
+        upstream.address,
+        "    - {pattern: '/orders/*', upstream: orders, strip_prefix: /orders,
+        features: {rate_limit: {quota: 2, duration: 86400}}}
+    - {pattern: '/*', features: {rate_limit: {quota: 2, duration: 86400}}}",
+    );
+    let gateway = Gateway::start(upstream.address, &config).await?;
+    let client = gateway.client()?;
+    let mut statuses = Vec::new();
+    for path in ["/orders/1", "/orders/1", "/orders/1", "/orders/2", "/1"] {
+        statuses.push(client.get(path).await?.status);
+    }
+    assert_eq!(statuses, [200, 200, 429, 200, 200]);
+    let count = gateway.metric("gateway_requests_total", &["pattern=\"/orders/*\"", "2xx"]);
+    assert_eq!(count.await?, Some(3.0));
+    gateway.process.wait_for_log("\"path\":\"/orders/2\"").await
+}
+
+#[tokio::test]
+async fn paths_for_operators_are_not_reachable_through_a_stripped_prefix() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let config = config_of_groups(
+        upstream.address,
+        upstream.address,
+        "    - {pattern: '/orders/*', upstream: orders, strip_prefix: /orders}
+    - {pattern: '/stock/*', upstream: stock}",
+    );
+    let gateway = Gateway::start(upstream.address, &config).await?;
+    let client = gateway.client()?;
+    for path in [
+        "/orders/metrics",
+        "/orders/ready",
+        "/orders/ready/",
+        "/orders//%6detrics/",
+        "/metrics",
+    ] {
+        assert_eq!(client.get(path).await?.status, 404, "{path}");
+    }
+    assert!(upstream.received_requests().is_empty());
+    assert_eq!(client.get("/stock/metrics").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_prefix_of_a_trusted_proxy_comes_before_the_stripped_one() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let config = "
+premier:
+  trusted_proxies: [127.0.0.0/8]
+  paths: [{pattern: '/orders/*', strip_prefix: /orders}]
+";
+    let gateway = Gateway::start(upstream.address, config).await?;
+    let request = "GET /orders/1 HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Prefix: /outer\r\n\
+                   Connection: close\r\n\r\n";
+    let response = RawConnection::exchange(&gateway, request).await?;
+    assert_eq!(parse_status(&response), 200);
+    let received = upstream.received_requests().concat();
+    let prefixes: Vec<_> = received
+        .lines()
+        .filter_map(|line| line.strip_prefix("x-forwarded-prefix: "))
+        .collect();
+    assert_eq!(prefixes, ["/outer", "/orders"]);
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use crate::config::certificate::Certificate;
 use crate::config::host::HostPattern;
+use crate::config::path_prefix::PathPrefix;
 use crate::config::pattern::PathPattern;
 use crate::config::server::Server;
 
@@ -195,6 +196,8 @@ pub(crate) struct PathRule {
     /// Hosts of the requests that it matches. Empty: all.
     pub(crate) hosts: Vec<HostPattern>,
     pub(crate) upstream: UpstreamIndex,
+    /// Prefix that is removed from the path before it is forwarded.
+    pub(crate) strip_prefix: Option<PathPrefix>,
     pub(crate) features: Features,
 }
 

@@ -3,7 +3,8 @@
 use crate::config::features::parse_features;
 use crate::config::host::HostPattern;
 use crate::config::model::{Features, PathRule, UpstreamIndex};
-use crate::config::node::Node;
+use crate::config::node::{Mapping, Node};
+use crate::config::path_prefix::PathPrefix;
 use crate::config::pattern::PathPattern;
 
 /// Parses one rule. `upstreams` are the names of all upstream groups.
@@ -20,6 +21,7 @@ pub(super) fn parse_path_rule(
     let upstream = mapping.get_or("upstream", UpstreamIndex::DEFAULT, |value| {
         parse_upstream_name(value, upstreams)
     });
+    let strip_prefix = parse_strip_prefix(&mut mapping, pattern.as_ref());
     let features = mapping.get_or("features", Features::default(), |value| {
         let pattern = pattern
             .as_ref()
@@ -31,6 +33,7 @@ pub(super) fn parse_path_rule(
         pattern: pattern?,
         hosts: hosts?,
         upstream: upstream?,
+        strip_prefix: strip_prefix?,
         features: features?,
     })
 }
@@ -47,6 +50,31 @@ fn parse_upstream_name(value: &Node<'_, '_>, names: &[String]) -> Option<Upstrea
         .map(|(index, name)| (name.as_str(), UpstreamIndex(index)))
         .collect();
     value.one_of(&choices)
+}
+
+/// Parses `strip_prefix`. Returns `Some(None)` if the rule does not have it, `None` if it has an error.
+#[expect(
+    clippy::option_option,
+    reason = "an error and an absent key are distinct"
+)]
+fn parse_strip_prefix(
+    rule: &mut Mapping<'_, '_>,
+    pattern: Option<&PathPattern>,
+) -> Option<Option<PathPrefix>> {
+    let Some(value) = rule.get("strip_prefix") else {
+        return Some(None);
+    };
+    let prefix: PathPrefix = value.parse(str::parse)?;
+    match pattern {
+        Some(pattern) if !pattern.begins_with(prefix.as_str()) => {
+            value.report_error(format!(
+                "the pattern {pattern} does not begin with {prefix}, which has to be whole segments that \
+                 every matching path begins with"
+            ));
+            None
+        }
+        _ => Some(Some(prefix)),
+    }
 }
 
 /// Warns about rules that never apply because of an earlier one, and about patterns that look like

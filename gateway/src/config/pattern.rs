@@ -47,6 +47,12 @@ impl PathPattern {
             || self.coverage == PrefixCoverage::Complete && other.prefix.starts_with(&self.prefix)
     }
 
+    /// Returns whether `path` is a prefix of whole segments of every path that it matches.
+    pub(super) fn begins_with(&self, path: &str) -> bool {
+        let rest = self.prefix.strip_prefix(path);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
     /// Returns true for a glob with `[!…]`, a negated class in a shell, but not here.
     pub(super) fn has_shell_negation(&self) -> bool {
         !self.text.starts_with('^') && self.text.contains("[!")
@@ -100,7 +106,7 @@ impl FromStr for PathPattern {
 ///
 /// # Errors
 /// Returns an error, for the operator, if no request has this path.
-fn normalised_path(text: &str) -> Result<String, String> {
+pub(super) fn normalised_path(text: &str) -> Result<String, String> {
     let path: String = text.chars().map(encode).collect();
     require_normalised(&path)?;
     Ok(path)

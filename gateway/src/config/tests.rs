@@ -395,6 +395,44 @@ fn mistakes_about_groups_and_hosts_are_reported_with_their_positions() {
 }
 
 #[test]
+fn a_prefix_that_not_every_matching_path_begins_with_is_rejected() {
+    let config = parse(
+        "
+premier:
+  paths:
+    - {pattern: /orders, strip_prefix: /orders}
+    - {pattern: '/orders/*', strip_prefix: /orders}
+    - {pattern: '/orders*', strip_prefix: /orders}
+    - {pattern: '^/orders(/|$)', strip_prefix: /orders}
+    - {pattern: /für/x, strip_prefix: /für}
+",
+    )
+    .unwrap();
+    let prefixes = config
+        .paths
+        .iter()
+        .map(|rule| rule.strip_prefix.clone().unwrap().to_string());
+    assert_eq!(
+        prefixes.collect::<Vec<_>>(),
+        ["/orders", "/orders", "/orders", "/orders", "/f%C3%BCr"]
+    );
+    let errors = parse(
+        "premier:
+  paths:
+    - {pattern: /shop/*, strip_prefix: /orders}
+    - {pattern: /ordersx/*, strip_prefix: /orders}
+    - {pattern: '^/(orders|shop)/', strip_prefix: /orders}
+    - {pattern: /orders/*, strip_prefix: orders}
+    - {pattern: /orders/*, strip_prefix: /orders/}
+    - {pattern: /orders/*, strip_prefix: /}
+    - {pattern: /orders/*, strip_prefix: /a/../orders}
+",
+    )
+    .unwrap_err();
+    insta::assert_snapshot!(errors);
+}
+
+#[test]
 fn an_earlier_rule_shadows_only_rules_of_its_hosts() {
     let warnings = |paths: &str| {
         let config = parse(&format!("premier: {{paths: [{paths}]}}")).unwrap();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::features::rate_limit::QuotaDecision;
 use crate::http::message::{Framing, RequestHeaders};
+use crate::path::strip_segments;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_response::ErrorResponse;
 use crate::proxy::state::GatewayState;
@@ -33,7 +34,7 @@ pub(super) fn admit(
     context.set_route(route);
     check_host(peer, request)?;
     let delay = take_quota(gateway, request, context)?;
-    check_path(request)?;
+    check_path(request, context)?;
     check_body_size(request, context)?;
     context.route().retry_budget.deposit();
     Ok(delay)
@@ -84,8 +85,14 @@ fn take_quota(
     result
 }
 
-fn check_path(request: &RequestHeaders) -> Result<(), ErrorResponse> {
-    if INTERNAL_PATHS.contains(&request.target.path()) {
+/// Rejects the paths that are for operators only, as the client sends them and as the endpoint receives them.
+fn check_path(request: &RequestHeaders, context: &RequestContext) -> Result<(), ErrorResponse> {
+    let path = request.target.path();
+    let prefix = context.route().strip_prefix.as_ref();
+    let stripped = prefix.and_then(|prefix| strip_segments(path, prefix.as_str()));
+    if INTERNAL_PATHS.contains(&path)
+        || stripped.is_some_and(|stripped| INTERNAL_PATHS.contains(&stripped))
+    {
         Err(ErrorResponse::NOT_FOUND)
     } else {
         Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use crate::config::{
-    Config, Features, MonitoringSettings, RetrySettings, TimeoutSettings, UpstreamIndex,
+    Config, Features, MonitoringSettings, PathPrefix, RetrySettings, TimeoutSettings, UpstreamIndex,
 };
 use crate::features::circuit_breaker::CircuitBreakers;
 use crate::features::rate_limit::{Quota, QuotaStore};
@@ -26,6 +26,8 @@ pub(crate) struct Route {
     /// The pattern, after its hosts if it has any.
     pub(crate) pattern: String,
     pub(crate) upstream: Arc<UpstreamGroup>,
+    /// Prefix that is removed from the path before it is forwarded.
+    pub(crate) strip_prefix: Option<PathPrefix>,
     pub(crate) quota: Option<Quota>,
     pub(crate) monitoring: Option<MonitoringSettings>,
     pub(crate) timeout: Option<TimeoutSettings>,
@@ -58,7 +60,10 @@ impl Routes {
     ) -> Result<Self> {
         let previous_breakers = previous.map_or_else(HashMap::new, Self::breakers_by_pattern);
         let previous_quotas = previous.map_or_else(HashMap::new, Self::quotas_by_pattern);
-        let route = |pattern: String, upstream: UpstreamIndex, features: &Features| {
+        let route = |pattern: String,
+                     upstream: UpstreamIndex,
+                     strip_prefix,
+                     features: &Features| {
             let upstream = Arc::clone(upstreams.get(upstream));
             Route {
                 quota: features.rate_limit.as_ref().map(|rule| {
@@ -83,16 +88,21 @@ impl Routes {
                 metrics: metrics.route(&pattern),
                 pattern,
                 upstream,
+                strip_prefix,
             }
         };
         let mut all: Vec<_> = config
             .paths
             .iter()
-            .map(|rule| route(rule.name(), rule.upstream, &rule.features))
+            .map(|rule| {
+                let strip_prefix = rule.strip_prefix.clone();
+                route(rule.name(), rule.upstream, strip_prefix, &rule.features)
+            })
             .collect();
         all.push(route(
             DEFAULT_ROUTE_NAME.to_owned(),
             UpstreamIndex::DEFAULT,
+            None,
             &config.default_features,
         ));
         Ok(Self {

@@ -10,11 +10,13 @@ use http::header::{CONTENT_LENGTH, COOKIE, FORWARDED, HOST, TE, TRAILER, TRANSFE
 use http::{HeaderMap, HeaderName};
 
 use crate::client::{ClientIdentity, FORWARDED_FOR, PeerTrust, forwarded_for_elements};
+use crate::config::PathPrefix;
 use crate::http::h1::encode::{put_header, put_request_line};
 use crate::http::h1::framing;
 use crate::http::h1::hop_by_hop::{KEEP_ALIVE, PROXY_CONNECTION, WEBSOCKET};
 use crate::http::message::{RequestHeaders, Upgrade};
 use crate::http::syntax::HTTP2_SETTINGS;
+use crate::path::StrippedTarget;
 use crate::proxy::context::RequestContext;
 use crate::telemetry::request_id::REQUEST_ID;
 use crate::telemetry::text;
@@ -42,7 +44,7 @@ pub(crate) fn put_request_headers(
     context: &RequestContext,
 ) {
     let (headers, client) = (&request.headers, &context.client);
-    put_request_line(output, &request.method, request.target.as_bytes());
+    let prefix = put_request_target(output, request, context);
     let trace = if client.trust == PeerTrust::TrustedProxy && has_valid_traceparent(headers) {
         Trace::Continued
     } else {
@@ -66,6 +68,9 @@ pub(crate) fn put_request_headers(
     {
         put_header(output, b"x-forwarded-host", host.as_bytes());
     }
+    if let Some(prefix) = prefix {
+        put_header(output, b"x-forwarded-prefix", prefix.as_str().as_bytes());
+    }
     if trace == Trace::Started {
         put_header(output, b"traceparent", &context.id.traceparent());
     }
@@ -76,6 +81,27 @@ pub(crate) fn put_request_headers(
     }
     framing::put_framing_header(output, request.framing);
     output.put_slice(b"\r\n");
+}
+
+/// Writes the request line. Returns the prefix that was removed from the path, which the endpoint needs for links to
+/// itself: it gets it as `X-Forwarded-Prefix`, as from Traefik. One of a trusted proxy stays, and this one follows it.
+fn put_request_target<'c>(
+    output: &mut Vec<u8>,
+    request: &RequestHeaders,
+    context: &'c RequestContext,
+) -> Option<&'c PathPrefix> {
+    let prefix = context.route().strip_prefix.as_ref();
+    let stripped = prefix.and_then(|prefix| {
+        let stripped = request.target.without_prefix(prefix.as_str())?;
+        Some((prefix, stripped))
+    });
+    if let Some((prefix, StrippedTarget { path, query })) = stripped {
+        put_request_line(output, &request.method, &[path, query]);
+        Some(prefix)
+    } else {
+        put_request_line(output, &request.method, &[request.target.as_bytes()]);
+        None
+    }
 }
 
 /// Returns true if a header is forwarded unchanged. The others are removed, or written by the gateway.

@@ -137,7 +137,7 @@ fn a_valid_configuration_matches_the_schema() {
         "server: {port: 8000}\npremier: {dashboard: {path: /d}, default_features: {retry: {exceptions: [E], backoff: 2}, cache: {key_template: k}}}",
         "premier: {upstreams: }",
         "premier: {upstreams: {a: {servers: http://a, load_balancing: {strategy: random}}, b: {servers: ['${SERVERS}'], health_check: }, x-c: 5}}",
-        "premier: {upstreams: {a: {<<: {servers: http://a}}}, paths: [{pattern: /a, hosts: [a.b, '*.b', '::1'], upstream: a}]}",
+        "premier: {upstreams: {a: {<<: {servers: http://a}}}, paths: [{pattern: /a, hosts: [a.b, '*.b', '::1'], upstream: a, strip_prefix: /a}]}",
         "x-own: 5\npremier: {paths: [{pattern: '^/x', x-own: [5]}, {pattern: '${NONE:-/x}'}, {<<: {pattern: '[/]y'}}]}",
     ] {
         assert_eq!(parse(valid).map(drop), Ok(()), "{valid}");
@@ -176,6 +176,9 @@ fn an_invalid_configuration_does_not_match_the_schema() {
         "premier: {paths: [{pattern: /a, hosts: a.b}]}",
         "premier: {paths: [{pattern: /a, hosts: ['']}]}",
         "premier: {paths: [{pattern: /a, upstream: }]}",
+        "premier: {paths: [{pattern: /a, strip_prefix: }]}",
+        "premier: {paths: [{pattern: /a, strip_prefix: a}]}",
+        "premier: {paths: [{pattern: /a/*, strip_prefix: /a/}]}",
         "premier: {default_features: {rate_limit: }}",
         "premier: {default_features: {timeout: }}",
         "premier: {default_features: {timeout: {seconds: 1e-12}}}",

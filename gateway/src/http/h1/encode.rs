@@ -3,11 +3,13 @@
 use bytes::BufMut;
 use http::Method;
 
-/// Writes a request line.
-pub(crate) fn put_request_line(output: &mut Vec<u8>, method: &Method, target: &[u8]) {
+/// Writes a request line. `target` is put together from its parts.
+pub(crate) fn put_request_line(output: &mut Vec<u8>, method: &Method, target: &[&[u8]]) {
     output.put_slice(method.as_str().as_bytes());
     output.put_u8(b' ');
-    output.put_slice(target);
+    for part in target {
+        output.put_slice(part);
+    }
     output.put_slice(b" HTTP/1.1\r\n");
 }
 
