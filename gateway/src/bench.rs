@@ -49,7 +49,7 @@ impl DecisionBench {
         let config = Config::parse("gateway.yml".as_ref(), &yaml, &Environment::for_tests())
             .expect("the configuration is valid");
         let (quotas, metrics) = (QuotaStore::new(), Arc::new(Metrics::new("bench")));
-        let upstreams = Upstreams::new(&config, &metrics, None);
+        let upstreams = Upstreams::new(&config, &metrics, None).expect("no server needs TLS");
         let routes = Routes::new(&config, &upstreams, &quotas, &metrics, None)
             .expect("the patterns are small");
         let paths = (0..patterns).map(|number| format!("/api/v{number}/profile"));

@@ -112,7 +112,9 @@ fn print(text: &str) -> Result<()> {
 fn check(file: &std::path::Path, environment: &Environment) -> Result<()> {
     let config = Config::load(file, environment)?;
     let now = unix_seconds(SystemTime::now());
-    let certificate_warnings = config.certificates.iter().filter_map(|certificate| {
+    let certificates = config.certificates.iter();
+    let certificates = certificates.chain(config.client_certificates());
+    let certificate_warnings = certificates.filter_map(|certificate| {
         let error = certificate.validity_error(now)?;
         Some(format!("{}: {error}", certificate.files.cert.display()))
     });

@@ -1,5 +1,6 @@
 //! Configuration of the gateway: gateway.yml, parsed into types that cannot hold an invalid value.
 
+mod authorities;
 mod certificate;
 mod document;
 mod error;
@@ -17,6 +18,7 @@ mod premier;
 mod schema;
 mod server;
 mod suggestion;
+mod upstream_tls;
 mod upstreams;
 
 pub(crate) use certificate::Certificate;
@@ -29,6 +31,7 @@ pub(crate) use model::{
     Features, HealthCheckMethod, HealthCheckSettings, Limits, ListenAddresses,
     LoadBalancingSettings, MonitoringSettings, PathRule, QuotaKeyPart, RateLimitAlgorithm,
     RateLimitSettings, RetrySettings, TimeoutSettings, UpstreamIndex, UpstreamSettings,
+    UpstreamTlsSettings,
 };
 pub(crate) use path_prefix::PathPrefix;
 pub(crate) use pattern::{Matcher, pattern_syntax};

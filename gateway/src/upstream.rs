@@ -11,25 +11,25 @@ mod pool;
 mod probe;
 mod resolver;
 mod response_headers;
+mod tls;
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use anyhow::Result;
 use pingora::connectors::TransportConnector;
 
 use crate::config::{Config, UpstreamIndex, UpstreamSettings};
 use crate::telemetry::metrics::Metrics;
 pub(crate) use connection::{Connection, UpstreamError, UpstreamEvent};
 pub(crate) use connection_slots::Overflow;
+use endpoint::SharedConnector;
 pub(crate) use endpoint::{ChosenEndpoint, ConnectError, ConnectionReuse, Endpoint, InFlight};
 pub(crate) use endpoint_set::EndpointSet;
 pub(crate) use group::{ProbeScope, UpstreamGroup};
 pub(crate) use health::HealthStatus;
 pub(crate) use resolver::Resolver;
-
-/// Connector of all groups. Pingora's reads the certificates that the system trusts when it is created.
-type SharedConnector = Arc<LazyLock<TransportConnector>>;
 
 /// All upstream groups of a configuration.
 pub(crate) struct Upstreams {
@@ -40,22 +40,28 @@ pub(crate) struct Upstreams {
 
 impl Upstreams {
     /// Creates the groups of a configuration. A group whose name `previous` has too keeps its endpoints.
-    pub(crate) fn new(config: &Config, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Self {
+    ///
+    /// # Errors
+    /// Returns an error if a group needs the authorities that the system trusts and they cannot be read.
+    pub(crate) fn new(
+        config: &Config,
+        metrics: &Arc<Metrics>,
+        previous: Option<&Self>,
+    ) -> Result<Self> {
+        let connector: SharedConnector = match previous {
+            Some(previous) => Arc::clone(&previous.connector),
+            None => Arc::new(LazyLock::new(|| TransportConnector::new(None))),
+        };
         let group = |settings: UpstreamSettings| {
             let known = previous.and_then(|previous| previous.by_name(&settings.name));
-            let endpoints = match known {
-                Some(group) => Arc::clone(group.endpoint_set()),
-                None => Arc::new(EndpointSet::new(&settings.name, metrics)),
-            };
-            Arc::new(UpstreamGroup::new(settings, endpoints))
+            let group =
+                UpstreamGroup::new(settings, known.map(|group| &**group), metrics, &connector)?;
+            Ok(Arc::new(group))
         };
-        Self {
-            groups: config.upstream_groups().map(group).collect(),
-            connector: match previous {
-                Some(previous) => Arc::clone(&previous.connector),
-                None => Arc::new(LazyLock::new(|| TransportConnector::new(None))),
-            },
-        }
+        Ok(Self {
+            groups: config.upstream_groups().map(group).collect::<Result<_>>()?,
+            connector,
+        })
     }
 
     /// Returns all groups, the default one first.
@@ -71,24 +77,25 @@ impl Upstreams {
         self.groups.iter().find(|group| group.name() == name)
     }
 
-    /// Returns a connection to an endpoint. If the gateway has no socket left, closes all idle
+    /// Returns a connection to an endpoint of a group. If the gateway has no socket left, closes all idle
     /// connections and makes a second attempt.
     ///
     /// # Errors
     /// Returns an error if no connection is established within `timeout`.
     pub(crate) async fn connect(
         &self,
+        group: &UpstreamGroup,
         endpoint: &Endpoint,
         reuse: ConnectionReuse,
         timeout: Duration,
     ) -> Result<Connection, ConnectError> {
-        let result = endpoint.connect(&self.connector, reuse, timeout).await;
+        let result = group.connect(endpoint, reuse, timeout).await;
         if let Err(ConnectError::NoSocket) = result {
             for group in &self.groups {
                 group.close_idle_connections();
             }
-            return endpoint
-                .connect(&self.connector, ConnectionReuse::Forbidden, timeout)
+            return group
+                .connect(endpoint, ConnectionReuse::Forbidden, timeout)
                 .await;
         }
         result

@@ -1,15 +1,19 @@
 //! A mock upstream server: a test scripts its responses byte by byte and reads the requests that
 //! it received.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::address;
 use crate::wait;
@@ -58,12 +62,34 @@ pub struct MockUpstream {
     task: JoinHandle<()>,
 }
 
+/// A completed TLS handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsHandshake {
+    /// Name that the client sent (SNI).
+    pub server_name: Option<String>,
+    /// Protocol that ALPN has selected.
+    pub alpn_protocol: Option<Vec<u8>>,
+}
+
 /// Requests received so far, without health checks.
 #[derive(Debug, Default)]
 struct Record {
     requests: Mutex<Vec<ReceivedRequest>>,
     /// Number of connections with at least one request.
     connections: AtomicUsize,
+    handshakes: Mutex<Vec<TlsHandshake>>,
+}
+
+impl Record {
+    fn add_handshake(&self, stream: &TlsStream<TcpStream>) {
+        let (_, tls) = stream.get_ref();
+        let handshake = TlsHandshake {
+            server_name: tls.server_name().map(ToOwned::to_owned),
+            alpn_protocol: tls.alpn_protocol().map(<[u8]>::to_vec),
+        };
+        let mut handshakes = self.handshakes.lock().expect("no task panicked");
+        handshakes.push(handshake);
+    }
 }
 
 impl MockUpstream {
@@ -86,6 +112,29 @@ impl MockUpstream {
     where
         F: Fn(&ReceivedRequest) -> MockResponse + Send + Sync + 'static,
     {
+        Self::listen(address, script, None).await
+    }
+
+    /// Like [`MockUpstream::start`], over TLS.
+    ///
+    /// # Errors
+    /// Returns an error if the server cannot listen.
+    pub async fn start_over_tls<F>(config: ServerConfig, script: F) -> Result<Self>
+    where
+        F: Fn(&ReceivedRequest) -> MockResponse + Send + Sync + 'static,
+    {
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        Self::listen(address::unused_loopback(), script, Some(acceptor)).await
+    }
+
+    async fn listen<F>(
+        address: SocketAddr,
+        script: F,
+        acceptor: Option<TlsAcceptor>,
+    ) -> Result<Self>
+    where
+        F: Fn(&ReceivedRequest) -> MockResponse + Send + Sync + 'static,
+    {
         let listener = TcpListener::bind(address).await?;
         let record = Arc::new(Record::default());
         let script = Arc::new(script);
@@ -95,7 +144,17 @@ impl MockUpstream {
                 // Dropped with this task, which aborts the connections.
                 let mut connections = JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
-                    connections.spawn(serve(stream, Arc::clone(&script), Arc::clone(&record)));
+                    let (script, record) = (Arc::clone(&script), Arc::clone(&record));
+                    let Some(acceptor) = acceptor.clone() else {
+                        connections.spawn(serve(stream, script, record));
+                        continue;
+                    };
+                    connections.spawn(async move {
+                        if let Ok(stream) = acceptor.accept(stream).await {
+                            record.add_handshake(&stream);
+                            serve(stream, script, record).await;
+                        }
+                    });
                 }
             }
         });
@@ -104,6 +163,16 @@ impl MockUpstream {
             record,
             task,
         })
+    }
+
+    /// Returns the TLS handshakes that have been completed so far, also those of health checks.
+    ///
+    /// # Panics
+    /// Panics if a connection's task has panicked.
+    #[must_use]
+    pub fn handshakes(&self) -> Vec<TlsHandshake> {
+        let handshakes = self.record.handshakes.lock();
+        handshakes.expect("no task panicked").clone()
     }
 
     /// Starts a server that returns 200 with the body `ok` to every request.
@@ -148,8 +217,9 @@ impl Drop for MockUpstream {
     }
 }
 
-async fn serve<F>(mut stream: TcpStream, script: Arc<F>, record: Arc<Record>)
+async fn serve<S, F>(mut stream: S, script: Arc<F>, record: Arc<Record>)
 where
+    S: AsyncRead + AsyncWrite + Unpin,
     F: Fn(&ReceivedRequest) -> MockResponse + Send + Sync + 'static,
 {
     let mut buffer = Vec::new();
@@ -169,17 +239,18 @@ where
         };
         match response {
             MockResponse::Bytes(bytes) => {
-                if stream.write_all(&bytes).await.is_err() {
+                if write(&mut stream, &bytes).await.is_err() {
                     return;
                 }
             }
             MockResponse::BytesThenClose(bytes) => {
-                let _ = stream.write_all(&bytes).await;
+                let _ = write(&mut stream, &bytes).await;
+                let _ = stream.shutdown().await;
                 return;
             }
             MockResponse::BytesAfter(notify, bytes) => {
                 notify.notified().await;
-                if stream.write_all(&bytes).await.is_err() {
+                if write(&mut stream, &bytes).await.is_err() {
                     return;
                 }
             }
@@ -188,9 +259,17 @@ where
     }
 }
 
+async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
 /// Reads one request with the body that `Content-Length` or `Transfer-Encoding` announces. Sends
 /// `100 Continue` where the client expects it. Returns none if the connection closes before.
-async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<ReceivedRequest> {
+async fn read_request(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    buffer: &mut Vec<u8>,
+) -> Option<ReceivedRequest> {
     const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
     let mut has_sent_continue = false;
     loop {
@@ -213,7 +292,7 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Re
             }
             if headers.contains("expect: 100-continue") && !has_sent_continue {
                 has_sent_continue = true;
-                stream.write_all(CONTINUE).await.ok()?;
+                write(stream, CONTINUE).await.ok()?;
             }
         }
         let mut chunk = [0; 4096];

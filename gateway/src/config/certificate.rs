@@ -98,6 +98,11 @@ impl Certificate {
         })
     }
 
+    /// Returns the certificate's file and the end of its validity in Unix time.
+    pub(crate) fn expiry(&self) -> (String, i64) {
+        (self.files.cert.display().to_string(), self.not_after)
+    }
+
     /// Returns whether a client that supports only `schemes` can use the certificate.
     pub(crate) fn supports_any(&self, schemes: &[SignatureScheme]) -> bool {
         self.key.key.choose_scheme(schemes).is_some()
@@ -132,7 +137,7 @@ impl Certificate {
     }
 }
 
-fn problem_of(file: &Path, problem: &str) -> String {
+pub(super) fn problem_of(file: &Path, problem: &str) -> String {
     format!("{}: {problem}", file.display())
 }
 
@@ -202,7 +207,7 @@ fn read_key(file: &Path) -> Result<Arc<dyn SigningKey>, String> {
 
 /// Reads a file in PEM format, without byte order marks: a file that is put together from others may have
 /// one before each section, and the first line of that section would not be recognised.
-fn read(file: &Path) -> Result<Vec<u8>, String> {
+pub(super) fn read(file: &Path) -> Result<Vec<u8>, String> {
     const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
     let mut text = std::fs::read(file).map_err(|error| format!("cannot be read: {error}"))?;
     while let Some(start) = memchr::memmem::find(&text, BYTE_ORDER_MARK) {
@@ -211,7 +216,7 @@ fn read(file: &Path) -> Result<Vec<u8>, String> {
     Ok(text)
 }
 
-fn describe_pem_error(error: &pem::Error) -> String {
+pub(super) fn describe_pem_error(error: &pem::Error) -> String {
     match error {
         pem::Error::MissingSectionEnd { .. } => {
             "is truncated: a PEM section has no end line".to_owned()

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::StatusCode;
 use ipnet::IpNet;
+use rustls_pki_types::ServerName;
 
+use crate::config::authorities::TrustedAuthorities;
 use crate::config::certificate::Certificate;
 use crate::config::host::HostPattern;
 use crate::config::path_prefix::PathPrefix;
@@ -62,8 +64,24 @@ impl Config {
             servers: self.servers.clone(),
             load_balancing: self.load_balancing,
             health_check: self.health_check.clone(),
+            tls: UpstreamTlsSettings::default(),
         };
         std::iter::once(default).chain(self.upstreams.iter().cloned())
+    }
+
+    /// Returns the certificates that the gateway presents to servers.
+    pub(crate) fn client_certificates(&self) -> impl Iterator<Item = &Certificate> {
+        let groups = self.upstreams.iter();
+        groups.filter_map(|group| group.tls.client_certificate.as_ref())
+    }
+
+    /// Returns the files of certificates and keys.
+    pub(crate) fn certificate_files(&self) -> impl Iterator<Item = &Path> {
+        let certificates = self.certificates.iter().chain(self.client_certificates());
+        let files = certificates.flat_map(|one| [&*one.files.cert, &*one.files.key]);
+        let authorities = self.upstreams.iter();
+        let authorities = authorities.filter_map(|group| group.tls.authorities.as_ref());
+        files.chain(authorities.map(|authorities| &*authorities.file))
     }
 }
 
@@ -120,6 +138,18 @@ pub(crate) struct UpstreamSettings {
     pub(crate) servers: Vec<Server>,
     pub(crate) load_balancing: LoadBalancingSettings,
     pub(crate) health_check: HealthCheckSettings,
+    pub(crate) tls: UpstreamTlsSettings,
+}
+
+/// TLS of connections to the `https` servers of a group.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct UpstreamTlsSettings {
+    /// Name that is sent as SNI and that the server's certificate must have. `None`: the host of the server.
+    pub(crate) server_name: Option<ServerName<'static>>,
+    /// Authorities that issue the certificates of servers. `None`: those that the system trusts.
+    pub(crate) authorities: Option<TrustedAuthorities>,
+    /// Certificate that the gateway presents.
+    pub(crate) client_certificate: Option<Certificate>,
 }
 
 /// Method of an active health check.

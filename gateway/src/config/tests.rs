@@ -395,6 +395,44 @@ fn mistakes_about_groups_and_hosts_are_reported_with_their_positions() {
 }
 
 #[test]
+fn the_files_of_tls_to_servers_are_read() {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/fixtures");
+    let parse_tls = |tls: &str| {
+        parse(&format!(
+            "premier: {{upstreams: {{a: {{servers: https://a, tls: {tls}}}}}}}"
+        ))
+    };
+    let config = parse_tls(&format!(
+        "{{server_name: b.internal, ca: {fixtures}/rsa-cert.pem, cert: {fixtures}/cert.pem, key: {fixtures}/key.pem}}"
+    ))
+    .unwrap();
+    let tls = &config.upstreams[0].tls;
+    assert_eq!(tls.server_name.as_ref().unwrap().to_str(), "b.internal");
+    assert_eq!(tls.authorities.as_ref().unwrap().roots().len(), 1);
+    assert!(tls.client_certificate.is_some());
+    let names = config
+        .certificate_files()
+        .filter_map(|file| file.file_name());
+    let names: Vec<_> = names.map(|name| name.to_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["cert.pem", "key.pem", "cert.pem", "key.pem", "rsa-cert.pem"]
+    );
+    let problems: Vec<_> = [
+        "{server_name: 'b:443'}",
+        "{ca: none.pem}",
+        "{ca: FIXTURES/key.pem}",
+        "{cert: FIXTURES/cert.pem}",
+        "{key: FIXTURES/key.pem}",
+        "{cert: FIXTURES/cert.pem, key: FIXTURES/rsa-key.pem}",
+        "{verify: false}",
+    ]
+    .map(|tls| parse_tls(&tls.replace("FIXTURES", fixtures)).unwrap_err())
+    .to_vec();
+    insta::assert_snapshot!(problems.join("\n").replace(fixtures, "FIXTURES"));
+}
+
+#[test]
 fn a_prefix_that_not_every_matching_path_begins_with_is_rejected() {
     let config = parse(
         "

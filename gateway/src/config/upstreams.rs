@@ -10,6 +10,7 @@ use crate::config::model::{
 };
 use crate::config::node::{Mapping, NamedValue, Node};
 use crate::config::server::Server;
+use crate::config::upstream_tls::parse_upstream_tls;
 
 /// Maximum length of the name of a group, which is a label of metrics.
 const MAX_NAME_LENGTH: usize = 64;
@@ -55,6 +56,7 @@ fn parse_upstream(named: &NamedValue<'_, '_>) -> Option<UpstreamSettings> {
         .and_then(|value| parse_servers(&value));
     let load_balancing = parse_load_balancing(&mut mapping);
     let health_check = parse_health_check(&mut mapping);
+    let tls = parse_upstream_tls(&mut mapping);
     mapping.reject_unknown_keys();
     is_valid_name.then_some(())?;
     Some(UpstreamSettings {
@@ -62,6 +64,7 @@ fn parse_upstream(named: &NamedValue<'_, '_>) -> Option<UpstreamSettings> {
         servers: servers?,
         load_balancing: load_balancing?,
         health_check: health_check?,
+        tls: tls?,
     })
 }
 

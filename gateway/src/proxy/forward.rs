@@ -150,13 +150,14 @@ async fn run_attempt(
             context.deadline.connect_timeout(connecting_since),
         );
         let upstreams = &context.active.upstreams;
-        let connecting = upstreams.connect(endpoint, reuse, timeout.duration());
+        let group = &context.route().upstream;
+        let connecting = upstreams.connect(group, endpoint, reuse, timeout.duration());
         let mut upstream = match unless_disconnected(downstream, connecting).await {
             Some(Ok(connection)) => connection,
             Some(Err(ConnectError::TimedOut)) if timeout != ConnectTimeout::Full => {
                 return ControlFlow::Break(on_deadline_while_connecting(context));
             }
-            Some(Err(error)) => return on_connect_error(error, request, context, upload),
+            Some(Err(error)) => return on_connect_error(&error, request, context, upload),
             None => return ControlFlow::Break(RequestOutcome::ClientDisconnected),
         };
         let output = upstream.begin_request(&request.method, request.framing, request.upgrade);
@@ -221,14 +222,14 @@ fn on_deadline_while_connecting(context: &mut RequestContext) -> RequestOutcome 
 }
 
 fn on_connect_error(
-    error: ConnectError,
+    error: &ConnectError,
     request: &RequestHeaders,
     context: &mut RequestContext,
     upload: &Upload,
 ) -> ControlFlow<RequestOutcome> {
     let now = Instant::now();
     let attempt = context.attempts.end_current(now);
-    if error == ConnectError::NoSocket {
+    if *error == ConnectError::NoSocket {
         tracing::error!(
             request_id = %context.id,
             "no socket for an upstream connection: raise the limit of open files (LimitNOFILE, ulimit -n)"
@@ -241,12 +242,14 @@ fn on_connect_error(
     if let Some(mut attempt) = attempt {
         health = attempt.health;
         attempt.record_failure(now);
-        attempt.in_flight.endpoint().record_connect_failure();
+        attempt.in_flight.endpoint().record_connect_failure(error);
     }
     if context.may_retry(AttemptFailure::NotSent, request, upload) {
         return ControlFlow::Continue(());
     }
     ControlFlow::Break(RequestOutcome::Failed(match error {
+        // A certificate that is not valid is no temporary condition.
+        ConnectError::Tls(_) => ErrorResponse::BAD_GATEWAY,
         _ if health == HealthStatus::Unhealthy => {
             ErrorResponse::service_unavailable(NO_HEALTHY_ENDPOINT_RETRY_AFTER)
         }

@@ -208,7 +208,7 @@ mod tests {
         let config =
             Config::parse("gateway.yml".as_ref(), &yaml, &Environment::for_tests()).unwrap();
         let metrics = Arc::new(Metrics::new("test"));
-        let upstreams = Upstreams::new(&config, &metrics, None);
+        let upstreams = Upstreams::new(&config, &metrics, None).unwrap();
         Routes::new(&config, &upstreams, &QuotaStore::new(), &metrics, None).unwrap()
     }
 

@@ -10,7 +10,7 @@ use arc_swap::{ArcSwap, Guard};
 use prometheus::IntGauge;
 use tokio::sync::watch;
 
-use crate::config::{Config, Limits};
+use crate::config::{Certificate, Config, Limits};
 use crate::features::rate_limit::QuotaStore;
 use crate::proxy::client_limits::ClientLimits;
 use crate::proxy::response_budget::ResponseBudget;
@@ -53,13 +53,14 @@ impl GatewayState {
     /// Creates the state with `config` as the active configuration.
     ///
     /// # Errors
-    /// Returns an error if the path patterns together exceed the size limit of the matcher.
+    /// Returns an error if the path patterns together exceed the size limit of the matcher, or an upstream group
+    /// needs the authorities that the system trusts and they cannot be read.
     pub(crate) fn new(config: Config, access_log: AccessLog) -> Result<Self> {
         let metrics = Arc::new(Metrics::new(&config.keyspace));
         let quotas = QuotaStore::new();
         let certificates = Certificates::new(&config.certificates);
-        metrics.set_certificates(certificates.expiries());
-        let upstreams = Upstreams::new(&config, &metrics, None);
+        metrics.set_certificates(all_expiries(&certificates, &config));
+        let upstreams = Upstreams::new(&config, &metrics, None)?;
         let routes = Routes::new(&config, &upstreams, &quotas, &metrics, None)?;
         let started = SystemTime::now();
         metrics.set_active_since(unix_seconds(started));
@@ -103,11 +104,10 @@ impl GatewayState {
     /// unchanged rules keep their state, and upstream groups of the same name their endpoints.
     ///
     /// # Errors
-    /// Returns an error, and changes nothing, if the path patterns together exceed the size limit of
-    /// the matcher.
+    /// Returns an error, as [`Self::new`], and changes nothing.
     pub(crate) fn activate(&self, config: Config) -> Result<()> {
         let previous = self.snapshot();
-        let upstreams = Upstreams::new(&config, &self.metrics, Some(&previous.upstreams));
+        let upstreams = Upstreams::new(&config, &self.metrics, Some(&previous.upstreams))?;
         let routes = Routes::new(
             &config,
             &upstreams,
@@ -117,7 +117,8 @@ impl GatewayState {
         )?;
         previous.routes.remove_breakers_not_in(&routes);
         self.certificates.replace(&config.certificates);
-        self.metrics.set_certificates(self.certificates.expiries());
+        let expiries = all_expiries(&self.certificates, &config);
+        self.metrics.set_certificates(expiries);
         let active_since = SystemTime::now();
         self.active.store(Arc::new(ActiveConfig {
             config,
@@ -143,4 +144,15 @@ impl GatewayState {
     pub(crate) fn is_shutting_down(&self) -> bool {
         self.shutting_down.load(Ordering::Relaxed)
     }
+}
+
+/// Returns the file of each certificate that the gateway presents to clients or to servers, and the end of its
+/// validity in Unix time.
+fn all_expiries(certificates: &Certificates, config: &Config) -> Vec<(String, i64)> {
+    let to_servers = config.client_certificates().map(Certificate::expiry);
+    certificates
+        .expiries()
+        .into_iter()
+        .chain(to_servers)
+        .collect()
 }

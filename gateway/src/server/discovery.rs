@@ -12,7 +12,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
 use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
@@ -83,7 +82,6 @@ struct GroupDiscovery<'g> {
     /// Name of the group.
     name: String,
     endpoints: Arc<EndpointSet>,
-    connector: Connector,
     resolver: Resolver,
 }
 
@@ -93,7 +91,6 @@ impl<'g> GroupDiscovery<'g> {
             gateway,
             name: group.name().to_owned(),
             endpoints: Arc::clone(group.endpoint_set()),
-            connector: Connector::new(None),
             resolver: Resolver::new(),
         }
     }
@@ -142,7 +139,7 @@ impl<'g> GroupDiscovery<'g> {
             group.resolve(&mut self.resolver).await;
             retain_breakers(&active, group);
         }
-        let recovered = group.probe(scope, &self.connector).await;
+        let recovered = group.probe(scope).await;
         let now = Instant::now();
         for address in recovered {
             // The configuration may have been replaced during the probes.

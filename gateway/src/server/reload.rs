@@ -49,13 +49,9 @@ pub(crate) struct ConfigSource {
 impl ConfigSource {
     /// Returns the current versions of the files that `config` was read from.
     pub(crate) fn file_versions(&self, config: &Config) -> Vec<FileVersion> {
-        let certificates = config
-            .certificates
-            .iter()
-            .flat_map(|certificate| [&certificate.files.cert, &certificate.files.key]);
-        std::iter::once(&self.file)
-            .chain(certificates)
-            .map(|file| FileVersion::of(file))
+        std::iter::once(&*self.file)
+            .chain(config.certificate_files())
+            .map(FileVersion::of)
             .collect()
     }
 }

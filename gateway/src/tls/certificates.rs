@@ -59,10 +59,7 @@ impl Certificates {
     /// Returns each certificate's file and the end of its validity in Unix time.
     pub(crate) fn expiries(&self) -> Vec<(String, i64)> {
         let set = self.0.load();
-        set.all
-            .iter()
-            .map(|one| (one.files.cert.display().to_string(), one.not_after))
-            .collect()
+        set.all.iter().map(Certificate::expiry).collect()
     }
 
     /// Returns the first name of the default certificate that is no wildcard, as a value of `Host`.
@@ -174,18 +171,22 @@ fn is_readable_by_others(key: &fs::Metadata) -> bool {
     key.mode() & 0o077 & !allowed != 0
 }
 
-/// Installs the process-wide cryptography provider, before a library installs its default.
-pub(crate) fn install_crypto_provider() {
-    let provider = CryptoProvider {
+/// Returns the cryptography provider of clients' connections and of those to endpoints.
+pub(crate) fn crypto_provider() -> CryptoProvider {
+    CryptoProvider {
         kx_groups: vec![
             kx_group::X25519MLKEM768,
             kx_group::X25519,
             kx_group::SECP256R1,
         ],
         ..aws_lc_rs::default_provider()
-    };
+    }
+}
+
+/// Installs the process-wide cryptography provider, before a library installs its default.
+pub(crate) fn install_crypto_provider() {
     // Fails only if a provider is installed already, which is then this one.
-    let _ = provider.install_default();
+    let _ = crypto_provider().install_default();
 }
 
 /// Returns the TLS configuration for client connections.

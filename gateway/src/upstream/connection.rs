@@ -1,22 +1,25 @@
 //! Connection to an endpoint, as an HTTP/1.1 client (RFC 9112).
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, UPGRADE};
 use http::{HeaderValue, Method, StatusCode};
-use pingora::protocols::Stream;
+use rustls::AlertDescription;
 use thiserror::Error;
 
 use crate::http::downstream::Backpressure;
 use crate::http::h1::framing::{self, BodyDecoder, BodyError, BodyEvent, ChunkSyntax};
 use crate::http::h1::hop_by_hop::{ConnectionHeaders, Persistence, WEBSOCKET};
-use crate::http::h1::io::{BufferedStream, ReadSize};
+use crate::http::h1::io::{BufferedStream, ReadSize, Transport};
 use crate::http::message::{Framing, ResponseHeaders, Upgrade};
 use crate::runtime::clock::Instant;
 use crate::upstream::response_headers::{self, InvalidHeaders, ParsedResponse};
+use crate::upstream::tls::TlsClient;
 
 /// Maximum size of the headers of a response and of the interim responses before it, in bytes.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
@@ -43,10 +46,24 @@ pub(crate) enum UpstreamEvent {
 pub(crate) enum UpstreamError {
     #[error("the connection was closed or reset")]
     Connection,
+    /// The endpoint rejected the connection in the TLS layer (RFC 8446, section 6.2), as it does after the
+    /// handshake if it does not accept the gateway's certificate.
+    #[error("the endpoint closed the connection with the TLS alert {0:?}")]
+    TlsAlert(AlertDescription),
     #[error("the response headers are malformed or too large")]
     Headers,
     #[error("the response body is malformed or incomplete")]
     Body,
+}
+
+impl From<io::Error> for UpstreamError {
+    fn from(error: io::Error) -> Self {
+        let tls_error = error.get_ref().and_then(|error| error.downcast_ref());
+        match tls_error {
+            Some(rustls::Error::AlertReceived(alert)) => Self::TlsAlert(*alert),
+            _ => Self::Connection,
+        }
+    }
 }
 
 impl From<BodyError> for UpstreamError {
@@ -78,6 +95,8 @@ pub(crate) struct Connection {
     request: RequestState,
     response: ResponseState,
     persistence: Persistence,
+    /// TLS client that has established the connection, `None` for cleartext.
+    tls: Option<Arc<TlsClient>>,
 }
 
 /// Progress of the request.
@@ -101,7 +120,8 @@ enum ResponseState {
 }
 
 impl Connection {
-    pub(super) fn new(stream: Stream) -> Self {
+    /// Creates a connection. `tls` is the TLS client that has established it, `None` for cleartext.
+    pub(super) fn new(stream: impl Into<Transport>, tls: Option<&Arc<TlsClient>>) -> Self {
         Self {
             stream: BufferedStream::new(stream),
             request_framing: Framing::Empty,
@@ -113,6 +133,16 @@ impl Connection {
             request: RequestState::Open,
             response: ResponseState::Complete,
             persistence: Persistence::KeepAlive,
+            tls: tls.map(Arc::clone),
+        }
+    }
+
+    /// Returns whether the connection was established by this TLS client, or by none.
+    pub(super) fn is_by(&self, tls: Option<&Arc<TlsClient>>) -> bool {
+        match (&self.tls, tls) {
+            (None, None) => true,
+            (Some(own), Some(tls)) => Arc::ptr_eq(own, tls),
+            _ => false,
         }
     }
 
@@ -217,7 +247,7 @@ impl Connection {
             match ready!(self.stream.poll_read(cx)) {
                 Ok(1..) => {}
                 Ok(_) => return Poll::Ready(self.end_of_input()),
-                Err(_) => return Poll::Ready(Err(UpstreamError::Connection)),
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
     }

@@ -2,8 +2,8 @@
 //! flight.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -22,6 +22,7 @@ use crate::upstream::connection::Connection;
 use crate::upstream::connection_slots::{ConnectionSlots, Overflow};
 use crate::upstream::health::{HealthStatus, ProbeHistory};
 use crate::upstream::pool::ConnectionPool;
+use crate::upstream::tls::TlsClient;
 
 /// TCP keep-alive of upstream connections: a vanished endpoint is noticed after one minute.
 const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive {
@@ -65,8 +66,8 @@ impl Endpoint {
         server: &Server,
         metrics: EndpointMetrics,
     ) -> Self {
-        let tls = server.scheme == Scheme::Https;
-        let mut peer = HttpPeer::new(address, tls, server.host.clone());
+        // TLS is not Pingora's.
+        let mut peer = HttpPeer::new(address, false, String::new());
         peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);
         Self {
             upstream: upstream.to_owned(),
@@ -83,34 +84,52 @@ impl Endpoint {
         }
     }
 
-    /// Returns the address and options with which Pingora connects within `timeout`.
-    pub(super) fn peer(&self, timeout: Duration) -> HttpPeer {
-        let mut peer = self.peer.clone();
-        peer.options.connection_timeout = Some(timeout);
-        peer.options.total_connection_timeout = Some(timeout);
-        peer
-    }
-
     /// Returns a connection for one exchange.
     ///
     /// # Errors
     /// Returns an error if a new connection is needed and cannot be established within `timeout`.
     pub(super) async fn connect(
         &self,
-        connector: &TransportConnector,
+        connector: Connector<'_>,
         reuse: ConnectionReuse,
         timeout: Duration,
     ) -> Result<Connection, ConnectError> {
+        let tls = connector.tls_to(&self.server)?;
         if reuse == ConnectionReuse::Allowed
-            && let Some(connection) = self.pool.take()
+            && let Some(connection) = self.pool.take(tls)
         {
             return Ok(connection);
         }
-        let peer = self.peer(timeout);
         // New connections are rare: boxing their future keeps that of every exchange small.
-        match Box::pin(connector.new_stream(&peer)).await {
-            Ok(stream) => Ok(Connection::new(stream)),
-            Err(error) => Err(ConnectError::from(error.etype())),
+        Box::pin(self.open(connector, self.address, timeout)).await
+    }
+
+    /// Establishes a connection to an address of the endpoint's server.
+    ///
+    /// # Errors
+    /// Returns an error if it is not established, TLS included, within `timeout`.
+    pub(super) async fn open(
+        &self,
+        connector: Connector<'_>,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Connection, ConnectError> {
+        let tls = connector.tls_to(&self.server)?;
+        let deadline = tokio::time::Instant::now() + timeout;
+        let mut peer = self.peer.clone();
+        peer._address = address.into();
+        peer.options.connection_timeout = Some(timeout);
+        peer.options.total_connection_timeout = Some(timeout);
+        let stream = connector.tcp.new_stream(&peer).await;
+        let stream = stream.map_err(|error| ConnectError::from(error.etype()))?;
+        let Some(tls) = tls else {
+            return Ok(Connection::new(stream, None));
+        };
+        let handshake = tls.handshake(&self.server, stream);
+        match tokio::time::timeout_at(deadline, handshake).await {
+            Ok(Ok(stream)) => Ok(Connection::new(stream, Some(tls))),
+            Ok(Err(error)) => Err(ConnectError::Tls(error.to_string())),
+            Err(_) => Err(ConnectError::TimedOut),
         }
     }
 
@@ -144,9 +163,10 @@ impl Endpoint {
 
     /// Records that a request could not be connected. The endpoint gets no requests until probes
     /// succeed.
-    pub(crate) fn record_connect_failure(&self) {
+    pub(crate) fn record_connect_failure(&self, error: &ConnectError) {
         self.metrics.connect_failures.inc();
-        self.set_health(HealthStatus::Unhealthy, "connection failed");
+        let reason = format!("connection failed: {error}");
+        self.set_health(HealthStatus::Unhealthy, &reason);
         self.probes.lock().reset();
     }
 
@@ -245,6 +265,34 @@ impl Drop for InFlight {
     }
 }
 
+/// Connector of all groups. Pingora's reads the certificates that the system trusts when it is created.
+pub(super) type SharedConnector = Arc<LazyLock<TransportConnector>>;
+
+/// Means of connecting to the endpoints of a group.
+#[derive(Clone, Copy)]
+pub(super) struct Connector<'c> {
+    pub(super) tcp: &'c TransportConnector,
+    /// `None` if the group has no https server.
+    pub(super) tls: Option<&'c Arc<TlsClient>>,
+}
+
+impl<'c> Connector<'c> {
+    /// Returns the TLS client of connections to a server, `None` for cleartext.
+    ///
+    /// # Errors
+    /// Returns an error if the server needs TLS and the group had no such server yet when the request began: it is
+    /// not sent in cleartext.
+    fn tls_to(self, server: &Server) -> Result<Option<&'c Arc<TlsClient>>, ConnectError> {
+        match (server.scheme, self.tls) {
+            (Scheme::Http, _) => Ok(None),
+            (Scheme::Https, Some(tls)) => Ok(Some(tls)),
+            (Scheme::Https, None) => Err(ConnectError::Tls(
+                "a reload has changed the scheme of the server".to_owned(),
+            )),
+        }
+    }
+}
+
 /// Permission to use an idle connection of the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnectionReuse {
@@ -253,7 +301,7 @@ pub(crate) enum ConnectionReuse {
 }
 
 /// Reason why a connection to an endpoint was not established.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum ConnectError {
     #[error("connecting timed out")]
     TimedOut,
@@ -262,6 +310,9 @@ pub(crate) enum ConnectError {
     /// The gateway has no socket: too many files are open, or all ports are in use.
     #[error("no socket is available")]
     NoSocket,
+    /// The TLS handshake failed, for this reason.
+    #[error("the TLS handshake failed: {0}")]
+    Tls(String),
 }
 
 impl From<&ErrorType> for ConnectError {

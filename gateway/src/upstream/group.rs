@@ -1,18 +1,25 @@
-//! Upstream group: servers with their load balancing and health checks.
+//! Upstream group: servers with their load balancing, health checks and TLS settings.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use pingora::connectors::http::Connector;
+use anyhow::Result;
 
-use crate::config::{HealthCheckMethod, UpstreamSettings};
+use crate::config::{HealthCheckMethod, Scheme, UpstreamSettings};
 use crate::features::circuit_breaker::Permission;
 use crate::runtime::clock::Instant;
+use crate::telemetry::metrics::Metrics;
 use crate::upstream::balance::NoEndpoint;
-use crate::upstream::endpoint::{ChosenEndpoint, Endpoint};
+use crate::upstream::connection::Connection;
+use crate::upstream::endpoint::{
+    ChosenEndpoint, ConnectError, ConnectionReuse, Connector, Endpoint, SharedConnector,
+};
 use crate::upstream::endpoint_set::EndpointSet;
 use crate::upstream::health::HealthStatus;
 use crate::upstream::resolver::Resolver;
+use crate::upstream::tls::TlsClient;
 
 /// Endpoints that a round of health checks probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,18 +29,68 @@ pub(crate) enum ProbeScope {
 }
 
 /// Group of servers as one configuration has it. Its endpoints outlive the configuration.
-#[derive(Debug)]
 pub(crate) struct UpstreamGroup {
     pub(crate) settings: UpstreamSettings,
     endpoints: Arc<EndpointSet>,
+    connector: SharedConnector,
+    /// `None` if no server has `https`.
+    tls: Option<Arc<TlsClient>>,
 }
 
 impl UpstreamGroup {
-    pub(super) fn new(settings: UpstreamSettings, endpoints: Arc<EndpointSet>) -> Self {
-        Self {
+    /// Creates a group. It shares the endpoints of `previous`, the group of the same name, and its TLS client if the
+    /// settings of that are the same.
+    ///
+    /// # Errors
+    /// Returns an error if the authorities that the system trusts are needed and cannot be read.
+    pub(super) fn new(
+        settings: UpstreamSettings,
+        previous: Option<&Self>,
+        metrics: &Arc<Metrics>,
+        connector: &SharedConnector,
+    ) -> Result<Self> {
+        let endpoints = match previous {
+            Some(previous) => Arc::clone(&previous.endpoints),
+            None => Arc::new(EndpointSet::new(&settings.name, metrics)),
+        };
+        let needs_tls = settings
+            .servers
+            .iter()
+            .any(|server| server.scheme == Scheme::Https);
+        let known_tls = previous
+            .filter(|previous| previous.settings.tls == settings.tls)
+            .and_then(|previous| previous.tls.as_ref());
+        let tls = match known_tls {
+            _ if !needs_tls => None,
+            Some(tls) => Some(Arc::clone(tls)),
+            None => Some(Arc::new(TlsClient::new(&settings.tls)?)),
+        };
+        Ok(Self {
             settings,
             endpoints,
+            connector: Arc::clone(connector),
+            tls,
+        })
+    }
+
+    fn connector(&self) -> Connector<'_> {
+        Connector {
+            tcp: &self.connector,
+            tls: self.tls.as_ref(),
         }
+    }
+
+    /// Returns a connection to an endpoint.
+    ///
+    /// # Errors
+    /// Returns an error if a new connection is needed and cannot be established within `timeout`.
+    pub(super) async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        reuse: ConnectionReuse,
+        timeout: Duration,
+    ) -> Result<Connection, ConnectError> {
+        endpoint.connect(self.connector(), reuse, timeout).await
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -91,7 +148,7 @@ impl UpstreamGroup {
 
     /// Probes the endpoints of `scope` concurrently, and returns those that have recovered. Without a method of
     /// health checks, endpoints that could not be connected return in the rounds for all.
-    pub(crate) async fn probe(&self, scope: ProbeScope, connector: &Connector) -> Vec<SocketAddr> {
+    pub(crate) async fn probe(&self, scope: ProbeScope) -> Vec<SocketAddr> {
         let settings = &self.settings.health_check;
         if settings.method == HealthCheckMethod::None && scope == ProbeScope::NotHealthy {
             return Vec::new();
@@ -103,7 +160,7 @@ impl UpstreamGroup {
                 scope == ProbeScope::AllEndpoints || endpoint.health() != HealthStatus::Healthy
             })
             .map(async |endpoint| {
-                let recovered = endpoint.probe(connector, settings).await;
+                let recovered = endpoint.probe(self.connector(), settings).await;
                 recovered.then_some(endpoint.address)
             });
         let recovered = futures::future::join_all(probes).await;
@@ -118,5 +175,15 @@ impl UpstreamGroup {
     /// Closes all idle connections, to free their file descriptors.
     pub(super) fn close_idle_connections(&self) {
         self.endpoints.close_idle_connections();
+    }
+}
+
+impl fmt::Debug for UpstreamGroup {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("UpstreamGroup")
+            .field("settings", &self.settings)
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
     }
 }

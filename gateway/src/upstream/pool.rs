@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -9,6 +10,7 @@ use parking_lot::Mutex;
 use crate::runtime::clock::Instant;
 use crate::runtime::fd_limit;
 use crate::upstream::connection::Connection;
+use crate::upstream::tls::TlsClient;
 
 /// Longest time for which an idle connection is kept. Shorter than the keep-alive timeout of the
 /// endpoints, so that no connection is used while the endpoint closes it.
@@ -44,11 +46,12 @@ impl ConnectionPool {
         drop(closed);
     }
 
-    /// Takes the most recently used connection that the endpoint has not closed.
-    pub(super) fn take(&self) -> Option<Connection> {
+    /// Takes the most recently used connection by `tls`, or in cleartext, that the endpoint has not closed.
+    /// Closes the others that it finds: their TLS settings are no longer those of the configuration.
+    pub(super) fn take(&self, tls: Option<&Arc<TlsClient>>) -> Option<Connection> {
         loop {
             let mut connection = self.idle.lock().pop_back()?.connection;
-            if connection.is_still_idle() {
+            if connection.is_by(tls) && connection.is_still_idle() {
                 return Some(connection);
             }
         }

@@ -1,29 +1,26 @@
 //! Active health checks: the gateway sends each endpoint a request of its own periodically, or connects to it.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
-use pingora::connectors::http::Connector;
-use pingora::http::RequestHeader;
-use pingora::protocols::http::client::HttpSession;
-use rustix::io::Errno;
+use anyhow::{Result, anyhow, bail};
+use http::Method;
 use supervision::catch_unwind;
-use tokio::net::TcpStream;
 
 use crate::config::{HealthCheckMethod, HealthCheckSettings};
-use crate::upstream::endpoint::{ConnectError, Endpoint};
+use crate::http::downstream::Backpressure;
+use crate::http::h1::encode::{put_header, put_request_line};
+use crate::http::message::{Framing, Upgrade};
+use crate::upstream::connection::{Connection, UpstreamEvent};
+use crate::upstream::endpoint::{ConnectError, Connector, Endpoint};
 use crate::upstream::health::HealthStatus;
-
-/// Initial capacity for the headers of a health check.
-const PROBE_HEADER_CAPACITY: usize = 3;
 
 impl Endpoint {
     /// Probes the endpoint once and updates its health. Returns whether it was unhealthy and is healthy now.
     pub(super) async fn probe(
         &self,
-        connector: &Connector,
+        connector: Connector<'_>,
         settings: &HealthCheckSettings,
     ) -> bool {
         let before = self.health();
@@ -31,13 +28,15 @@ impl Endpoint {
         before == HealthStatus::Unhealthy && self.health() == HealthStatus::Healthy
     }
 
-    async fn update_health(&self, connector: &Connector, settings: &HealthCheckSettings) {
+    async fn update_health(&self, connector: Connector<'_>, settings: &HealthCheckSettings) {
         let probe = pin!(async {
             match &settings.method {
                 HealthCheckMethod::Http { path } => {
                     self.send_probe(connector, settings, path).await
                 }
-                HealthCheckMethod::TcpConnect => connect(self.probe_address(settings)).await,
+                HealthCheckMethod::TcpConnect => {
+                    self.open_for_probe(connector, settings).await.map(drop)
+                }
                 HealthCheckMethod::None => Ok(()),
             }
         });
@@ -72,34 +71,40 @@ impl Endpoint {
 
     async fn send_probe(
         &self,
-        connector: &Connector,
+        connector: Connector<'_>,
         settings: &HealthCheckSettings,
         path: &str,
     ) -> Result<()> {
-        let mut peer = self.peer(settings.timeout);
-        peer._address = self.probe_address(settings).into();
-        peer.options.idle_timeout = Some(Duration::ZERO);
-        let (mut session, _) = connector.get_http_session(&peer).await.map_err(|error| {
-            let reason = format!("connection failed: {}", error.etype().as_str());
-            anyhow::Error::new(ConnectError::from(error.etype())).context(reason)
-        })?;
-        session
-            .write_request_header(Box::new(self.probe_request(settings, path)?))
-            .await
-            .context("sending the health check failed")?;
-        session
-            .read_response_header()
-            .await
-            .context("no response to the health check")?;
-        let status = session
-            .response_header()
-            .map(|header| header.status)
-            .context("no response headers to the health check")?;
-        drop::<HttpSession>(session);
+        let mut connection = self.open_for_probe(connector, settings).await?;
+        let output = connection.begin_request(&Method::GET, Framing::Empty, Upgrade::None);
+        self.put_probe_request(output, settings, path);
+        connection.finish_request();
+        let status = loop {
+            match poll_fn(|cx| connection.poll(cx, Backpressure::Ready)).await {
+                Ok(UpstreamEvent::Interim(_)) => {}
+                Ok(UpstreamEvent::Headers(headers)) => break headers.status,
+                Ok(event) => bail!("no response headers to the health check: {event:?}"),
+                Err(error) => {
+                    return Err(anyhow!(error).context("no response to the health check"));
+                }
+            }
+        };
         if !status.is_success() {
             bail!("health check returned status {}", status.as_u16());
         }
         Ok(())
+    }
+
+    /// Establishes a connection, TLS included, for a probe.
+    async fn open_for_probe(
+        &self,
+        connector: Connector<'_>,
+        settings: &HealthCheckSettings,
+    ) -> Result<Connection> {
+        let address = self.probe_address(settings);
+        self.open(connector, address, settings.timeout)
+            .await
+            .map_err(|error| anyhow!(error).context("connection failed"))
     }
 
     fn probe_address(&self, settings: &HealthCheckSettings) -> SocketAddr {
@@ -107,31 +112,12 @@ impl Endpoint {
         SocketAddr::new(self.address.ip(), port)
     }
 
-    fn probe_request(&self, settings: &HealthCheckSettings, path: &str) -> Result<RequestHeader> {
-        let path = path.as_bytes();
-        let mut request = RequestHeader::build("GET", path, Some(PROBE_HEADER_CAPACITY))?;
+    fn put_probe_request(&self, output: &mut Vec<u8>, settings: &HealthCheckSettings, path: &str) {
         let port = settings.port.unwrap_or(self.server.port);
-        request.insert_header("host", &*self.server.authority(port))?;
-        request.insert_header("user-agent", "gateway-health-check")?;
-        request.insert_header("connection", "close")?;
-        Ok(request)
+        put_request_line(output, &Method::GET, &[path.as_bytes()]);
+        put_header(output, b"host", self.server.authority(port).as_bytes());
+        put_header(output, b"user-agent", b"gateway-health-check");
+        put_header(output, b"connection", b"close");
+        output.extend_from_slice(b"\r\n");
     }
-}
-
-/// Establishes a TCP connection and closes it.
-async fn connect(address: SocketAddr) -> Result<()> {
-    match TcpStream::connect(address).await {
-        Ok(_) => Ok(()),
-        Err(error) if is_own_limit(&error) => Err(ConnectError::NoSocket.into()),
-        Err(error) => Err(anyhow!(error).context("connection failed")),
-    }
-}
-
-/// Returns whether an error is a limit of the gateway's own process or host.
-fn is_own_limit(error: &std::io::Error) -> bool {
-    let own_limits = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL];
-    let code = error.raw_os_error();
-    own_limits
-        .iter()
-        .any(|limit| code == Some(limit.raw_os_error()))
 }

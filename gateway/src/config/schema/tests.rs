@@ -138,6 +138,7 @@ fn a_valid_configuration_matches_the_schema() {
         "premier: {upstreams: }",
         "premier: {upstreams: {a: {servers: http://a, load_balancing: {strategy: random}}, b: {servers: ['${SERVERS}'], health_check: }, x-c: 5}}",
         "premier: {upstreams: {a: {<<: {servers: http://a}}}, paths: [{pattern: /a, hosts: [a.b, '*.b', '::1'], upstream: a, strip_prefix: /a}]}",
+        "premier: {upstreams: {a: {servers: https://a, tls: {server_name: b.c}}, b: {servers: http://b, tls: }}}",
         "x-own: 5\npremier: {paths: [{pattern: '^/x', x-own: [5]}, {pattern: '${NONE:-/x}'}, {<<: {pattern: '[/]y'}}]}",
     ] {
         assert_eq!(parse(valid).map(drop), Ok(()), "{valid}");
@@ -171,6 +172,8 @@ fn an_invalid_configuration_does_not_match_the_schema() {
         "premier: {upstreams: {a: {servers: }}}",
         "premier: {upstreams: {a: {servers: [], load_balancing: {}}}}",
         "premier: {upstreams: {a: {servers: http://a, load_balancing: {strategy: best}}}}",
+        "premier: {upstreams: {a: {servers: https://a, tls: {server_name: ''}}}}",
+        "premier: {upstreams: {a: {servers: https://a, tls: {verify: false}}}}",
         "premier: {paths: [{pattern: /a, hosts: }]}",
         "premier: {paths: [{pattern: /a, hosts: []}]}",
         "premier: {paths: [{pattern: /a, hosts: a.b}]}",
@@ -224,6 +227,10 @@ fn the_schema_has_the_same_keys_as_the_parser() {
             "/properties/premier/properties/limits",
         ),
         ("premier: {upstreams: {a: {zzz: 1}}}", "/$defs/upstream"),
+        (
+            "premier: {upstreams: {a: {tls: {zzz: 1}}}}",
+            "/$defs/upstream/properties/tls",
+        ),
         (
             "premier: {paths: [{zzz: 1}]}",
             "/properties/premier/properties/paths/items",

@@ -7,6 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use pingora::protocols::Stream;
+use pingora::tls::ClientTlsStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Buffer space for one read. Most header sections fit in it, and an idle connection retains as much.
 const READ_SIZE: usize = 2 * 1024;
@@ -24,9 +26,78 @@ pub(crate) enum ReadSize {
     Adaptive,
 }
 
+/// Byte stream of a connection.
+pub(crate) enum Transport {
+    /// Connection of a client, with or without TLS, or a cleartext connection to an endpoint.
+    Stream(Stream),
+    /// TLS connection to an endpoint.
+    TlsToEndpoint(Box<ClientTlsStream<Stream>>),
+}
+
+impl Transport {
+    fn socket(&self) -> &Stream {
+        match self {
+            Self::Stream(stream) => stream,
+            Self::TlsToEndpoint(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+impl From<Stream> for Transport {
+    fn from(stream: Stream) -> Self {
+        Self::Stream(stream)
+    }
+}
+
+impl From<ClientTlsStream<Stream>> for Transport {
+    fn from(stream: ClientTlsStream<Stream>) -> Self {
+        Self::TlsToEndpoint(Box::new(stream))
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Stream(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::TlsToEndpoint(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Stream(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::TlsToEndpoint(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Stream(stream) => Pin::new(stream).poll_flush(cx),
+            Self::TlsToEndpoint(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Stream(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::TlsToEndpoint(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
 /// Stream with an input and an output buffer.
 pub(crate) struct BufferedStream {
-    stream: Stream,
+    stream: Transport,
     /// Bytes that are read and not yet parsed.
     pub(crate) input: BytesMut,
     output: Vec<u8>,
@@ -38,9 +109,9 @@ pub(crate) struct BufferedStream {
 }
 
 impl BufferedStream {
-    pub(crate) fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: impl Into<Transport>) -> Self {
         Self {
-            stream,
+            stream: stream.into(),
             input: BytesMut::new(),
             output: Vec::new(),
             sent: 0,
@@ -52,7 +123,7 @@ impl BufferedStream {
 
     /// Returns the local address of the socket.
     pub(crate) fn local_address(&self) -> Option<SocketAddr> {
-        let digest = self.stream.get_socket_digest()?;
+        let digest = self.stream.socket().get_socket_digest()?;
         digest.local_addr()?.as_inet().copied()
     }
 
@@ -87,7 +158,7 @@ impl BufferedStream {
         if self.input.capacity() - self.input.len() < size / 2 {
             self.input.reserve(size);
         }
-        let stream = Pin::new(&mut *self.stream);
+        let stream = Pin::new(&mut self.stream);
         let read = ready!(tokio_util::io::poll_read_buf(stream, cx, &mut self.input));
         self.last_read_bytes = *read.as_ref().unwrap_or(&0);
         Poll::Ready(read)
@@ -95,7 +166,7 @@ impl BufferedStream {
 
     /// Sends all output.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut stream = Pin::new(&mut *self.stream);
+        let mut stream = Pin::new(&mut self.stream);
         while self.sent < self.output.len() {
             match ready!(stream.as_mut().poll_write(cx, &self.output[self.sent..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -111,6 +182,6 @@ impl BufferedStream {
     /// Sends all output and closes the stream for writing.
     pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_flush(cx))?;
-        Pin::new(&mut *self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
