@@ -24,6 +24,14 @@ impl HostPattern {
     pub(crate) fn covers(&self, other: &Self) -> bool {
         self.0 == other.0 || Some(&self.0) == wildcard(&other.0).as_ref()
     }
+
+    /// Returns whether a certificate with these names is valid for every host that it matches.
+    pub(super) fn is_covered_by(&self, names: &[String]) -> bool {
+        let wildcard = wildcard(&self.0);
+        names
+            .iter()
+            .any(|name| *name == self.0 || Some(name) == wildcard.as_ref())
+    }
 }
 
 /// Returns the wildcard name that covers `name`: `*.example.org` for `www.example.org` (RFC 9525,

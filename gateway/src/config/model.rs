@@ -242,12 +242,10 @@ impl PathRule {
         format!("{} {}", hosts.join(","), self.pattern)
     }
 
-    /// Returns whether it matches every request that `other` matches. May return false although it does.
-    pub(super) fn covers(&self, other: &Self) -> bool {
+    /// Returns whether it is for all hosts that `other` is for.
+    pub(super) fn covers_hosts_of(&self, other: &Self) -> bool {
         let covers_host = |host| self.hosts.iter().any(|pattern| pattern.covers(host));
-        let covers_hosts =
-            self.hosts.is_empty() || !other.hosts.is_empty() && other.hosts.iter().all(covers_host);
-        covers_hosts && self.pattern.covers(&other.pattern)
+        self.hosts.is_empty() || !other.hosts.is_empty() && other.hosts.iter().all(covers_host)
     }
 }
 

@@ -1,5 +1,9 @@
 //! Parsing of the rules under `paths`.
 
+use regex_automata::meta::Regex;
+use regex_automata::{Anchored, Input};
+
+use crate::config::certificate::Certificate;
 use crate::config::features::parse_features;
 use crate::config::host::HostPattern;
 use crate::config::model::{Features, PathRule, UpstreamIndex};
@@ -80,13 +84,14 @@ fn parse_strip_prefix(
 /// Warns about rules that never apply because of an earlier one, and about patterns that look like
 /// shell globs with a negated class.
 pub(super) fn warn_about_rules(paths: &[PathRule], warnings: &mut Vec<String>) {
-    for (index, rule) in paths.iter().enumerate() {
-        let mut earlier = paths[..index].iter();
-        if let Some(earlier) = earlier.find(|earlier| earlier.covers(rule)) {
+    let has_exact_path = paths.iter().any(|rule| rule.pattern.exact_path().is_some());
+    let mut earlier: Vec<EarlierRule<'_>> = Vec::new();
+    for rule in paths {
+        if let Some(earlier) = earlier.iter().find(|earlier| earlier.covers(rule)) {
             warnings.push(format!(
                 "{}: has no effect: the earlier pattern {} matches every path that it matches",
                 rule.name(),
-                earlier.name()
+                earlier.rule.name()
             ));
         }
         let pattern = &rule.pattern;
@@ -95,5 +100,57 @@ pub(super) fn warn_about_rules(paths: &[PathRule], warnings: &mut Vec<String>) {
                 "{pattern}: [!…] is a class that contains `!`; a negated class is written [^…]"
             ));
         }
+        let regex = has_exact_path.then(|| pattern.regex()).flatten();
+        earlier.push(EarlierRule { rule, regex });
+    }
+}
+
+/// Rule that has precedence over those after it.
+struct EarlierRule<'r> {
+    rule: &'r PathRule,
+    /// `None` for an exact path.
+    regex: Option<Regex>,
+}
+
+impl EarlierRule<'_> {
+    /// Returns whether it certainly matches every request that a later rule matches.
+    fn covers(&self, later: &PathRule) -> bool {
+        let matches_path = || match (&self.regex, later.pattern.exact_path()) {
+            (Some(regex), Some(path)) => regex.is_match(Input::new(path).anchored(Anchored::Yes)),
+            _ => false,
+        };
+        self.rule.covers_hosts_of(later)
+            && (self.rule.pattern.covers(&later.pattern) || matches_path())
+    }
+}
+
+/// Warns about groups that no path uses, and about hosts that clients cannot request.
+pub(super) fn warn_about_unused(
+    paths: &[PathRule],
+    upstreams: &[String],
+    certificates: &[Certificate],
+    warnings: &mut Vec<String>,
+) {
+    for (index, name) in upstreams.iter().enumerate() {
+        let upstream = UpstreamIndex(index);
+        let is_used = upstream == UpstreamIndex::DEFAULT
+            || paths.iter().any(|rule| rule.upstream == upstream);
+        if !is_used {
+            warnings.push(format!(
+                "upstreams.{name}: no path uses it: name it by `upstream` of a path"
+            ));
+        }
+    }
+    let mut warned: Vec<&HostPattern> = Vec::new();
+    for host in paths.iter().flat_map(|rule| &rule.hosts) {
+        let is_covered = |certificate: &Certificate| host.is_covered_by(&certificate.names);
+        if warned.contains(&host) || certificates.iter().any(is_covered) {
+            continue;
+        }
+        warned.push(host);
+        warnings.push(format!(
+            "hosts: no certificate under tls.certificates is for {host}: clients that verify certificates cannot \
+             request it"
+        ));
     }
 }

@@ -47,6 +47,22 @@ impl PathPattern {
             || self.coverage == PrefixCoverage::Complete && other.prefix.starts_with(&self.prefix)
     }
 
+    /// Returns the compiled pattern, `None` for an exact path.
+    pub(super) fn regex(&self) -> Option<Regex> {
+        match &self.matcher {
+            Matcher::Exact(_) => None,
+            Matcher::Regex(regex) => Regex::builder().syntax(pattern_syntax()).build(regex).ok(),
+        }
+    }
+
+    /// Returns the only path that it matches, `None` for a glob or a regular expression.
+    pub(super) fn exact_path(&self) -> Option<&str> {
+        match &self.matcher {
+            Matcher::Exact(path) => Some(path),
+            Matcher::Regex(_) => None,
+        }
+    }
+
     /// Returns whether `path` is a prefix of whole segments of every path that it matches.
     pub(super) fn begins_with(&self, path: &str) -> bool {
         let rest = self.prefix.strip_prefix(path);

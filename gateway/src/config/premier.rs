@@ -11,7 +11,7 @@ use crate::config::features::parse_features;
 use crate::config::listen::{Listen, parse_listen};
 use crate::config::model::{Config, Features, Limits};
 use crate::config::node::{Mapping, Node};
-use crate::config::paths::{parse_path_rule, warn_about_rules};
+use crate::config::paths::{parse_path_rule, warn_about_rules, warn_about_unused};
 use crate::config::upstreams::{
     parse_default_servers, parse_health_check, parse_load_balancing, parse_upstreams,
 };
@@ -28,13 +28,16 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
     let servers = parse_default_servers(&mut premier);
     let load_balancing = parse_load_balancing(&mut premier);
     let health_check = parse_health_check(&mut premier);
-    let upstreams = parse_upstreams(&mut premier);
+    let upstreams = parse_upstreams(&mut premier, warnings);
     let trusted_proxies = parse_trusted_proxies(&mut premier, warnings);
     let limits = parse_limits(&mut premier);
     let paths = premier.get_or("paths", Vec::new(), |paths| {
         paths.parse_list(|rule| parse_path_rule(rule, &upstreams.names, warnings))
     });
     warn_about_rules(paths.as_deref().unwrap_or_default(), warnings);
+    if let (Some(paths), Some(certificates)) = (&paths, &certificates) {
+        warn_about_unused(paths, &upstreams.names, certificates, warnings);
+    }
     let default_features = premier.get_or("default_features", Features::default(), |value| {
         parse_features(value, "default_features", warnings)
     });

@@ -395,6 +395,24 @@ fn mistakes_about_groups_and_hosts_are_reported_with_their_positions() {
 }
 
 #[test]
+fn what_has_no_effect_causes_warnings() {
+    let config = parse(
+        "
+premier:
+  upstreams:
+    orders: {servers: http://a}
+    stock: {servers: http://b, tls: {server_name: c}}
+  paths:
+    - {pattern: /a, upstream: stock, hosts: [localhost, www.example.org, 127.0.0.1]}
+    - {pattern: /b, hosts: ['*.example.org', a.b.example.org, shop.test]}
+    - {pattern: /c, hosts: ['*.b.example.org', shop.test]}
+",
+    )
+    .unwrap();
+    insta::assert_snapshot!(config.warnings.join("\n"));
+}
+
+#[test]
 fn the_files_of_tls_to_servers_are_read() {
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/fixtures");
     let parse_tls = |tls: &str| {
@@ -481,6 +499,8 @@ fn an_earlier_rule_shadows_only_rules_of_its_hosts() {
         "{pattern: '/a/*'}, {pattern: '/a/b', hosts: [a.example.org]}",
         "{pattern: '/a/*', hosts: ['*.example.org', localhost]}, {pattern: '/a/b', hosts: [a.example.org]}",
         "{pattern: '/a/*', hosts: [a.example.org]}, {pattern: '/a/*', hosts: [a.example.org]}",
+        "{pattern: '/v?/*'}, {pattern: '/v1/b'}",
+        "{pattern: '^/a/[bc]$', hosts: [a.example.org]}, {pattern: '/a/b', hosts: [a.example.org]}",
     ] {
         assert!(warnings(paths).contains(shadowed), "{paths}");
     }
@@ -489,6 +509,8 @@ fn an_earlier_rule_shadows_only_rules_of_its_hosts() {
         "{pattern: '/a/*', hosts: [a.example.org]}, {pattern: '/a/b', hosts: ['*.example.org']}",
         "{pattern: '/a/*', hosts: [a.example.org]}, {pattern: '/a/b', hosts: [a.example.org, localhost]}",
         "{pattern: '/a/b', hosts: [a.example.org]}, {pattern: '/a/*', hosts: [a.example.org]}",
+        "{pattern: '/v?/*'}, {pattern: '/v12/b'}",
+        "{pattern: '^/a/[bc]$'}, {pattern: '/a/bc'}",
     ] {
         assert!(!warnings(paths).contains(shadowed), "{paths}");
     }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::config::model::{
     BalancingStrategy, DEFAULT_UPSTREAM, EndpointLimits, HealthCheckMethod, HealthCheckSettings,
-    LoadBalancingSettings, UpstreamSettings,
+    LoadBalancingSettings, UpstreamSettings, UpstreamTlsSettings,
 };
 use crate::config::node::{Mapping, NamedValue, Node};
-use crate::config::server::Server;
+use crate::config::server::{Scheme, Server};
 use crate::config::upstream_tls::parse_upstream_tls;
 
 /// Maximum length of the name of a group, which is a label of metrics.
@@ -24,7 +24,10 @@ pub(super) struct ParsedUpstreams {
 }
 
 /// Parses `upstreams`: a mapping of names to groups.
-pub(super) fn parse_upstreams(premier: &mut Mapping<'_, '_>) -> ParsedUpstreams {
+pub(super) fn parse_upstreams(
+    premier: &mut Mapping<'_, '_>,
+    warnings: &mut Vec<String>,
+) -> ParsedUpstreams {
     let mut names = vec![DEFAULT_UPSTREAM.to_owned()];
     let Ok(mapping) = premier.mapping("upstreams") else {
         return ParsedUpstreams {
@@ -39,7 +42,9 @@ pub(super) fn parse_upstreams(premier: &mut Mapping<'_, '_>) -> ParsedUpstreams 
             if named.name != DEFAULT_UPSTREAM {
                 names.push(named.name.clone());
             }
-            parse_upstream(&named)
+            let group = parse_upstream(&named)?;
+            warn_about_tls(&group, warnings);
+            Some(group)
         })
         .collect();
     ParsedUpstreams {
@@ -66,6 +71,20 @@ fn parse_upstream(named: &NamedValue<'_, '_>) -> Option<UpstreamSettings> {
         health_check: health_check?,
         tls: tls?,
     })
+}
+
+/// Warns about TLS settings that no connection has.
+fn warn_about_tls(group: &UpstreamSettings, warnings: &mut Vec<String>) {
+    let has_https = group
+        .servers
+        .iter()
+        .any(|server| server.scheme == Scheme::Https);
+    if group.tls != UpstreamTlsSettings::default() && !has_https {
+        warnings.push(format!(
+            "upstreams.{}.tls has no effect: none of the servers begins with https://",
+            group.name
+        ));
+    }
 }
 
 /// Reports a name that cannot be that of a group.
