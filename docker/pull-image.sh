@@ -7,6 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 service=$1
+docker version >/dev/null || {
+    echo "pull-image.sh: cannot use the Docker Engine: run it as root or as a member of the group docker" >&2
+    exit 1
+}
 config=$(docker/compose config 2>/dev/null)
 image=$(awk -v service="  $1:" '/^  [^ ]/ { in_service = $0 == service } in_service && $1 == "image:" { print $2 }' <<<"$config")
 exists() { docker image inspect "$image" >/dev/null 2>&1; }

@@ -18,6 +18,14 @@ flock --nonblock 9 || fail "another update of this deployment is running"
 
 replicas() { docker/containers.sh auth-api; }
 
+is_ready() { docker exec "$1" /usr/local/bin/auth-api healthcheck --ready >/dev/null 2>&1; }
+
+# Lets a replica finish its requests, which takes at most 30 seconds.
+retire() { # REPLICA
+    docker stop -t 40 "$1" >/dev/null
+    docker rm "$1" >/dev/null
+}
+
 remove() { # REPLICA...
     [ $# = 0 ] || docker rm --force "$@" >/dev/null
 }
@@ -34,9 +42,13 @@ docker/pull-image.sh auth-api
 
 mapfile -t old < <(replicas)
 if [ -s "$COUNT_FILE" ] && [ ${#old[@]} = $(($(cat "$COUNT_FILE") + 1)) ]; then
-    # The newest is left over from a run that was killed.
-    remove "${old[-1]}"
-    unset 'old[-1]'
+    # One is left over from a run that was killed: the old one that it had told to stop, or a new one.
+    leftover=${old[-1]}
+    for replica in "${old[@]}"; do
+        is_ready "$replica" || { leftover=$replica && break; }
+    done
+    retire "$leftover"
+    mapfile -t old < <(replicas)
 fi
 count=${#old[@]}
 [ "$count" -gt 0 ] || fail "auth-api has no replica: start the deployment with docker/compose up -d"
@@ -59,8 +71,7 @@ for replica in "${old[@]}"; do
         fail "replaced $replaced of $count replicas; the new one is not ready and is removed, the others keep running"
     # From now on the new replica is one of those to keep.
     old+=("$new")
-    docker stop -t 40 "$replica" >/dev/null
-    docker rm "$replica" >/dev/null
+    retire "$replica"
     replaced=$((replaced + 1))
 done
 echo "replaced $count replicas"

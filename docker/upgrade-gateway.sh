@@ -19,7 +19,8 @@ command -v iptables >/dev/null || fail "iptables is missing: install it"
 exec 9<compose.prod.yml
 flock --nonblock 9 || fail "another update of this deployment is running"
 
-container() { docker/containers.sh gateway; }
+# The oldest, if a run was killed between the creation of the new container and the removal of the old one.
+container() { docker/containers.sh gateway | sed -n 1p; }
 
 docker/pull-image.sh gateway
 output=$(docker/compose run --rm --no-deps -T gateway check 2>&1) ||
@@ -30,9 +31,11 @@ old=$(container)
 old_image=$(docker inspect --format '{{.Image}}' "$old")
 project=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.project"}}' "$old")
 temporary=${project}_gateway_upgrade
-# Each line is the container's port and the machine's.
-ports=$(docker port "$old" | sed -nE 's|^([0-9]+)/tcp -> .*:([0-9]+)$|\1 \2|p' | sort -u)
-[ -n "$ports" ] || fail "the gateway does not run: start it with docker/compose up -d, see docker/compose logs gateway"
+# Each line is the container's port and the machine's, also of a container that a killed run has stopped.
+ports=$(docker inspect --format \
+    '{{range $port, $bindings := .HostConfig.PortBindings}}{{range $bindings}}{{$port}} {{.HostPort}}{{"\n"}}{{end}}{{end}}' \
+    "$old" | sed -nE 's|^([0-9]+)/tcp ([0-9]+)$|\1 \2|p' | sort -u)
+[ -n "$ports" ] || fail "the gateway publishes no port: see ports in compose.prod.yml"
 
 delete_rules() {
     local tool rule
@@ -47,19 +50,24 @@ delete_rules() {
 
 # Sends new connections for a port of this machine to the temporary gateway, at the same addresses as Docker
 # does: those to loopback and those of IPv6 through Docker's proxy, which listens on another port.
+# Rules that a killed run has left stay in force.
 add_rules() { # CONTAINER-PORT PORT
     local address proxy local_port=(-p tcp --dport "$2" -m addrtype --dst-type LOCAL -m comment --comment "$temporary")
     address=$(docker inspect --format \
         '{{range $name, $network := .NetworkSettings.Networks}}{{$name}} {{$network.IPAddress}}{{"\n"}}{{end}}' \
         "$temporary" | awk '$1 ~ /_edge$/ { print $2 }')
     proxy=$(docker port "$temporary" "$1/tcp" | sed -n '1s/.*://p')
-    iptables -w -t nat -I PREROUTING "${local_port[@]}" -j DNAT --to-destination "$address:$1"
-    iptables -w -t nat -I OUTPUT "${local_port[@]}" ! -d 127.0.0.0/8 -j DNAT --to-destination "$address:$1"
-    iptables -w -t nat -I OUTPUT "${local_port[@]}" -d 127.0.0.0/8 -j REDIRECT --to-ports "$proxy"
+    add_rule iptables PREROUTING "${local_port[@]}" -j DNAT --to-destination "$address:$1"
+    add_rule iptables OUTPUT "${local_port[@]}" ! -d 127.0.0.0/8 -j DNAT --to-destination "$address:$1"
+    add_rule iptables OUTPUT "${local_port[@]}" -d 127.0.0.0/8 -j REDIRECT --to-ports "$proxy"
     command -v ip6tables >/dev/null || return 0
     # Fails on a machine without IPv6.
-    ip6tables -w -t nat -I PREROUTING "${local_port[@]}" -j REDIRECT --to-ports "$proxy" 2>/dev/null || return 0
-    ip6tables -w -t nat -I OUTPUT "${local_port[@]}" -j REDIRECT --to-ports "$proxy"
+    add_rule ip6tables PREROUTING "${local_port[@]}" -j REDIRECT --to-ports "$proxy" 2>/dev/null || return 0
+    add_rule ip6tables OUTPUT "${local_port[@]}" -j REDIRECT --to-ports "$proxy"
+}
+
+add_rule() { # TOOL CHAIN RULE...
+    "$1" -w -t nat -C "${@:2}" 2>/dev/null || "$1" -w -t nat -I "${@:2}"
 }
 
 clean_up() {
@@ -68,15 +76,18 @@ clean_up() {
     docker rm --force "$temporary" >/dev/null 2>&1 || true
 }
 
-# What a run that was killed may have left.
-clean_up
+# A run that was killed may have left its temporary gateway, which may be the only one that serves: it stays.
+if ! docker exec "$temporary" /usr/local/bin/gateway healthcheck --ready >/dev/null 2>&1; then
+    clean_up
+    trap clean_up EXIT
+    trap 'exit 1' INT TERM HUP
+    publish=()
+    while read -r port _; do publish+=(--publish "$port"); done <<<"$ports"
+    output=$(docker/compose run -d --no-deps --name "$temporary" "${publish[@]}" gateway 2>&1) ||
+        fail "the new image does not start: $output"
+    docker/wait-until-ready.sh "$temporary" gateway || fail "the new gateway is not ready: the old one keeps running"
+fi
 trap clean_up EXIT
-trap 'exit 1' INT TERM HUP
-publish=()
-while read -r port _; do publish+=(--publish "$port"); done <<<"$ports"
-output=$(docker/compose run -d --no-deps --name "$temporary" "${publish[@]}" gateway 2>&1) ||
-    fail "the new image does not start: $output"
-docker/wait-until-ready.sh "$temporary" gateway || fail "the new gateway is not ready: the old one keeps running"
 
 # An interruption would leave the ports without a gateway.
 trap '' INT TERM HUP

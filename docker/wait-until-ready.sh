@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Waits until a program in a container can serve requests: docker/wait-until-ready.sh CONTAINER PROGRAM
-# If it cannot within a minute, or has exited twice, prints why and the last lines of its log, and fails.
+# If it cannot within a minute, has exited twice, or is not started again, prints why and the last lines of its log, and fails.
 set -euo pipefail
 
 readonly TIMEOUT=60
@@ -18,9 +18,10 @@ is_ready() {
 }
 
 until is_ready; do
-    read -r restarts running < <(docker inspect --format '{{.RestartCount}} {{.State.Running}}' "$container")
-    if ((SECONDS >= deadline || restarts > 1)); then
-        [ "$running" = true ] || problem="it exited"
+    read -r restarts status < <(docker inspect --format '{{.RestartCount}} {{.State.Status}}' "$container")
+    # Docker does not start `exited` again.
+    if ((SECONDS >= deadline || restarts > 1)) || [ "$status" = exited ]; then
+        [ "$status" = running ] || problem="it exited"
         {
             echo "wait-until-ready.sh: $program is not ready: $problem"
             docker logs --tail 20 "$container"
