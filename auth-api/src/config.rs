@@ -346,26 +346,11 @@ fn postgres(environment: &Environment) -> Result<PostgresSettings> {
     })
 }
 
-const REDIS_URL_FORM: &str =
-    "REDIS_URL must look like redis://user:password@host:6379/0 (rediss:// for TLS)";
-
 fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
-    use fred::error::ErrorKind;
     use fred::types::config::{Config, ServerConfig};
     if let Some(url) = environment.get("REDIS_URL")? {
-        check_redis_scheme(&url)?;
-        if !has_scheme(&url, ["redis", "rediss"]) {
-            bail!(REDIS_URL_FORM);
-        }
-        return Config::from_url(&url).map_err(|error| match error.kind() {
-            // It has no part of the URL, which may contain a password.
-            ErrorKind::Tls => anyhow!(
-                "REDIS_URL requires TLS, but the certificates of trusted authorities, which SSL_CERT_FILE or \
-                 SSL_CERT_DIR names, cannot be read: {}",
-                error.details()
-            ),
-            _ => anyhow!(REDIS_URL_FORM),
-        });
+        return session_invalidation::parse_redis_url(&url)
+            .map_err(|error| anyhow!("REDIS_URL {error}"));
     }
     Ok(Config {
         server: ServerConfig::new_centralized(
@@ -385,22 +370,6 @@ fn has_scheme(url: &str, schemes: [&str; 2]) -> bool {
             .iter()
             .any(|known| scheme.eq_ignore_ascii_case(known))
     })
-}
-
-/// Checks that the URL is that of one server. The parser of the library also accepts kinds of deployments that
-/// fail later.
-fn check_redis_scheme(url: &str) -> Result<()> {
-    let (scheme, _) = url.split_once("://").unwrap_or_default();
-    let deployment = match scheme.to_ascii_lowercase().as_str() {
-        scheme if scheme.ends_with("-cluster") => "a Redis Cluster",
-        scheme if scheme.ends_with("-sentinel") => "Redis Sentinel",
-        scheme if scheme.ends_with("+unix") => "a Unix socket",
-        _ => return Ok(()),
-    };
-    bail!(
-        "REDIS_URL names {deployment}, which is not supported: use one primary, redis://host:6379/0, or an address \
-         that leads to the current primary, such as that of a proxy"
-    )
 }
 
 fn migrate(environment: &Environment) -> Result<MigrateMode> {

@@ -4,9 +4,6 @@
 //! ending one or all of them does not depend on how many others exist. Tokens are not stored: an
 //! access token names its session, and of a refresh token only the SHA-256 is stored.
 
-mod cache;
-mod invalidation;
-mod lease;
 mod policy;
 mod redis;
 mod sqlite;
@@ -87,6 +84,15 @@ impl Sessions {
         auth_time: AuthTime,
     ) -> Result<u64, Unavailable> {
         dispatch!(self.end_all(kept.user, Some((kept.session, auth_time))))
+    }
+
+    /// Makes every cache of sessions forget all of them, after the accounts have ended them.
+    pub(crate) async fn invalidate_all(&self) -> Result<(), Unavailable> {
+        match self {
+            Self::Redis(sessions) => sessions.invalidate_all().await,
+            // Sessions in SQLite are not cached.
+            Self::Sqlite(_) => Ok(()),
+        }
     }
 
     /// Returns the active sessions of a user that `cutoff` and `policy` permit, the newest first.

@@ -245,7 +245,8 @@ impl Administration {
         let Ok(ended) = self.sessions.end_all(account.id).await else {
             self.record(AuditEvent::AllSessionsEnded, account.id, &account.login)?;
             return print(
-                "sessions ended; the session store is unavailable and still contains them",
+                "sessions ended; the session store is unavailable and still contains them: gateways that \
+                 reach it may accept tokens for another 30 seconds",
             );
         };
         self.report_ended_sessions(account, ended)
@@ -259,7 +260,13 @@ impl Administration {
                 self.audit
                     .record(AuditEvent::AllSessionsEnded, Subject::None)
                     .context(NOT_AUDITED)?;
-                return print("sessions of all accounts ended");
+                return match self.sessions.invalidate_all().await {
+                    Ok(()) => print("sessions of all accounts ended"),
+                    Err(_) => print(
+                        "sessions of all accounts ended; the session store is unavailable: gateways that \
+                         reach it may accept tokens for another 30 seconds",
+                    ),
+                };
             };
             after = last.profile.id;
             let accounts = (first.profile.id, last.profile.id);

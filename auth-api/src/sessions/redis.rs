@@ -5,17 +5,17 @@
 //! because those of replicas may differ, and publish invalidations.
 
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta};
 use fred::types::scripts::Script;
+use session_invalidation::{
+    CacheEntry, INVALIDATION_CHANNEL, InvalidationTracker, LeasedCache, LookupSource, Owner,
+    Subscriber, UNACKNOWLEDGED_HEADER,
+};
 use supervision::Supervisor;
 
-use super::cache::SessionCache;
-use super::invalidation::acknowledgement::InvalidationTracker;
-use super::invalidation::message::{INVALIDATION_CHANNEL, UNACKNOWLEDGED_HEADER};
-use super::invalidation::subscriber::Subscriber;
 use super::policy::{LAST_USED_INTERVAL, MAX_LOST_ROTATIONS, MAX_SESSIONS_PER_USER, MAX_SIBLINGS};
 use crate::domain::principal::{Principal, SessionId};
 use crate::domain::refresh_token::SealedSuccessor;
@@ -25,7 +25,7 @@ use crate::domain::session::{
 use crate::domain::session_cutoff::AuthTime;
 use crate::domain::user::UserId;
 use crate::store::check::CheckError;
-use crate::store::redis::{Redis, argument, unexpected_reply};
+use crate::store::redis::{Redis, argument, failed, unexpected_reply};
 use crate::store::unavailable::Unavailable;
 
 static CREATE: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/create.lua")));
@@ -40,6 +40,10 @@ static LIST: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redi
 
 /// Times that the sessions of a user are ended until none is left, while logins add some.
 const MAX_END_ATTEMPTS: u32 = 10;
+/// Lifetime of a cached session. It bounds how long an expired one is accepted, since expiry is not published.
+const CACHE_ENTRY_LIFETIME: Duration = Duration::from_secs(3);
+/// Number of cached sessions (about 2 MiB).
+const MAX_CACHED_SESSIONS: usize = 10_000;
 /// Name of the subscriber in the metrics.
 const SUBSCRIBER_TASK: &str = "session_subscriber";
 
@@ -51,7 +55,7 @@ type ListedSession = (String, i64, i64, String, String, i64);
 #[derive(Debug, Clone)]
 pub(crate) struct RedisSessions {
     redis: Redis,
-    cache: Arc<SessionCache>,
+    cache: Arc<LeasedCache<Principal, AuthTime>>,
     tracker: Arc<InvalidationTracker>,
 }
 
@@ -60,7 +64,7 @@ impl RedisSessions {
     pub(crate) fn start(redis: Redis, supervisor: &Supervisor) -> Self {
         let sessions = Self {
             redis,
-            cache: Arc::default(),
+            cache: Arc::new(LeasedCache::new(LookupSource::Store, MAX_CACHED_SESSIONS)),
             tracker: Arc::new(InvalidationTracker::new()),
         };
         let (supervisor, subscribed) = (supervisor.clone(), sessions.clone());
@@ -72,11 +76,8 @@ impl RedisSessions {
     }
 
     async fn process_invalidations(self) {
-        match self.redis.subscriber() {
-            Ok(connection) => {
-                let subscriber = Subscriber::new(self.redis, connection, self.cache, self.tracker);
-                subscriber.run().await;
-            }
+        match Subscriber::new(self.redis.connection, self.cache, self.tracker) {
+            Ok(subscriber) => subscriber.run().await,
             Err(error) => {
                 tracing::error!(%error, "session invalidations cannot be subscribed to");
             }
@@ -136,7 +137,7 @@ impl RedisSessions {
         principal: Principal,
         policy: SessionPolicy,
     ) -> Result<Option<AuthTime>, Unavailable> {
-        let version = match self.cache.get(principal, Instant::now()) {
+        let version = match self.cache.get(&principal, Instant::now()) {
             Ok(auth_time) => return Ok(Some(auth_time)),
             Err(version) => version,
         };
@@ -150,8 +151,15 @@ impl RedisSessions {
         let reply: Option<i64> = self.redis.run(&CHECK, keys, arguments).await?;
         let auth_time = reply.map(AuthTime);
         if let Some(auth_time) = auth_time {
-            self.cache
-                .insert(principal, auth_time, version, Instant::now());
+            let entry = CacheEntry {
+                owner: Owner {
+                    user: session_invalidation::UserId(principal.user.0),
+                    session: principal.session,
+                },
+                value: auth_time,
+                expires_at: Instant::now() + CACHE_ENTRY_LIFETIME,
+            };
+            self.cache.insert(principal, entry, version);
         }
         Ok(auth_time)
     }
@@ -192,7 +200,8 @@ impl RedisSessions {
         let invalidation = self.tracker.begin();
         let header = argument(invalidation.header());
         let ended = self.run_end(principal, header).await?;
-        self.cache.invalidate_session(principal.session);
+        self.cache
+            .invalidate_session(principal.session, Instant::now());
         invalidation.acknowledged_by_all().await;
         Ok(if ended {
             EndOutcome::Ended
@@ -230,7 +239,8 @@ impl RedisSessions {
                 .run(&END_ALL, keys.collect(), arguments.collect())
                 .await?;
             ended += ended_now;
-            self.cache.invalidate_user(user);
+            let user_id = session_invalidation::UserId(user.0);
+            self.cache.invalidate_user(user_id, Instant::now());
             if others == 0 {
                 invalidation.acknowledged_by_all().await;
                 return Ok(ended);
@@ -239,6 +249,15 @@ impl RedisSessions {
         Err(unexpected_reply(
             "end_all.lua: sessions are added without end",
         ))
+    }
+
+    /// Makes every cache forget all sessions, after the accounts have ended them.
+    pub(super) async fn invalidate_all(&self) -> Result<(), Unavailable> {
+        let invalidation = self.tracker.begin();
+        let published = invalidation.publish_for_all_sessions(&self.redis.connection);
+        published.await.map_err(failed)?;
+        invalidation.acknowledged_by_all().await;
+        Ok(())
     }
 
     pub(super) async fn list(&self, user: UserId) -> Result<Vec<ActiveSession>, Unavailable> {

@@ -1,5 +1,7 @@
-//! Subscriber that receives the messages of other replicas and sends this replica's heartbeats.
+//! Subscriber that receives the messages of other participants and sends this participant's heartbeats.
 
+use std::fmt;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,43 +10,51 @@ use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::MissedTickBehavior;
 
-use super::acknowledgement::InvalidationTracker;
-use super::message::{
-    self, HEARTBEAT_CHANNEL, INVALIDATION_CHANNEL, Invalidated, Message, ReplicaId,
+use crate::acknowledgement::InvalidationTracker;
+use crate::cache::{Invalidate, LeasedCache};
+use crate::connection::RedisConnection;
+use crate::lease::HEARTBEAT_INTERVAL;
+use crate::message::{
+    self, HEARTBEAT_CHANNEL, INVALIDATION_CHANNEL, Invalidated, Message, ParticipantId,
 };
-use crate::sessions::cache::SessionCache;
-use crate::sessions::lease::HEARTBEAT_INTERVAL;
-use crate::store::redis::Redis;
 
-pub(crate) struct Subscriber {
-    redis: Redis,
+/// Task of a participant that keeps its cache valid.
+pub struct Subscriber {
+    redis: RedisConnection,
     connection: SubscriberClient,
     is_subscribed: bool,
-    cache: Arc<SessionCache>,
+    cache: Arc<dyn Invalidate>,
     tracker: Arc<InvalidationTracker>,
-    /// Instant from which the times in this replica's heartbeats count.
+    /// Instant from which the times in this participant's heartbeats count.
     epoch: Instant,
 }
 
 impl Subscriber {
-    pub(crate) fn new(
-        redis: Redis,
-        connection: SubscriberClient,
-        cache: Arc<SessionCache>,
+    /// Creates a subscriber with a connection of its own to the server of `redis`, on which it publishes.
+    ///
+    /// # Errors
+    /// Returns an error if the settings of the connection are invalid.
+    pub fn new<K, V>(
+        redis: RedisConnection,
+        cache: Arc<LeasedCache<K, V>>,
         tracker: Arc<InvalidationTracker>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, fred::error::Error>
+    where
+        K: Hash + Eq + Clone + Send + 'static,
+        V: Clone + Send + 'static,
+    {
+        Ok(Self {
+            connection: redis.subscriber()?,
             redis,
-            connection,
             is_subscribed: false,
             cache,
             tracker,
             epoch: Instant::now(),
-        }
+        })
     }
 
     /// Processes messages for as long as the connection's client exists.
-    pub(crate) async fn run(mut self) {
+    pub async fn run(mut self) {
         let (mut messages, mut reconnected, mut failed) = (
             self.connection.message_rx(),
             self.connection.reconnect_rx(),
@@ -59,7 +69,7 @@ impl Subscriber {
                 message = messages.recv() => match message {
                     Ok(message) => self.handle(&message),
                     Err(RecvError::Lagged(count)) => {
-                        tracing::warn!(count, "messages of other replicas lost");
+                        tracing::warn!(count, "messages of other participants lost");
                         self.messages_lost();
                     }
                     Err(RecvError::Closed) => break,
@@ -78,14 +88,15 @@ impl Subscriber {
         let channels = vec![
             INVALIDATION_CHANNEL.to_owned(),
             HEARTBEAT_CHANNEL.to_owned(),
-            self.tracker.replica.channel(),
+            self.tracker.participant.channel(),
         ];
         if let Err(error) = self.connection.subscribe(channels).await {
             return tracing::warn!(%error, "subscribing to session invalidations failed");
         }
         self.is_subscribed = true;
-        self.cache.subscription_started();
-        self.tracker.subscription_started(Instant::now());
+        let now = Instant::now();
+        self.cache.subscription_started(now);
+        self.tracker.subscription_started(now);
         tracing::info!("subscribed to session invalidations");
     }
 
@@ -93,14 +104,15 @@ impl Subscriber {
         if std::mem::take(&mut self.is_subscribed) {
             tracing::warn!("subscription to session invalidations lost: sessions are not cached");
         }
-        self.cache.subscription_lost();
+        self.cache.subscription_lost(Instant::now());
         self.tracker.subscription_lost();
     }
 
     /// Handles the loss of messages, which may have been invalidations and heartbeats.
     fn messages_lost(&self) {
-        self.cache.invalidate_all();
-        self.tracker.subscription_started(Instant::now());
+        let now = Instant::now();
+        self.cache.invalidate_all(now);
+        self.tracker.subscription_started(now);
     }
 
     /// Subscribes if necessary, replaces a dead connection, and sends a heartbeat if the cache is in use.
@@ -119,7 +131,7 @@ impl Subscriber {
             tokio::spawn(async move { connection.force_reconnection().await });
         } else if self.cache.take_was_used() {
             let (redis, cache) = (self.redis.clone(), Arc::clone(&self.cache));
-            let heartbeat = message::heartbeat(self.tracker.replica, now - self.epoch);
+            let heartbeat = message::heartbeat(self.tracker.participant, now - self.epoch);
             tokio::spawn(async move {
                 if redis.publish(HEARTBEAT_CHANNEL, heartbeat).await.is_ok() {
                     cache.heartbeat_published(now);
@@ -139,7 +151,7 @@ impl Subscriber {
             Some(Message::Heartbeat { sender, sent }) => {
                 let now = Instant::now();
                 self.tracker.heartbeat_received(sender, now);
-                if sender == self.tracker.replica
+                if sender == self.tracker.participant
                     && let Some(sent) = self.epoch.checked_add(sent).filter(|sent| *sent <= now)
                 {
                     self.cache.heartbeat_received(sent);
@@ -158,16 +170,13 @@ impl Subscriber {
 
     fn handle_invalidation(
         &self,
-        sender: Option<ReplicaId>,
+        sender: Option<ParticipantId>,
         number: u64,
         invalidated: Invalidated,
     ) {
-        match invalidated {
-            Invalidated::Session(session) => self.cache.invalidate_session(session),
-            Invalidated::SessionsOf(user) => self.cache.invalidate_user(user),
-        }
+        self.cache.invalidate(invalidated, Instant::now());
         match sender {
-            Some(replica) if replica == self.tracker.replica => {
+            Some(participant) if participant == self.tracker.participant => {
                 self.tracker
                     .own_invalidation_received(number, Instant::now());
             }
@@ -176,8 +185,8 @@ impl Subscriber {
         }
     }
 
-    fn acknowledge(&self, sender: ReplicaId, number: u64) {
-        let acknowledgement = message::acknowledgement(self.tracker.replica, number);
+    fn acknowledge(&self, sender: ParticipantId, number: u64) {
+        let acknowledgement = message::acknowledgement(self.tracker.participant, number);
         let redis = self.redis.clone();
         // In a task of its own, because the subscriber must not wait for Redis.
         tokio::spawn(async move { redis.publish(&sender.channel(), acknowledgement).await });
@@ -187,21 +196,37 @@ impl Subscriber {
 /// Ends the caching of sessions with the subscriber, also if it panics.
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        self.cache.subscription_lost();
+        self.cache.subscription_lost(Instant::now());
         self.tracker.subscription_lost();
+        let connection = self.connection.clone();
+        // The library keeps a connection that is not closed.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { connection.quit().await });
+        }
+    }
+}
+
+impl fmt::Debug for Subscriber {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Subscriber")
+            .field("is_subscribed", &self.is_subscribed)
+            .field("tracker", &self.tracker)
+            .finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use fred::types::config::Config;
     use supervision::Supervisor;
 
     use super::*;
-    use crate::domain::principal::{Principal, SessionId};
-    use crate::domain::session_cutoff::AuthTime;
-    use crate::domain::user::UserId;
-    use crate::telemetry::metrics::Metrics;
+    use crate::cache::LookupSource;
+    use crate::generation::{CacheEntry, Owner};
+    use crate::ids::{SessionId, UserId};
 
     const TASK: &str = "tested";
 
@@ -209,30 +234,34 @@ mod tests {
     async fn a_subscriber_that_panics_is_restarted_and_its_cache_is_not_used_meanwhile() {
         let supervisor = Supervisor::new();
         // Connects to nothing: the test calls what a connection would.
-        let redis = Redis::start(Config::default(), Metrics::new().store("redis")).unwrap();
-        let cache = Arc::new(SessionCache::default());
-        let principal = Principal {
+        let redis = RedisConnection::start(Config::default()).unwrap();
+        let cache = Arc::new(LeasedCache::new(LookupSource::Store, 10));
+        let session = SessionId::random();
+        let owner = Owner {
             user: UserId(1),
-            session: SessionId::random(),
+            session,
         };
         let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
         let start = || {
-            let connection = redis.subscriber().unwrap();
             let tracker = Arc::new(InvalidationTracker::new());
             let mut subscriber =
-                Subscriber::new(redis.clone(), connection, Arc::clone(&cache), tracker);
-            let started = started.clone();
+                Subscriber::new(redis.clone(), Arc::clone(&cache), tracker).unwrap();
+            let (started, cache) = (started.clone(), Arc::clone(&cache));
             async move {
                 let now = Instant::now();
-                let version = subscriber.cache.get(principal, now).unwrap_err();
+                let version = cache.get(&session, now).unwrap_err();
                 subscriber.is_subscribed = true;
-                subscriber.cache.subscription_started();
+                subscriber.cache.subscription_started(now);
                 subscriber.cache.heartbeat_received(now);
-                let auth_time = AuthTime(1);
-                let current = subscriber.cache.get(principal, now).unwrap_err();
+                let current = cache.get(&session, now).unwrap_err();
                 assert_ne!(version, current);
-                subscriber.cache.insert(principal, auth_time, current, now);
-                assert_eq!(subscriber.cache.get(principal, now), Ok(auth_time));
+                let entry = CacheEntry {
+                    owner,
+                    value: 1,
+                    expires_at: now + Duration::from_mins(1),
+                };
+                cache.insert(session, entry, current);
+                assert_eq!(cache.get(&session, now), Ok(1));
                 let _ = started.send(());
                 panic!("in the subscriber of start {}", now.elapsed().as_secs());
             }

@@ -1,19 +1,19 @@
-//! Lease under which a replica may use its cached sessions, renewed by heartbeats.
+//! Lease under which a participant may use its cached sessions, renewed by heartbeats.
 
 use std::time::{Duration, Instant};
 
 /// Time from the sending of a heartbeat for which its return renews the lease. Measured with
 /// [`Instant`], which advances while a process is stopped.
-pub(super) const LEASE_DURATION: Duration = Duration::from_secs(1);
+pub(crate) const LEASE_DURATION: Duration = Duration::from_secs(1);
 /// Interval of heartbeats, short enough that the lease survives a lost or late one.
-pub(super) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 /// Time after which the subscriber's connection counts as dead if a heartbeat that Redis accepted
 /// has not returned.
-pub(super) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// State of the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Lease {
+pub(crate) enum Lease {
     Subscribed(Heartbeats),
     /// The subscriber receives no invalidations.
     #[default]
@@ -22,7 +22,7 @@ pub(super) enum Lease {
 
 /// Heartbeats, by the time at which they were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Heartbeats {
+pub(crate) struct Heartbeats {
     /// The last one that returned.
     last_received: Option<Instant>,
     /// The first one after it that Redis accepted.
@@ -31,11 +31,11 @@ pub(super) struct Heartbeats {
 
 impl Lease {
     /// Creates a lease that begins with the first heartbeat that returns.
-    pub(super) fn subscribed() -> Self {
+    pub(crate) fn subscribed() -> Self {
         Self::Subscribed(Heartbeats::default())
     }
 
-    pub(super) fn is_valid(self, now: Instant) -> bool {
+    pub(crate) fn is_valid(self, now: Instant) -> bool {
         match self {
             Self::Subscribed(heartbeats) => heartbeats
                 .last_received
@@ -45,7 +45,7 @@ impl Lease {
     }
 
     /// Records that Redis accepted the heartbeat that was sent at `sent`.
-    pub(super) fn heartbeat_published(&mut self, sent: Instant) {
+    pub(crate) fn heartbeat_published(&mut self, sent: Instant) {
         // It may have returned already.
         if let Self::Subscribed(heartbeats) = self
             && heartbeats.last_received.is_none_or(|last| last < sent)
@@ -55,7 +55,7 @@ impl Lease {
     }
 
     /// Renews the lease: the heartbeat that was sent at `sent` has returned.
-    pub(super) fn heartbeat_received(&mut self, sent: Instant) {
+    pub(crate) fn heartbeat_received(&mut self, sent: Instant) {
         if let Self::Subscribed(heartbeats) = self {
             heartbeats.last_received = heartbeats.last_received.max(Some(sent));
             heartbeats.first_pending = None;
@@ -63,7 +63,7 @@ impl Lease {
     }
 
     /// Returns whether a published heartbeat did not return within [`HEARTBEAT_TIMEOUT`].
-    pub(super) fn is_heartbeat_overdue(self, now: Instant) -> bool {
+    pub(crate) fn is_heartbeat_overdue(self, now: Instant) -> bool {
         match self {
             Self::Subscribed(heartbeats) => heartbeats
                 .first_pending

@@ -1,8 +1,8 @@
-//! Acknowledgement of this replica's invalidations by the other replicas.
+//! Acknowledgement of this participant's invalidations by the others.
 //!
-//! A replica acknowledges an invalidation on the sender's channel, with its number. The sender
-//! waits for the replicas whose heartbeats it received within [`LEASE_DURATION`] before its own
-//! invalidation returned: no other replica has a valid lease. A replica that does not acknowledge,
+//! A participant acknowledges an invalidation on the sender's channel, with its number. The sender
+//! waits for the participants whose heartbeats it received within [`LEASE_DURATION`] before its own
+//! invalidation returned: no other has a valid lease. One that does not acknowledge,
 //! because it is stopped or cut off, delays the response by [`LEASE_DURATION`] at most. Other
 //! subscribers of the channel (`PSUBSCRIBE *` of a monitoring tool, a dead connection that Redis has
 //! not noticed) send no heartbeats and are not waited for.
@@ -12,24 +12,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use fred::error::Error as RedisError;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::message::{self, ReplicaId};
-use crate::sessions::lease::LEASE_DURATION;
+use crate::connection::RedisConnection;
+use crate::lease::LEASE_DURATION;
+use crate::message::{self, ParticipantId};
 
-/// Pending invalidations of this replica, and the other replicas that are alive.
+/// Pending invalidations of this participant, and the other participants that are alive.
 #[derive(Debug)]
-pub(crate) struct InvalidationTracker {
-    pub(super) replica: ReplicaId,
+pub struct InvalidationTracker {
+    pub(crate) participant: ParticipantId,
     next_number: AtomicU64,
     state: Mutex<TrackerState>,
 }
 
 #[derive(Debug, Default)]
 struct TrackerState {
-    /// Time of the last heartbeat of each other replica.
-    last_heartbeats: HashMap<ReplicaId, Instant>,
+    /// Time of the last heartbeat of each other participant.
+    last_heartbeats: HashMap<ParticipantId, Instant>,
     /// Time from which `last_heartbeats` is complete: one lease after the subscription began.
     complete_from: Option<Instant>,
     pending: HashMap<u64, PendingState>,
@@ -37,30 +39,38 @@ struct TrackerState {
 
 #[derive(Debug, Default)]
 struct PendingState {
-    /// Replicas that have not acknowledged yet; `None` until the invalidation has returned.
-    unacknowledged: Option<HashSet<ReplicaId>>,
+    /// Participants that have not acknowledged yet; `None` until the invalidation has returned.
+    unacknowledged: Option<HashSet<ParticipantId>>,
     completed: Arc<Notify>,
 }
 
-/// Invalidation that may not be acknowledged by all replicas yet.
+/// Invalidation that may not be acknowledged by all participants yet.
 #[derive(Debug)]
-pub(crate) struct PendingInvalidation<'t> {
+pub struct PendingInvalidation<'t> {
     tracker: &'t InvalidationTracker,
     number: u64,
     completed: Arc<Notify>,
 }
 
+impl Default for InvalidationTracker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl InvalidationTracker {
-    pub(crate) fn new() -> Self {
+    /// Creates the tracker of a new participant.
+    #[must_use]
+    pub fn new() -> Self {
         Self {
-            replica: ReplicaId::random(),
+            participant: ParticipantId::random(),
             next_number: AtomicU64::new(0),
             state: Mutex::default(),
         }
     }
 
     /// Registers an invalidation. It has to be called before the invalidation is published.
-    pub(crate) fn begin(&self) -> PendingInvalidation<'_> {
+    pub fn begin(&self) -> PendingInvalidation<'_> {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let pending = PendingState::default();
         let completed = Arc::clone(&pending.completed);
@@ -73,17 +83,17 @@ impl InvalidationTracker {
     }
 
     /// Records that the subscription began, or continues after messages were lost.
-    pub(super) fn subscription_started(&self, now: Instant) {
+    pub(crate) fn subscription_started(&self, now: Instant) {
         self.state.lock().complete_from = Some(now + LEASE_DURATION);
     }
 
-    pub(super) fn subscription_lost(&self) {
+    pub(crate) fn subscription_lost(&self) {
         self.state.lock().complete_from = None;
     }
 
-    pub(super) fn heartbeat_received(&self, sender: ReplicaId, now: Instant) {
+    pub(crate) fn heartbeat_received(&self, sender: ParticipantId, now: Instant) {
         let mut state = self.state.lock();
-        if sender != self.replica {
+        if sender != self.participant {
             state.last_heartbeats.insert(sender, now);
         }
         state
@@ -91,9 +101,9 @@ impl InvalidationTracker {
             .retain(|_, received| now < *received + LEASE_DURATION);
     }
 
-    /// Records that an invalidation of this replica has returned, which means that every replica
+    /// Records that an invalidation of this participant has returned, which means that every other one
     /// that is alive receives it or has received it.
-    pub(super) fn own_invalidation_received(&self, number: u64, now: Instant) {
+    pub(crate) fn own_invalidation_received(&self, number: u64, now: Instant) {
         let state = &mut *self.state.lock();
         let is_complete = state.complete_from.is_some_and(|from| from <= now);
         if let Some(pending) = state.pending.get_mut(&number).filter(|_| is_complete) {
@@ -101,12 +111,12 @@ impl InvalidationTracker {
                 .last_heartbeats
                 .iter()
                 .filter(|(_, received)| now < **received + LEASE_DURATION);
-            pending.unacknowledged = Some(alive.map(|(replica, _)| *replica).collect());
+            pending.unacknowledged = Some(alive.map(|(participant, _)| *participant).collect());
             pending.notify_if_completed();
         }
     }
 
-    pub(super) fn acknowledgement_received(&self, number: u64, sender: ReplicaId) {
+    pub(crate) fn acknowledgement_received(&self, number: u64, sender: ParticipantId) {
         let mut state = self.state.lock();
         if let Some(pending) = state.pending.get_mut(&number)
             && let Some(unacknowledged) = &mut pending.unacknowledged
@@ -127,17 +137,31 @@ impl PendingState {
 
 impl PendingInvalidation<'_> {
     /// Returns the part of the message that precedes the invalidated sessions.
-    pub(crate) fn header(&self) -> String {
-        message::invalidation_header(self.tracker.replica, self.number)
+    #[must_use]
+    pub fn header(&self) -> String {
+        message::invalidation_header(self.tracker.participant, self.number)
     }
 
-    /// Waits until every replica has acknowledged the invalidation or its lease has expired.
-    pub(crate) async fn acknowledged_by_all(self) {
+    /// Publishes this invalidation as one of all sessions, after the store has ended them in another way than
+    /// by a script.
+    ///
+    /// # Errors
+    /// Returns an error if Redis does not accept the message.
+    pub async fn publish_for_all_sessions(
+        &self,
+        redis: &RedisConnection,
+    ) -> Result<(), RedisError> {
+        let message = message::invalidation_of_all(self.tracker.participant, self.number);
+        redis.publish(message::INVALIDATION_CHANNEL, message).await
+    }
+
+    /// Waits until every participant has acknowledged the invalidation or its lease has expired.
+    pub async fn acknowledged_by_all(self) {
         if tokio::time::timeout(LEASE_DURATION, self.completed.notified())
             .await
             .is_err()
         {
-            tracing::debug!("session invalidation not acknowledged by every replica");
+            tracing::debug!("session invalidation not acknowledged by every participant");
         }
     }
 }
@@ -169,16 +193,16 @@ mod tests {
     }
 
     #[test]
-    fn an_invalidation_completes_once_every_live_replica_has_acknowledged() {
+    fn an_invalidation_completes_once_every_live_participant_has_acknowledged() {
         let (tracker, start, now) = subscribed_tracker();
         let (one, two, expired) = (
-            ReplicaId::random(),
-            ReplicaId::random(),
-            ReplicaId::random(),
+            ParticipantId::random(),
+            ParticipantId::random(),
+            ParticipantId::random(),
         );
         tracker.heartbeat_received(expired, start);
-        for replica in [one, two, tracker.replica] {
-            tracker.heartbeat_received(replica, now);
+        for participant in [one, two, tracker.participant] {
+            tracker.heartbeat_received(participant, now);
         }
         for (acknowledged, expected) in [
             (vec![one], false),
@@ -187,8 +211,8 @@ mod tests {
         ] {
             let pending = tracker.begin();
             tracker.own_invalidation_received(pending.number, now);
-            for replica in acknowledged {
-                tracker.acknowledgement_received(pending.number, replica);
+            for participant in acknowledged {
+                tracker.acknowledgement_received(pending.number, participant);
             }
             assert_eq!(is_completed(&pending), expected);
         }
@@ -196,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalidation_of_a_lone_replica_completes_when_it_returns() {
+    fn an_invalidation_of_a_lone_participant_completes_when_it_returns() {
         let (tracker, _, now) = subscribed_tracker();
         let pending = tracker.begin();
         assert!(!is_completed(&pending));
@@ -205,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalidation_does_not_complete_before_all_live_replicas_can_be_known() {
+    fn an_invalidation_does_not_complete_before_all_live_participants_can_be_known() {
         let (tracker, start, now) = subscribed_tracker();
         let pending = tracker.begin();
         tracker.own_invalidation_received(pending.number, start);

@@ -1,0 +1,185 @@
+//! Connection to Redis, with bounded waits and automatic reconnection.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fred::clients::{Client, SubscriberClient};
+use fred::error::{Error as RedisError, ErrorKind};
+use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use fred::types::Builder;
+use fred::types::config::{Config, ReconnectPolicy, Server};
+use parking_lot::Mutex;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+
+/// Name of the store in log messages.
+const STORE: &str = "Redis";
+/// Longest duration of a command, well within the three seconds of a request.
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Pause between connection attempts: Redis is used again within a second of its return.
+const RECONNECT_DELAY: Duration = Duration::from_millis(200);
+const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Distinct errors of the connection that are logged until a command succeeds.
+const MAX_LOGGED_ERRORS: usize = 8;
+/// Received pub/sub messages that may wait for the subscriber. It bounds a burst of invalidations.
+const PUBSUB_BUFFER_MESSAGES: usize = 2048;
+
+/// Client with one multiplexed connection. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RedisConnection {
+    client: Client,
+    config: Config,
+    state: Arc<Mutex<ConnectionState>>,
+}
+
+#[derive(Debug)]
+struct ConnectionState {
+    last_response: Instant,
+    is_reconnecting: bool,
+    /// Distinct errors of the connection since the last command that succeeded.
+    logged_errors: Vec<RedisError>,
+}
+
+/// Reconnection in progress. Another one is possible after it was dropped.
+struct Reconnection(Arc<Mutex<ConnectionState>>);
+
+impl Drop for Reconnection {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.last_response = Instant::now();
+        state.is_reconnecting = false;
+    }
+}
+
+impl RedisConnection {
+    /// Starts to connect, without waiting: Redis may start after the program.
+    ///
+    /// # Errors
+    /// Returns an error if `config` is invalid.
+    pub fn start(config: Config) -> Result<Self, RedisError> {
+        let client = builder(config.clone()).build()?;
+        let state = Arc::new(Mutex::new(ConnectionState {
+            last_response: Instant::now(),
+            is_reconnecting: false,
+            logged_errors: Vec::new(),
+        }));
+        tokio::spawn(log_errors(client.error_rx(), Arc::clone(&state)));
+        client.connect();
+        Ok(Self {
+            client,
+            config,
+            state,
+        })
+    }
+
+    /// Returns the client, for commands. The outcome of each is to be passed to [`Self::track`].
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Returns a client with a connection of its own for pub/sub. It is not connected yet.
+    pub(crate) fn subscriber(&self) -> Result<SubscriberClient, RedisError> {
+        builder(self.config.clone())
+            .with_performance_config(|performance| {
+                performance.broadcast_channel_capacity = PUBSUB_BUFFER_MESSAGES;
+            })
+            .build_subscriber_client()
+    }
+
+    /// Replaces the connection if it has received nothing since a command was sent that timed out:
+    /// the peer may be gone without closing it. The library detects that only while no further
+    /// commands are sent. Also replaces it if the server has become a replica: after a failover the
+    /// same address may lead to the new primary.
+    pub fn track<T>(&self, sent_at: Instant, outcome: &Result<T, RedisError>) {
+        let is_timeout = |error: &RedisError| *error.kind() == ErrorKind::Timeout;
+        let mut state = self.state.lock();
+        let has_responded = !outcome.as_ref().is_err_and(is_timeout);
+        if has_responded {
+            state.last_response = Instant::now();
+        }
+        if outcome.is_ok() {
+            state.logged_errors.clear();
+        }
+        let is_dead = !has_responded && state.last_response < sent_at;
+        let is_unusable = is_dead || outcome.as_ref().is_err_and(is_read_only);
+        if is_unusable && !state.is_reconnecting && self.client.is_connected() {
+            state.is_reconnecting = true;
+            let client = self.client.clone();
+            let reconnection = Reconnection(Arc::clone(&self.state));
+            tokio::spawn(async move {
+                let _reconnection = reconnection;
+                let _ = client.force_reconnection().await;
+            });
+        }
+    }
+
+    /// Publishes a message. A caller that needs it delivered has to detect the loss.
+    pub(crate) async fn publish(&self, channel: &str, message: String) -> Result<(), RedisError> {
+        let sent_at = Instant::now();
+        let outcome = self.client.publish(channel, message).await;
+        self.track(sent_at, &outcome);
+        if let Err(error) = &outcome {
+            tracing::debug!(%error, "publishing a message failed");
+        }
+        outcome
+    }
+
+    /// Closes the connection. The library keeps one that is not closed.
+    pub async fn close(&self) {
+        let _ = self.client.quit().await;
+    }
+
+    /// Returns whether one of the connection's errors since the last command that succeeded satisfies
+    /// `predicate`.
+    pub fn has_logged_error(&self, predicate: impl Fn(&RedisError) -> bool) -> bool {
+        self.state.lock().logged_errors.iter().any(predicate)
+    }
+}
+
+/// Logs each distinct error of the connection once until a command succeeds: commands that wait for a
+/// connection only time out. Ends with the client.
+async fn log_errors(
+    mut errors: Receiver<(RedisError, Option<Server>)>,
+    state: Arc<Mutex<ConnectionState>>,
+) {
+    loop {
+        let error = match errors.recv().await {
+            Ok((error, _)) => error,
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => return,
+        };
+        let logged = &mut state.lock().logged_errors;
+        if !logged.contains(&error) && logged.len() < MAX_LOGGED_ERRORS {
+            tracing::error!(store = STORE, %error, "store connection failed");
+            logged.push(error);
+        }
+    }
+}
+
+/// Returns whether the server is a replica. The error of a script has the code inside its text in
+/// Redis 6 and earlier.
+fn is_read_only(error: &RedisError) -> bool {
+    error.details().contains("READONLY")
+}
+
+fn builder(config: Config) -> Builder {
+    let mut builder = Builder::from_config(config);
+    builder
+        .with_connection_config(|connection| {
+            connection.connection_timeout = COMMAND_TIMEOUT;
+            connection.internal_command_timeout = COMMAND_TIMEOUT;
+            connection.max_command_attempts = 1;
+            connection.reconnect_on_auth_error = true;
+            connection.unresponsive.max_timeout = Some(COMMAND_TIMEOUT);
+            connection.unresponsive.interval = UNRESPONSIVE_CHECK_INTERVAL;
+        })
+        .with_performance_config(|performance| {
+            performance.default_command_timeout = COMMAND_TIMEOUT;
+        })
+        .set_policy(ReconnectPolicy::new_constant(
+            0,
+            u32::try_from(RECONNECT_DELAY.as_millis()).expect("the delay fits 32 bits"),
+        ));
+    builder
+}
