@@ -6,6 +6,8 @@ mod document;
 mod error;
 mod features;
 mod host;
+mod http_url;
+mod identity;
 mod interpolate;
 mod listen;
 mod load;
@@ -24,14 +26,15 @@ mod upstreams;
 pub(crate) use certificate::Certificate;
 pub(crate) use error::ConfigErrors;
 pub(crate) use host::{HostPattern, wildcard};
+pub(crate) use http_url::HttpUrl;
 pub(crate) use interpolate::Environment;
 pub(crate) use load::admin_address;
 pub(crate) use model::{
-    BalancingStrategy, CircuitBreakerSettings, Config, EndpointLimits, ErrorResponseSettings,
-    Features, HealthCheckMethod, HealthCheckSettings, Limits, ListenAddresses,
-    LoadBalancingSettings, MonitoringSettings, PathRule, QuotaKeyPart, RateLimitAlgorithm,
-    RateLimitSettings, RetrySettings, TimeoutSettings, UpstreamIndex, UpstreamSettings,
-    UpstreamTlsSettings,
+    AuthRequirement, BalancingStrategy, CircuitBreakerSettings, Config, EndpointLimits,
+    ErrorResponseSettings, Features, HealthCheckMethod, HealthCheckSettings, IdentitySettings,
+    Limits, ListenAddresses, LoadBalancingSettings, MonitoringSettings, PathRule, QuotaKeyPart,
+    RateLimitAlgorithm, RateLimitSettings, RetrySettings, SessionsUrl, TimeoutSettings,
+    UpstreamIndex, UpstreamSettings, UpstreamTlsSettings,
 };
 pub(crate) use path_prefix::PathPrefix;
 pub(crate) use pattern::{Matcher, pattern_syntax};

@@ -7,6 +7,7 @@ mod client;
 mod config;
 mod features;
 mod http;
+mod identity;
 mod listener;
 mod path;
 mod proxy;

@@ -1,7 +1,7 @@
 //! Lifecycle of a request, from its headers to its line in the access log.
 //!
 //! 1. [`context`]: client, request id, active configuration
-//! 2. [`admission`]: path, route, host, quota, size of the body
+//! 2. [`admission`]: path, route, host, quota, size of the body, and the identity on a path with `auth`
 //! 3. [`forward`]: limits of the client, endpoint, circuit breaker, connection, retries, and in each attempt the [`exchange`] of
 //!    both bodies
 //! 4. [`error_response`], unless a response from upstream was forwarded
@@ -16,6 +16,7 @@ mod disconnect;
 pub(crate) mod error_response;
 mod exchange;
 mod forward;
+mod identification;
 mod outcome;
 mod path_matcher;
 mod record;
@@ -56,7 +57,9 @@ pub(crate) async fn serve(
     let mut context = RequestContext::new(gateway, peer, &request.headers);
     let outcome = {
         let exchange = pin!(async {
-            match admission::admit(gateway, peer, &mut request, &mut context) {
+            let admitted =
+                admission::admit(gateway, peer, &mut request, &mut context, downstream).await;
+            match admitted {
                 Ok(delay) => {
                     forward::forward_after(
                         delay,
@@ -68,7 +71,7 @@ pub(crate) async fn serve(
                     )
                     .await
                 }
-                Err(response) => RequestOutcome::Failed(response),
+                Err(outcome) => outcome,
             }
         });
         catch_unwind(exchange).await

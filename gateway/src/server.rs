@@ -1,6 +1,7 @@
 //! The server: listeners and background tasks, from a configuration to the end of the process.
 
 pub(crate) mod discovery;
+mod identity;
 pub(crate) mod reload;
 mod shutdown;
 mod start_checks;
@@ -29,6 +30,7 @@ use crate::proxy::state::GatewayState;
 use crate::runtime::fd_limit;
 use crate::runtime::signals::{self, ShutdownSignals};
 use crate::server::discovery::Discovery;
+use crate::server::identity::IdentityTasks;
 use crate::server::reload::{ConfigSource, Reload};
 use crate::server::shutdown::DRAIN_TIMEOUT;
 use crate::server::upgrade::HandedOverSockets;
@@ -180,6 +182,14 @@ fn add_services(
     let mut discovery = background_service("discovery", discovery);
     discovery.threads = Some(1);
     https.add_dependency(server.add_service(discovery));
+
+    let identity = IdentityTasks {
+        gateway: Arc::clone(gateway),
+        supervisor: supervisor.clone(),
+    };
+    let mut identity = background_service("identity", identity);
+    identity.threads = Some(1);
+    server.add_service(identity);
 
     let reload = Reload {
         gateway: Arc::clone(gateway),

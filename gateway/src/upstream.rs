@@ -7,6 +7,7 @@ mod endpoint;
 mod endpoint_set;
 mod group;
 mod health;
+mod origin_client;
 mod pool;
 mod probe;
 mod resolver;
@@ -29,6 +30,7 @@ pub(crate) use endpoint::{ChosenEndpoint, ConnectError, ConnectionReuse, Endpoin
 pub(crate) use endpoint_set::EndpointSet;
 pub(crate) use group::{ProbeScope, UpstreamGroup};
 pub(crate) use health::HealthStatus;
+pub(crate) use origin_client::{OriginClient, OriginResponse};
 pub(crate) use resolver::Resolver;
 
 /// All upstream groups of a configuration.

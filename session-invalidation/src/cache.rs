@@ -5,7 +5,7 @@
 //! its result is inserted only if that number has not changed.
 
 use std::hash::Hash;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -28,6 +28,10 @@ pub enum LookupSource {
     CachingReplica,
 }
 
+/// Time after the last use for which the lease of a cache is renewed whose lookups are requests to a replica: it
+/// also serves requests that come seldom, and while no replica responds.
+const HEARTBEATS_AFTER_USE: Duration = Duration::from_secs(30);
+
 /// Values that belong to active sessions, by a key. Bounded in number.
 #[derive(Debug)]
 pub struct LeasedCache<K, V> {
@@ -44,8 +48,8 @@ struct CacheState<K, V> {
     current: Generation<K, V>,
     previous: Generation<K, V>,
     recent: RecentInvalidations,
-    /// The cache was used since the last heartbeat.
-    was_used: bool,
+    /// Time of the last use; `None` if a heartbeat was sent since.
+    last_used: Option<Instant>,
 }
 
 /// Number of invalidations that were received before a lookup, and the time at which it began.
@@ -68,7 +72,7 @@ impl<K: Hash + Eq + Clone, V: Clone> LeasedCache<K, V> {
                 current: Generation::default(),
                 previous: Generation::default(),
                 recent: RecentInvalidations::default(),
-                was_used: false,
+                last_used: None,
             }),
         }
     }
@@ -80,7 +84,7 @@ impl<K: Hash + Eq + Clone, V: Clone> LeasedCache<K, V> {
     /// begins after that.
     pub fn get(&self, key: &K, now: Instant) -> Result<V, CacheVersion> {
         let mut state = self.state.lock();
-        state.was_used = true;
+        state.last_used = Some(now);
         let generations = [&state.current, &state.previous];
         let entry = generations
             .iter()
@@ -158,8 +162,8 @@ pub(crate) trait Invalidate: Send + Sync {
 
     fn subscription_lost(&self, now: Instant);
 
-    /// Returns whether the cache was used since the last call. An unused cache needs no heartbeats.
-    fn take_was_used(&self) -> bool;
+    /// Returns whether the cache needs heartbeats: it was used since the last call, or a short time ago.
+    fn take_needs_heartbeat(&self, now: Instant) -> bool;
 
     /// Records that Redis accepted the heartbeat that was sent at `sent`.
     fn heartbeat_published(&self, sent: Instant);
@@ -191,8 +195,14 @@ impl<K: Hash + Eq + Clone + Send, V: Clone + Send> Invalidate for LeasedCache<K,
         state.invalidate_all(now);
     }
 
-    fn take_was_used(&self) -> bool {
-        std::mem::take(&mut self.state.lock().was_used)
+    fn take_needs_heartbeat(&self, now: Instant) -> bool {
+        let last_used = &mut self.state.lock().last_used;
+        match self.source {
+            LookupSource::Store => last_used.take().is_some(),
+            LookupSource::CachingReplica => {
+                last_used.is_some_and(|last_used| now < last_used + HEARTBEATS_AFTER_USE)
+            }
+        }
     }
 
     fn heartbeat_published(&self, sent: Instant) {
@@ -219,8 +229,6 @@ impl<K, V> CacheState<K, V> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::generation::Owner;
     use crate::lease::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, LEASE_DURATION};
@@ -383,6 +391,23 @@ mod tests {
         cache.heartbeat_received(end);
         look_up(&cache, one, end);
         assert!(is_cached(&cache, one, end));
+    }
+
+    #[test]
+    fn heartbeats_are_needed_while_the_cache_is_used() {
+        let (one, now) = (owner(), Instant::now());
+        let later = now + HEARTBEAT_INTERVAL;
+        for (source, expected) in [
+            (LookupSource::Store, [true, false, false]),
+            (LookupSource::CachingReplica, [true, true, false]),
+        ] {
+            let cache = cache_of(source);
+            assert!(!cache.take_needs_heartbeat(now));
+            let _ = cache.get(&one.session, now);
+            let needs = [now, later, now + HEARTBEATS_AFTER_USE];
+            let needs = needs.map(|time| cache.take_needs_heartbeat(time));
+            assert_eq!(needs, expected, "{source:?}");
+        }
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl Subscriber {
             let connection = self.connection.clone();
             // Its end is received as an event.
             tokio::spawn(async move { connection.force_reconnection().await });
-        } else if self.cache.take_was_used() {
+        } else if self.cache.take_needs_heartbeat(now) {
             let (redis, cache) = (self.redis.clone(), Arc::clone(&self.cache));
             let heartbeat = message::heartbeat(self.tracker.participant, now - self.epoch);
             tokio::spawn(async move {

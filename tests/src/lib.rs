@@ -13,6 +13,7 @@ pub mod edge;
 pub mod fault_proxy;
 pub mod gateway;
 pub mod http2_frames;
+pub mod identity_edge;
 pub mod load;
 pub mod mock_upstream;
 pub mod pgbouncer;

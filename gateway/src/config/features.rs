@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
 
+use crate::config::identity::IdentityPresence;
 use crate::config::model::{
-    CircuitBreakerSettings, ErrorResponseSettings, Features, MonitoringSettings, QuotaKeyPart,
-    RateLimitAlgorithm, RateLimitSettings, RetrySettings, TimeoutSettings,
+    AuthRequirement, CircuitBreakerSettings, ErrorResponseSettings, Features, MonitoringSettings,
+    QuotaKeyPart, RateLimitAlgorithm, RateLimitSettings, RetrySettings, TimeoutSettings,
 };
 use crate::config::node::{Mapping, Node};
 
@@ -15,10 +16,22 @@ use crate::config::node::{Mapping, Node};
 pub(super) fn parse_features(
     value: &Node<'_, '_>,
     owner: &str,
+    identity: IdentityPresence,
     warnings: &mut Vec<String>,
 ) -> Option<Features> {
     let mut mapping = value.mapping()?;
-    let rate_limit = parse_feature(&mut mapping, "rate_limit", parse_rate_limit);
+    let auth = parse_feature(&mut mapping, "auth", |settings| {
+        parse_auth(settings, identity)
+    });
+    let has_auth = !matches!(auth, Some(None));
+    let rate_limit = parse_feature(&mut mapping, "rate_limit", |settings| {
+        parse_rate_limit(settings, |part| match part {
+            QuotaKeyPart::User if !has_auth => {
+                Err("`user` needs the feature auth beside rate_limit".to_owned())
+            }
+            part => Ok(part),
+        })
+    });
     let monitoring = parse_feature(&mut mapping, "monitoring", parse_monitoring);
     let timeout = parse_feature(&mut mapping, "timeout", parse_timeout);
     let retry = parse_feature(&mut mapping, "retry", |settings| {
@@ -55,6 +68,7 @@ pub(super) fn parse_features(
     }
     mapping.reject_unknown_keys();
     Some(Features {
+        auth: auth?,
         rate_limit: rate_limit?,
         monitoring: monitoring?,
         timeout: timeout?,
@@ -99,7 +113,32 @@ fn parse_error_response(
     })
 }
 
-fn parse_rate_limit(settings: &mut Mapping<'_, '_>) -> Option<RateLimitSettings> {
+fn parse_auth(
+    settings: &mut Mapping<'_, '_>,
+    identity: IdentityPresence,
+) -> Option<AuthRequirement> {
+    let required = settings.get_or("required", AuthRequirement::Required, |value| {
+        Some(if value.boolean()? {
+            AuthRequirement::Required
+        } else {
+            AuthRequirement::Optional
+        })
+    });
+    if identity == IdentityPresence::Absent {
+        settings.report_error(
+            "needs premier.identity, which says where access tokens are verified: \
+             identity: {keys: http://auth-api:8000/.well-known/jwks.json}",
+        );
+        return None;
+    }
+    required
+}
+
+/// Parses a rate limit. `check` rejects parts of its key that the path cannot have.
+fn parse_rate_limit(
+    settings: &mut Mapping<'_, '_>,
+    check: impl Fn(QuotaKeyPart) -> Result<QuotaKeyPart, String>,
+) -> Option<RateLimitSettings> {
     const ALGORITHMS: [(&str, RateLimitAlgorithm); 4] = [
         ("fixed_window", RateLimitAlgorithm::FixedWindow),
         ("sliding_window", RateLimitAlgorithm::SlidingWindow),
@@ -121,7 +160,7 @@ fn parse_rate_limit(settings: &mut Mapping<'_, '_>) -> Option<RateLimitSettings>
         let parts: Vec<_> = value
             .elements()?
             .iter()
-            .map(|part| part.parse(parse_key_part))
+            .map(|part| part.parse(|text| check(parse_key_part(text)?)))
             .collect();
         parts.into_iter().collect()
     });
@@ -148,12 +187,13 @@ fn parse_rate_limit(settings: &mut Mapping<'_, '_>) -> Option<RateLimitSettings>
 fn parse_key_part(text: &str) -> Result<QuotaKeyPart, String> {
     match text.split_once(':') {
         None if text == "client" => Ok(QuotaKeyPart::Client),
+        None if text == "user" => Ok(QuotaKeyPart::User),
         None if text == "endpoint" => Ok(QuotaKeyPart::Path),
         Some(("header", name)) => HeaderName::from_bytes(name.trim().as_bytes())
             .map(QuotaKeyPart::Header)
             .map_err(|_| format!("`{name}` is not a header name")),
         _ => Err(format!(
-            "`{text}` is unknown: must be client, endpoint or header:NAME"
+            "`{text}` is unknown: must be client, user, endpoint or header:NAME"
         )),
     }
 }

@@ -1,5 +1,6 @@
 //! Values of a valid configuration.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use rustls_pki_types::ServerName;
 use crate::config::authorities::TrustedAuthorities;
 use crate::config::certificate::Certificate;
 use crate::config::host::HostPattern;
+use crate::config::http_url::HttpUrl;
 use crate::config::path_prefix::PathPrefix;
 use crate::config::pattern::PathPattern;
 use crate::config::server::Server;
@@ -46,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) upstreams: Vec<UpstreamSettings>,
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) limits: Limits,
+    /// `None`: no path has the feature `auth`.
+    pub(crate) identity: Option<IdentitySettings>,
     /// The first rule whose pattern matches applies, and only that one.
     pub(crate) paths: Vec<PathRule>,
     /// Features of paths that no pattern matches.
@@ -219,6 +223,31 @@ impl Limits {
     }
 }
 
+/// Source of the identity of requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct IdentitySettings {
+    /// JSON Web Key Set of the issuer. Without it, every token is checked at `verify`.
+    pub(crate) keys: Option<HttpUrl>,
+    /// Resource that checks a token and its session.
+    pub(crate) verify: HttpUrl,
+    /// Redis server on which the ends of sessions are published. Without it, `verify` is asked for each request.
+    pub(crate) sessions: Option<SessionsUrl>,
+    /// Required `iss` of a token.
+    pub(crate) issuer: String,
+    /// Required `aud` of a token, if set.
+    pub(crate) audience: Option<String>,
+}
+
+/// Valid URL of a Redis server, which may contain a password.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct SessionsUrl(pub(crate) String);
+
+impl fmt::Debug for SessionsUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("SessionsUrl(…)")
+    }
+}
+
 /// A path pattern, the hosts and the upstream group that it is for, and its features.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PathRule {
@@ -252,11 +281,21 @@ impl PathRule {
 /// Features of a request. Without any, it is only forwarded.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Features {
+    pub(crate) auth: Option<AuthRequirement>,
     pub(crate) rate_limit: Option<RateLimitSettings>,
     pub(crate) monitoring: Option<MonitoringSettings>,
     pub(crate) timeout: Option<TimeoutSettings>,
     pub(crate) retry: Option<RetrySettings>,
     pub(crate) circuit_breaker: Option<CircuitBreakerSettings>,
+}
+
+/// Treatment of a request without an access token on a path with `auth`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AuthRequirement {
+    /// It is rejected.
+    Required,
+    /// It is forwarded without an identity.
+    Optional,
 }
 
 /// Rate limit of `quota` requests per `duration`.
@@ -285,6 +324,8 @@ pub(crate) enum RateLimitAlgorithm {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum QuotaKeyPart {
     Client,
+    /// The user; the client, if the request has no identity.
+    User,
     /// The request path; `endpoint` in the file, as in Premier.
     Path,
     /// Value of this request header.

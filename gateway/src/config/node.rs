@@ -215,6 +215,15 @@ impl<'y, 'c> Node<'y, 'c> {
         choice.map(|(_, value)| *value)
     }
 
+    /// Returns a boolean.
+    pub(super) fn boolean(&self) -> Option<bool> {
+        if let Scalar::Boolean(value) = self.scalar()? {
+            return Some(value);
+        }
+        self.report_unexpected("true or false");
+        None
+    }
+
     /// Returns an integer in a range.
     pub(super) fn integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let number = match self.scalar()? {

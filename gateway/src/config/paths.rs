@@ -6,6 +6,7 @@ use regex_automata::{Anchored, Input};
 use crate::config::certificate::Certificate;
 use crate::config::features::parse_features;
 use crate::config::host::HostPattern;
+use crate::config::identity::IdentityPresence;
 use crate::config::model::{Features, PathRule, UpstreamIndex};
 use crate::config::node::{Mapping, Node};
 use crate::config::path_prefix::PathPrefix;
@@ -15,6 +16,7 @@ use crate::config::pattern::PathPattern;
 pub(super) fn parse_path_rule(
     rule: &Node<'_, '_>,
     upstreams: &[String],
+    identity: IdentityPresence,
     warnings: &mut Vec<String>,
 ) -> Option<PathRule> {
     let mut mapping = rule.mapping()?;
@@ -30,7 +32,7 @@ pub(super) fn parse_path_rule(
         let pattern = pattern
             .as_ref()
             .map_or_else(String::new, ToString::to_string);
-        parse_features(value, &pattern, warnings)
+        parse_features(value, &pattern, identity, warnings)
     });
     mapping.reject_unknown_keys();
     Some(PathRule {

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::config::certificate::{Certificate, CertificateFiles};
 use crate::config::features::parse_features;
+use crate::config::identity::parse_identity;
 use crate::config::listen::{Listen, parse_listen};
 use crate::config::model::{Config, Features, Limits};
 use crate::config::node::{Mapping, Node};
@@ -31,15 +32,16 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
     let upstreams = parse_upstreams(&mut premier, warnings);
     let trusted_proxies = parse_trusted_proxies(&mut premier, warnings);
     let limits = parse_limits(&mut premier);
+    let (has_identity, identity) = parse_identity(&mut premier);
     let paths = premier.get_or("paths", Vec::new(), |paths| {
-        paths.parse_list(|rule| parse_path_rule(rule, &upstreams.names, warnings))
+        paths.parse_list(|rule| parse_path_rule(rule, &upstreams.names, has_identity, warnings))
     });
     warn_about_rules(paths.as_deref().unwrap_or_default(), warnings);
     if let (Some(paths), Some(certificates)) = (&paths, &certificates) {
         warn_about_unused(paths, &upstreams.names, certificates, warnings);
     }
     let default_features = premier.get_or("default_features", Features::default(), |value| {
-        parse_features(value, "default_features", warnings)
+        parse_features(value, "default_features", has_identity, warnings)
     });
     if premier.get("dashboard").is_some() {
         warnings.push(
@@ -63,6 +65,7 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
         upstreams: upstreams.groups?,
         trusted_proxies: trusted_proxies?,
         limits: limits?,
+        identity: identity?,
         paths: paths?,
         default_features: default_features?,
         warnings: Vec::new(),

@@ -110,6 +110,51 @@ fn the_kind_of_health_check_depends_on_whether_the_file_has_one() {
 }
 
 #[test]
+fn identity_is_verified_at_the_server_of_the_keys_by_default() {
+    let identity = |settings: &str| {
+        let yaml = format!("premier: {{identity: {{{settings}}}}}");
+        parse(&yaml).unwrap().identity.unwrap()
+    };
+    let default = identity("keys: http://auth-api:8000/.well-known/jwks.json");
+    assert_eq!(
+        default.verify.to_string(),
+        "http://auth-api:8000/api/verify"
+    );
+    assert_eq!((default.sessions, default.audience), (None, None));
+    assert_eq!(default.issuer, "auth-api");
+    let other = identity("keys: http://a/k, verify: http://b/v, sessions: 'redis://:secret@r/0'");
+    assert_eq!(other.verify.to_string(), "http://b:80/v");
+    assert!(other.sessions.is_some());
+    assert!(!format!("{other:?}").contains("secret"));
+    assert_eq!(identity("verify: http://b/v").keys, None);
+    assert_eq!(parse("premier: {identity: }").unwrap().identity, None);
+}
+
+#[test]
+fn errors_about_identity_are_reported_with_their_positions() {
+    let errors = parse(
+        "
+premier:
+  paths:
+    - pattern: /a
+      features: {auth: {required: true}}
+    - pattern: /b
+      features: {rate_limit: {quota: 1, duration: 1, per: [user]}}
+",
+    )
+    .unwrap_err();
+    let of_identity = parse(
+        "
+premier:
+  identity: {audience: a, sessions: 'redis-sentinel://:secret@r/0'}
+  paths: [{pattern: /a, features: {auth: {required: 5}}}]
+",
+    )
+    .unwrap_err();
+    insta::assert_snapshot!([errors, of_identity].join("\n"));
+}
+
+#[test]
 fn keys_that_premier_documents_and_ignores_cause_warnings() {
     let config = parse(
         "

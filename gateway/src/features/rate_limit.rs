@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use session_invalidation::UserId;
 
 use crate::client::ClientKey;
 use crate::config::{ErrorResponseSettings, QuotaKeyPart, RateLimitAlgorithm, RateLimitSettings};
@@ -57,6 +58,20 @@ pub(crate) struct QuotaStatus {
     pub(crate) remaining: u32,
     /// Whole seconds, rounded up.
     pub(crate) reset: u64,
+}
+
+/// Sender of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QuotaSender {
+    pub(crate) client: ClientKey,
+    /// `None` for an anonymous request.
+    pub(crate) user: Option<UserId>,
+}
+
+impl From<ClientKey> for QuotaSender {
+    fn from(client: ClientKey) -> Self {
+        Self { client, user: None }
+    }
 }
 
 /// Decision of a quota about a request.
@@ -112,12 +127,14 @@ impl Quota {
     pub(crate) fn take(
         &self,
         store: &QuotaStore,
-        client: ClientKey,
+        sender: impl Into<QuotaSender>,
         path: &str,
         headers: &HeaderMap,
         now: Instant,
     ) -> QuotaDecision {
-        let key = self.key(store, client, path, headers);
+        let sender = sender.into();
+        let client = sender.client;
+        let key = self.key(store, sender, path, headers);
         let count = Count { quota: self, now };
         let access = SlotAccess::Charged(self.epoch_length.owner(client, now));
         let decision = store
@@ -151,12 +168,25 @@ impl Quota {
         }
     }
 
-    fn key(&self, store: &QuotaStore, client: ClientKey, path: &str, headers: &HeaderMap) -> u64 {
+    /// Returns whether requests are counted for each user.
+    pub(crate) fn counts_users(&self) -> bool {
+        self.per.contains(&QuotaKeyPart::User)
+    }
+
+    fn key(
+        &self,
+        store: &QuotaStore,
+        QuotaSender { client, user }: QuotaSender,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> u64 {
         let mut hasher = store.hasher().build_hasher();
         self.id.hash(&mut hasher);
         for part in &self.per {
             match part {
                 QuotaKeyPart::Client => client.hash(&mut hasher),
+                // The variant is hashed too: the number of a user is no client.
+                QuotaKeyPart::User => user.ok_or(client).hash(&mut hasher),
                 QuotaKeyPart::Path => path.hash(&mut hasher),
                 QuotaKeyPart::Header(name) => hash_header(headers, name, &mut hasher),
             }

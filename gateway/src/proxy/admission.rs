@@ -3,26 +3,64 @@
 use std::time::Duration;
 
 use crate::features::rate_limit::QuotaDecision;
+use crate::http::downstream::Downstream;
 use crate::http::message::{Framing, RequestHeaders};
 use crate::path::strip_segments;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_response::ErrorResponse;
+use crate::proxy::identification::identify;
+use crate::proxy::outcome::RequestOutcome;
 use crate::proxy::state::GatewayState;
 use crate::tls::handshake::Peer;
 
 /// Paths of an endpoint that are for operators only.
 const INTERNAL_PATHS: [&str; 4] = ["/ready", "/ready/", "/metrics", "/metrics/"];
 
-/// Normalises the path, finds the route, and returns the delay before the request is forwarded.
+/// Normalises the path, finds the route, identifies the user, and returns the delay before the request is
+/// forwarded.
+///
+/// The identity comes last, so that a flood of forged tokens is limited by the quota of its client. It comes
+/// before a quota that is counted for each user; requests without a valid token are then counted
+/// for their client.
 ///
 /// # Errors
-/// Returns the error response if the request is rejected.
-pub(super) fn admit(
+/// Returns the outcome of the request if it is rejected.
+pub(super) async fn admit(
     gateway: &GatewayState,
     peer: &Peer,
     request: &mut RequestHeaders,
     context: &mut RequestContext,
-) -> Result<Duration, ErrorResponse> {
+    downstream: &mut impl Downstream,
+) -> Result<Duration, RequestOutcome> {
+    find_route(peer, request, context)?;
+    let delay = if context.route().counts_users() {
+        match identify(gateway, request, context, downstream).await {
+            Ok(identity) => context.identity = identity,
+            Err(outcome) => {
+                take_quota(gateway, request, context)?;
+                return Err(outcome);
+            }
+        }
+        let delay = take_quota(gateway, request, context)?;
+        check_path(request, context)?;
+        check_body_size(request, context)?;
+        delay
+    } else {
+        let delay = take_quota(gateway, request, context)?;
+        check_path(request, context)?;
+        check_body_size(request, context)?;
+        context.identity = identify(gateway, request, context, downstream).await?;
+        delay
+    };
+    context.route().retry_budget.deposit();
+    Ok(delay)
+}
+
+fn find_route(
+    peer: &Peer,
+    request: &mut RequestHeaders,
+    context: &mut RequestContext,
+) -> Result<(), ErrorResponse> {
     request
         .target
         .normalise()
@@ -32,12 +70,7 @@ pub(super) fn admit(
         .routes
         .find(request.host(), request.target.path());
     context.set_route(route);
-    check_host(peer, request)?;
-    let delay = take_quota(gateway, request, context)?;
-    check_path(request, context)?;
-    check_body_size(request, context)?;
-    context.route().retry_budget.deposit();
-    Ok(delay)
+    check_host(peer, request)
 }
 
 /// Rejects a host for which the connection's certificate was not selected (RFC 9110, section 7.4).
@@ -60,7 +93,7 @@ fn take_quota(
     };
     let decision = quota.take(
         &gateway.quotas,
-        context.client.key(),
+        context.quota_sender(),
         request.target.path(),
         &request.headers,
         context.started,

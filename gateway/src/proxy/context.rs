@@ -8,10 +8,11 @@ use http::HeaderMap;
 
 use crate::client::{ClientIdentity, PeerTrust};
 use crate::config::Limits;
-use crate::features::rate_limit::QuotaStatus;
+use crate::features::rate_limit::{QuotaSender, QuotaStatus};
 use crate::features::retry::{self, AttemptFailure};
 use crate::features::timeout::Deadline;
 use crate::http::message::{RequestHeaders, Upgrade};
+use crate::identity::SharedIdentity;
 use crate::proxy::attempts::UpstreamAttempts;
 use crate::proxy::response_budget::ResponseBuffer;
 use crate::proxy::route::Route;
@@ -36,6 +37,8 @@ pub(crate) struct RequestContext {
     pub(crate) id: RequestId,
     pub(crate) client: ClientIdentity,
     route_index: usize,
+    /// `None` for an anonymous request, and on a path without `auth`.
+    pub(crate) identity: Option<SharedIdentity>,
     pub(crate) quota_status: Option<QuotaStatus>,
     pub(crate) deadline: Deadline,
     pub(crate) attempts: UpstreamAttempts,
@@ -72,6 +75,7 @@ impl RequestContext {
             started: Instant::now(),
             id: request_id(headers, &client),
             client,
+            identity: None,
             quota_status: None,
             deadline: Deadline::NONE,
             attempts: UpstreamAttempts::default(),
@@ -92,6 +96,14 @@ impl RequestContext {
 
     pub(crate) fn set_route(&mut self, index: usize) {
         self.route_index = index;
+    }
+
+    /// Returns the sender of the request as quotas count it.
+    pub(crate) fn quota_sender(&self) -> QuotaSender {
+        QuotaSender {
+            client: self.client.key(),
+            user: self.identity.as_ref().map(|identity| identity.owner.user),
+        }
     }
 
     /// Returns the delay before the current attempt. It ends no later than the deadline.

@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use crate::config::ErrorResponseSettings;
 use crate::http::downstream::Downstream;
 use crate::http::message::{Framing, RequestError, ResponseHeaders};
+use crate::identity::IdentityError;
 use crate::path::PathError;
 use crate::proxy::client_limits::ClientLimitExceeded;
 use crate::proxy::common_headers::CommonHeaders;
@@ -17,6 +18,8 @@ use crate::runtime::clock::whole_seconds;
 
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+/// Value of `Retry-After`, in seconds, if no access token can be verified.
+const NO_VERIFICATION_RETRY_AFTER: u64 = 1;
 const ALLOWED_METHODS: HeaderValue =
     HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
@@ -27,6 +30,8 @@ pub(crate) struct ErrorResponse {
     message: Cow<'static, str>,
     /// Value of `Retry-After`, in seconds.
     retry_after: Option<u64>,
+    /// Value of `WWW-Authenticate` (RFC 6750, section 3).
+    challenge: Option<HeaderValue>,
     connection: ConnectionAfter,
 }
 
@@ -66,6 +71,7 @@ impl ErrorResponse {
             status,
             message: Cow::Borrowed(message),
             retry_after: None,
+            challenge: None,
             connection: ConnectionAfter::KeepOpen,
         }
     }
@@ -106,6 +112,29 @@ impl ErrorResponse {
             .with_retry_after(whole_seconds(exceeded.retry_after()))
     }
 
+    /// Creates the response to a request that has no token and needs one.
+    pub(super) fn unauthenticated() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "Not authenticated").with_challenge("Bearer")
+    }
+
+    /// Creates the response to a request whose credentials give it no identity.
+    pub(super) fn of_identity_error(error: IdentityError) -> Self {
+        match error {
+            IdentityError::Ambiguous => Self::new(StatusCode::BAD_REQUEST, "")
+                .with_message(error.to_string())
+                .with_challenge(r#"Bearer error="invalid_request""#),
+            IdentityError::Invalid(_) => Self::new(StatusCode::UNAUTHORIZED, "")
+                .with_message(error.to_string())
+                .with_challenge(r#"Bearer error="invalid_token""#),
+            IdentityError::TooManyFailures { retry_after } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "")
+                    .with_message(error.to_string())
+                    .with_retry_after(whole_seconds(retry_after))
+            }
+            IdentityError::Unavailable => Self::service_unavailable(NO_VERIFICATION_RETRY_AFTER),
+        }
+    }
+
     /// Sets `Retry-After` to so many seconds, at least 1.
     pub(crate) fn with_retry_after(self, seconds: u64) -> Self {
         Self {
@@ -117,6 +146,13 @@ impl ErrorResponse {
     fn with_message(self, message: String) -> Self {
         Self {
             message: message.into(),
+            ..self
+        }
+    }
+
+    fn with_challenge(self, challenge: &'static str) -> Self {
+        Self {
+            challenge: Some(HeaderValue::from_static(challenge)),
             ..self
         }
     }
@@ -139,6 +175,9 @@ impl ErrorResponse {
         headers.insert(CACHE_CONTROL, NO_STORE);
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if let Some(challenge) = &self.challenge {
+            headers.insert(WWW_AUTHENTICATE, challenge.clone());
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, ALLOWED_METHODS);

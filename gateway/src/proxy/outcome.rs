@@ -20,6 +20,12 @@ pub(crate) enum RequestOutcome {
     ClientDisconnected,
 }
 
+impl From<ErrorResponse> for RequestOutcome {
+    fn from(response: ErrorResponse) -> Self {
+        Self::Failed(response)
+    }
+}
+
 impl RequestOutcome {
     /// Returns the outcome of a request whose handling panicked.
     pub(crate) fn after_panic(downstream: &impl Downstream) -> Self {

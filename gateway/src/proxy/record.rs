@@ -53,6 +53,10 @@ pub(super) fn record(
     gateway.access_log.record(&AccessLogEntry {
         id: context.id,
         client: Some(context.client.address),
+        user: context
+            .identity
+            .as_ref()
+            .map(|identity| identity.owner.user),
         version: request.version,
         method: &request.method,
         path,
@@ -91,6 +95,7 @@ pub(super) fn record_unparsed(
     gateway.access_log.record(&AccessLogEntry {
         id,
         client: Some(peer.address.to_canonical()),
+        user: None,
         version,
         method,
         path: UNKNOWN_PATH,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use crate::config::{
-    Config, Features, MonitoringSettings, PathPrefix, RetrySettings, TimeoutSettings, UpstreamIndex,
+    AuthRequirement, Config, Features, MonitoringSettings, PathPrefix, RetrySettings,
+    TimeoutSettings, UpstreamIndex,
 };
 use crate::features::circuit_breaker::CircuitBreakers;
 use crate::features::rate_limit::{Quota, QuotaStore};
@@ -28,6 +29,8 @@ pub(crate) struct Route {
     pub(crate) upstream: Arc<UpstreamGroup>,
     /// Prefix that is removed from the path before it is forwarded.
     pub(crate) strip_prefix: Option<PathPrefix>,
+    /// `None` if requests have no identity.
+    pub(crate) auth: Option<AuthRequirement>,
     pub(crate) quota: Option<Quota>,
     pub(crate) monitoring: Option<MonitoringSettings>,
     pub(crate) timeout: Option<TimeoutSettings>,
@@ -43,6 +46,13 @@ pub(crate) struct Route {
 pub(crate) struct Routes {
     all: Vec<Route>,
     hosts: VirtualHosts,
+}
+
+impl Route {
+    /// Returns whether the quota is counted for each user.
+    pub(crate) fn counts_users(&self) -> bool {
+        self.quota.as_ref().is_some_and(Quota::counts_users)
+    }
 }
 
 impl Routes {
@@ -66,6 +76,7 @@ impl Routes {
                      features: &Features| {
             let upstream = Arc::clone(upstreams.get(upstream));
             Route {
+                auth: features.auth,
                 quota: features.rate_limit.as_ref().map(|rule| {
                     let previous = previous_quotas.get(&*pattern).copied();
                     Quota::new(&pattern, rule, store).replacing(previous)

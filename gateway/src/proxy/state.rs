@@ -8,10 +8,11 @@ use std::time::SystemTime;
 use anyhow::Result;
 use arc_swap::{ArcSwap, Guard};
 use prometheus::IntGauge;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config::{Certificate, Config, Limits};
 use crate::features::rate_limit::QuotaStore;
+use crate::identity::Authenticator;
 use crate::proxy::client_limits::ClientLimits;
 use crate::proxy::response_budget::ResponseBudget;
 use crate::proxy::route::Routes;
@@ -27,6 +28,8 @@ pub(crate) struct ActiveConfig {
     pub(crate) config: Config,
     pub(crate) upstreams: Upstreams,
     pub(crate) routes: Routes,
+    /// `None` if no path has `auth`.
+    pub(crate) authenticator: Option<Arc<Authenticator>>,
     pub(crate) active_since: SystemTime,
 }
 
@@ -43,6 +46,8 @@ pub(crate) struct GatewayState {
     pub(crate) started: SystemTime,
     /// Notified after a configuration was activated.
     pub(crate) config_changed: watch::Sender<()>,
+    /// Notified after a configuration with another authenticator was activated.
+    pub(crate) authenticator_changed: Notify,
     /// Number of HTTP/2 connections whose exchanges are over and whose responses are not completely
     /// sent. Shutdown waits for them.
     pub(crate) unsent_responses: IntGauge,
@@ -62,6 +67,7 @@ impl GatewayState {
         metrics.set_certificates(all_expiries(&certificates, &config));
         let upstreams = Upstreams::new(&config, &metrics, None)?;
         let routes = Routes::new(&config, &upstreams, &quotas, &metrics, None)?;
+        let authenticator = authenticator(&config, &metrics, None);
         let started = SystemTime::now();
         metrics.set_active_since(unix_seconds(started));
         Ok(Self {
@@ -69,6 +75,7 @@ impl GatewayState {
                 config,
                 upstreams,
                 routes,
+                authenticator,
                 active_since: started,
             }),
             certificates: Arc::new(certificates),
@@ -79,6 +86,7 @@ impl GatewayState {
             access_log,
             started,
             config_changed: watch::Sender::new(()),
+            authenticator_changed: Notify::new(),
             unsent_responses: IntGauge::new("unsent", "connections").expect("the name is valid"),
             shutting_down: AtomicBool::new(false),
         })
@@ -115,6 +123,11 @@ impl GatewayState {
             &self.metrics,
             Some(&previous.routes),
         )?;
+        let authenticator = authenticator(&config, &self.metrics, previous.authenticator.as_ref());
+        let is_same_authenticator = match (&authenticator, &previous.authenticator) {
+            (Some(next), Some(previous)) => Arc::ptr_eq(next, previous),
+            (next, previous) => next.is_none() && previous.is_none(),
+        };
         previous.routes.remove_breakers_not_in(&routes);
         self.certificates.replace(&config.certificates);
         let expiries = all_expiries(&self.certificates, &config);
@@ -124,6 +137,7 @@ impl GatewayState {
             config,
             upstreams,
             routes,
+            authenticator,
             active_since,
         }));
         self.metrics.set_active_since(unix_seconds(active_since));
@@ -133,6 +147,9 @@ impl GatewayState {
         self.metrics
             .retain_routes(|pattern| patterns.contains(pattern));
         self.config_changed.send_replace(());
+        if !is_same_authenticator {
+            self.authenticator_changed.notify_one();
+        }
         Ok(())
     }
 
@@ -155,4 +172,17 @@ fn all_expiries(certificates: &Certificates, config: &Config) -> Vec<(String, i6
         .into_iter()
         .chain(to_servers)
         .collect()
+}
+
+/// Returns the authenticator of a configuration: `previous`, with the tokens that it remembers, if its settings are
+/// the same.
+fn authenticator(
+    config: &Config,
+    metrics: &Metrics,
+    previous: Option<&Arc<Authenticator>>,
+) -> Option<Arc<Authenticator>> {
+    let settings = config.identity.as_ref()?;
+    let unchanged = previous.filter(|previous| previous.settings == *settings);
+    let create = || Arc::new(Authenticator::new(settings, &metrics.identity));
+    Some(unchanged.map_or_else(create, Arc::clone))
 }

@@ -3,7 +3,7 @@
 //!
 //! Invariant: a client cannot set the headers that the gateway sets. Its own under these names, in any
 //! spelling that a server could take for them, are removed. From a trusted proxy they are kept, and
-//! `X-Forwarded-For` is appended to.
+//! `X-Forwarded-For` is appended to; but the headers of the identity are removed whoever sent them.
 
 use bytes::BufMut;
 use http::header::{CONTENT_LENGTH, COOKIE, FORWARDED, HOST, TE, TRAILER, TRANSFER_ENCODING};
@@ -16,6 +16,7 @@ use crate::http::h1::framing;
 use crate::http::h1::hop_by_hop::{KEEP_ALIVE, PROXY_CONNECTION, WEBSOCKET};
 use crate::http::message::{RequestHeaders, Upgrade};
 use crate::http::syntax::HTTP2_SETTINGS;
+use crate::identity::{SESSION_ID, USER_ID, USER_LOGIN};
 use crate::path::StrippedTarget;
 use crate::proxy::context::RequestContext;
 use crate::telemetry::request_id::REQUEST_ID;
@@ -27,6 +28,7 @@ const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PREFIX: &str = "x-forwarded-";
+const IDENTITY_HEADERS: [HeaderName; 3] = [USER_ID, USER_LOGIN, SESSION_ID];
 
 /// Trace that the upstream request belongs to (W3C Trace Context).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +58,9 @@ pub(crate) fn put_request_headers(
         }
     }
     put_cookies(output, headers);
+    if let Some(identity) = &context.identity {
+        output.put_slice(&identity.header_lines);
+    }
     put_forwarded_for(output, headers, client);
     let is_set_by_proxy =
         |name| client.trust == PeerTrust::TrustedProxy && headers.contains_key(name);
@@ -107,12 +112,13 @@ fn put_request_target<'c>(
 /// Returns true if a header is forwarded unchanged. The others are removed, or written by the gateway.
 fn is_forwarded(name: &HeaderName, trust: PeerTrust, trace: Trace) -> bool {
     let text = name.as_str();
-    if memchr::memchr(b'_', text.as_bytes()).is_some() && is_alias_with_underscores(text) {
+    if text.bytes().any(is_separator) && is_alias(text) {
         return false;
     }
     let is_removed = match text.as_bytes()[0] {
         b'c' => *name == COOKIE,
         b'x' if *name == REQUEST_ID || *name == FORWARDED_FOR => true,
+        b'x' if IDENTITY_HEADERS.contains(name) => true,
         b'x' => {
             trust == PeerTrust::Untrusted
                 && (*name == REAL_IP || text.starts_with(FORWARDED_PREFIX))
@@ -130,11 +136,25 @@ fn is_forwarded(name: &HeaderName, trust: PeerTrust, trace: Trace) -> bool {
     !is_removed
 }
 
-/// Returns true if a server that treats `_` like `-`, as CGI and WSGI do, would take a name for that of a
-/// header that the gateway sets: one that identifies the client or the request, frames the body, or
-/// concerns the connection.
-fn is_alias_with_underscores(text: &str) -> bool {
-    let name = text.replace('_', "-");
+/// Returns true for a character other than `-` that separates the words of a name: any that is neither letter nor
+/// digit.
+fn is_separator(byte: u8) -> bool {
+    !byte.is_ascii_alphanumeric() && byte != b'-'
+}
+
+/// Returns true if a server that does not distinguish separators would take a name for that of a header that the
+/// gateway sets: one that identifies the client, the user or the request, frames the body, or concerns the
+/// connection. WSGI treats `_` like `-`, and servers of CGI replace every character that is neither letter nor
+/// digit by `_` (RFC 3875, section 4.1.18).
+fn is_alias(text: &str) -> bool {
+    let dash = |letter: char| {
+        if letter.is_ascii_alphanumeric() {
+            letter
+        } else {
+            '-'
+        }
+    };
+    let name: String = text.chars().map(dash).collect();
     let protected = [
         REQUEST_ID,
         REAL_IP,
@@ -143,6 +163,9 @@ fn is_alias_with_underscores(text: &str) -> bool {
         KEEP_ALIVE,
         PROXY_CONNECTION,
         HTTP2_SETTINGS,
+        USER_ID,
+        USER_LOGIN,
+        SESSION_ID,
     ];
     name.starts_with(FORWARDED_PREFIX) || protected.iter().any(|header| *header == *name)
 }

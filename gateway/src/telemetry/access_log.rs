@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::BufMut;
 use http::{Method, StatusCode, Version};
 use logging::{LogFormat, LogWriter};
+use session_invalidation::UserId;
 
 use crate::telemetry::request_id::RequestId;
 use crate::telemetry::text;
@@ -38,6 +39,8 @@ impl Termination {
 pub(crate) struct AccessLogEntry<'r> {
     pub(crate) id: RequestId,
     pub(crate) client: Option<IpAddr>,
+    /// `None` for an anonymous request.
+    pub(crate) user: Option<UserId>,
     pub(crate) version: Version,
     pub(crate) method: &'r Method,
     pub(crate) path: &'r str,
@@ -93,6 +96,10 @@ fn put_json(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
             line.put_u8(b'"');
         }
         None => line.put_slice(b"null"),
+    }
+    if let Some(UserId(user)) = entry.user {
+        line.put_slice(br#","user":"#);
+        line.put_slice(itoa::Buffer::new().format(user).as_bytes());
     }
     line.put_slice(br#","protocol":""#);
     line.put_slice(protocol_name(entry.version));
@@ -151,6 +158,10 @@ fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
     if let Some(client) = entry.client {
         line.put_slice(b" client=");
         text::put_address(line, client);
+    }
+    if let Some(UserId(user)) = entry.user {
+        line.put_slice(b" user=");
+        line.put_slice(itoa::Buffer::new().format(user).as_bytes());
     }
     if let Some(upstream) = entry.upstream {
         line.put_slice(b" upstream=");

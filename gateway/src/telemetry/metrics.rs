@@ -51,6 +51,7 @@ pub(crate) struct Metrics {
     handshakes: IntCounterVec,
     rejected_connections: IntCounterVec,
     pub(crate) client_limits: ClientLimitMetrics,
+    pub(crate) identity: IdentityMetrics,
     pub(crate) in_flight: IntGauge,
     pub(crate) connections: IntGauge,
     pub(crate) buffered_response_bytes: IntGauge,
@@ -79,6 +80,24 @@ pub(crate) struct ClientLimitMetrics {
     pub(crate) abandoned: IntCounter,
     pub(crate) refused_abandoned: IntCounter,
     pub(crate) refused_concurrent: IntCounter,
+}
+
+/// Metrics of the identity of requests.
+#[derive(Debug, Clone)]
+pub(crate) struct IdentityMetrics {
+    pub(crate) remembered: IntCounter,
+    pub(crate) verified: IntCounter,
+    pub(crate) anonymous: IntCounter,
+    pub(crate) missing: IntCounter,
+    pub(crate) invalid: IntCounter,
+    pub(crate) expired: IntCounter,
+    pub(crate) rejected: IntCounter,
+    pub(crate) limited: IntCounter,
+    pub(crate) unavailable: IntCounter,
+    pub(crate) remembered_tokens: IntGauge,
+    pub(crate) key_fetches_success: IntCounter,
+    pub(crate) key_fetches_failure: IntCounter,
+    pub(crate) keys_fetched_timestamp: IntGauge,
 }
 
 /// Metrics of one endpoint.
@@ -153,6 +172,41 @@ impl Registrar<'_> {
             ),
             refused_abandoned: refused.with_label_values(&["abandoned"]),
             refused_concurrent: refused.with_label_values(&["concurrent"]),
+        }
+    }
+
+    fn identity(&self) -> IdentityMetrics {
+        let checks = self.counters(
+            "identity_checks_total",
+            "Requests on paths with `auth` by outcome: remembered or verified, anonymous, missing (no token), invalid, expired, rejected (by auth-api: the session has ended), limited (too many invalid tokens of the client), unavailable.",
+            &["outcome"],
+        );
+        let fetches = self.counters(
+            "identity_key_fetches_total",
+            "Attempts to fetch the key set by outcome.",
+            &["outcome"],
+        );
+        let check = |outcome| checks.with_label_values(&[outcome]);
+        IdentityMetrics {
+            remembered: check("remembered"),
+            verified: check("verified"),
+            anonymous: check("anonymous"),
+            missing: check("missing"),
+            invalid: check("invalid"),
+            expired: check("expired"),
+            rejected: check("rejected"),
+            limited: check("limited"),
+            unavailable: check("unavailable"),
+            remembered_tokens: self.gauge(
+                "identity_remembered_tokens",
+                "Verified tokens that are remembered.",
+            ),
+            key_fetches_success: fetches.with_label_values(&["success"]),
+            key_fetches_failure: fetches.with_label_values(&["failure"]),
+            keys_fetched_timestamp: self.gauge(
+                "identity_keys_fetched_timestamp_seconds",
+                "Time when the key set was last fetched, in Unix time; 0 if it never was.",
+            ),
         }
     }
 
@@ -278,6 +332,7 @@ impl Metrics {
                 &["reason"],
             ),
             client_limits: registrar.client_limits(),
+            identity: registrar.identity(),
             in_flight: registrar.gauge("requests_in_flight", "Requests in flight."),
             connections: registrar.gauge("connections", "Open client connections."),
             buffered_response_bytes: registrar.gauge(

@@ -449,3 +449,29 @@ fn all_lines_of_a_header_are_one_key() {
     assert!(passes(&[]));
     assert!(passes(&[("x-api-key", "")]));
 }
+
+#[test]
+fn a_user_has_one_quota_and_anonymous_requests_have_that_of_their_client() {
+    let (store, headers) = (QuotaStore::new(), HeaderMap::new());
+    let mut rule = rule(1, 60);
+    rule.per = vec![QuotaKeyPart::User];
+    let quota = Quota::new("/a", &rule, &store);
+    let passes = |number, user: Option<i64>| {
+        let sender = QuotaSender {
+            client: client(number),
+            user: user.map(UserId),
+        };
+        let decision = quota.take(&store, sender, "/a", &headers, Instant(SECOND_NS));
+        matches!(decision, QuotaDecision::Passed(_))
+    };
+    for (number, user, expected) in [
+        (1, Some(7), true),
+        (2, Some(7), false),
+        (1, Some(8), true),
+        (1, None, true),
+        (1, None, false),
+        (2, None, true),
+    ] {
+        assert_eq!(passes(number, user), expected, "{number} {user:?}");
+    }
+}
