@@ -9,6 +9,7 @@ use fred::interfaces::{ClientLike, HashesInterface};
 use fred::types::CustomCommand;
 use rustix::process::Signal;
 use serde_json::json;
+use sqlx::Connection;
 use tests::client::{Client, NEW_PASSWORD, PASSWORD, credentials};
 use tests::fault_proxy::FaultProxy;
 use tests::pgbouncer::PgBouncer;
@@ -591,4 +592,85 @@ async fn a_login_that_fails_since_postgres_is_read_only_leaves_no_session() -> R
     client
         .wait_for_response("/ready", |response| response.status == 200)
         .await
+}
+
+/// Connections in the pool of a replica.
+const POOLED_CONNECTIONS: usize = 10;
+
+/// Has a replica open every connection of its pool, by logins that wait for a lock.
+async fn fill_pool(client: &Client, database: &Database) -> Result<()> {
+    let mut locking = database.connect().await?;
+    let mut observer = database.connect().await?;
+    loop {
+        let mut transaction = locking.begin().await?;
+        sqlx::query("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+            .execute(&mut *transaction)
+            .await?;
+        let mut logins = JoinSet::new();
+        for number in 0..POOLED_CONNECTIONS {
+            let client = client.clone();
+            logins.spawn(async move { client.login(&format!("unknown {number}")).await });
+        }
+        let mut waiting = 0;
+        // A statement waits for a lock for half a second.
+        while waiting < POOLED_CONNECTIONS && logins.try_join_next().is_none() {
+            waiting = usize::try_from(database.lock_wait_count(&mut observer).await?)?;
+        }
+        transaction.rollback().await?;
+        logins.join_all().await;
+        if waiting == POOLED_CONNECTIONS {
+            return Ok(());
+        }
+    }
+}
+
+/// Ends every connection of auth-api to the database as a restart of the server does.
+async fn end_connections(database: &Database) -> Result<i64> {
+    let end = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+               WHERE datname = $1 AND application_name = 'auth-api'";
+    Ok(sqlx::query_scalar(end)
+        .bind(&database.name)
+        .fetch_one(&mut database.connect().await?)
+        .await?)
+}
+
+#[tokio::test]
+async fn broken_postgres_connections_fail_no_request() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    let database = replicas.database.as_ref().expect("the store has one");
+    let pooled = i64::try_from(POOLED_CONNECTIONS)?;
+
+    fill_pool(&client, database).await?;
+    assert!(end_connections(database).await? >= pooled);
+    for _ in 0..POOLED_CONNECTIONS {
+        let profile = client.get_with_token(&token, "/api/profile").await?;
+        assert_eq!(profile.status, 200, "{}", profile.text);
+        let login = client.login("alice").await?;
+        assert_eq!(login.status, 200, "{}", login.text);
+    }
+
+    // Logins and profiles that arrive together, each on a broken connection.
+    fill_pool(&client, database).await?;
+    assert!(end_connections(database).await? >= pooled);
+    let mut requests = JoinSet::new();
+    for _ in 0..POOLED_CONNECTIONS {
+        let (profile, login, token) = (client.clone(), client.clone(), token.clone());
+        requests.spawn(async move { profile.get_with_token(&token, "/api/profile").await });
+        requests.spawn(async move { login.login("alice").await });
+    }
+    for response in requests.join_all().await {
+        let response = response?;
+        assert_eq!(response.status, 200, "{}", response.text);
+    }
+
+    // Statements that must not be repeated.
+    for number in 0..3 {
+        fill_pool(&client, database).await?;
+        end_connections(database).await?;
+        let registered = client.register(&format!("user {number}")).await?;
+        assert_eq!(registered.status, 201, "{}", registered.text);
+    }
+    Ok(())
 }

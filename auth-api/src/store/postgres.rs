@@ -3,25 +3,24 @@
 mod check;
 mod migration;
 mod pooled_connection;
+mod statement;
 mod statement_error;
 mod timeouts;
 mod timestamp;
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use sqlx::postgres::{
-    PgArguments, PgConnectOptions, PgConnection, PgPoolOptions, PgQueryResult, PgRow,
-};
-use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgPool};
 
 pub(crate) use pooled_connection::PooledConnection;
-pub(crate) use statement_error::{STORE, StatementError, ValueRejected};
+pub(crate) use statement_error::{STORE, ValueRejected};
 pub(crate) use timeouts::OPERATION_TIMEOUT;
 use timeouts::{ACQUIRE_TIMEOUT, LOCK_TIMEOUT, PING_AFTER_IDLE, PING_TIMEOUT, STATEMENT_TIMEOUT};
 pub(crate) use timestamp::Timestamp;
 
 use crate::store::stale_connections::StaleConnections;
-use crate::store::unavailable::Unavailable;
 use crate::telemetry::metrics::{PoolUsage, StoreMetrics};
 
 const MAX_CONNECTIONS: u32 = 10;
@@ -53,14 +52,12 @@ pub(crate) struct PostgresSettings {
 pub(crate) struct Postgres {
     pool: PgPool,
     settings: Arc<PostgresSettings>,
-    /// Connections to a server that has become a standby, or that were opened while writes were
-    /// rejected. A connection whose own statement failed is closed by [`PooledConnection`].
+    /// Connections to a server that has become a standby, that were opened while writes were
+    /// rejected, or that are older than one that was found broken. A connection whose own statement
+    /// failed is closed by [`PooledConnection`].
     stale: StaleConnections,
     metrics: StoreMetrics,
 }
-
-pub(crate) type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, PgArguments>;
-pub(crate) type QueryAs<'q, T> = sqlx::query::QueryAs<'q, sqlx::Postgres, T, PgArguments>;
 
 impl Postgres {
     /// Creates a pool that connects on first use: the server may start after this program.
@@ -82,13 +79,19 @@ impl Postgres {
             // A ping before each use would double the round trips of a request.
             .test_before_acquire(false)
             .before_acquire(move |connection, metadata| {
-                let is_stale = stale_before_acquire.includes(metadata.age);
+                let stale = stale_before_acquire.clone();
                 Box::pin(async move {
+                    let is_stale = stale.includes(metadata.age);
                     if is_stale || metadata.idle_for < PING_AFTER_IDLE {
                         return Ok(!is_stale);
                     }
+                    let start = Instant::now();
                     let pong = tokio::time::timeout(PING_TIMEOUT, connection.ping()).await;
-                    Ok(matches!(pong, Ok(Ok(()))))
+                    let is_alive = matches!(pong, Ok(Ok(())));
+                    if !is_alive {
+                        stale.mark_opened_before(start);
+                    }
+                    Ok(is_alive)
                 })
             })
             .connect_lazy_with(settings.connection.clone());
@@ -102,157 +105,6 @@ impl Postgres {
 
     pub(crate) fn pool_usage(&self) -> PoolUsage {
         PoolUsage::of(&self.pool)
-    }
-
-    pub(crate) async fn fetch_optional<T>(
-        &self,
-        query: QueryAs<'_, T>,
-    ) -> Result<Option<T>, Unavailable>
-    where
-        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
-    {
-        Ok(self.try_fetch_optional(query).await?)
-    }
-
-    /// Runs a query with a value from a client, which the database may reject.
-    pub(crate) async fn fetch_optional_by_input<T>(
-        &self,
-        query: QueryAs<'_, T>,
-    ) -> Result<Result<Option<T>, ValueRejected>, Unavailable>
-    where
-        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
-    {
-        unless_rejected(self.try_fetch_optional(query).await)
-    }
-
-    /// Like [`Self::fetch_optional_by_input`], for any number of rows.
-    pub(crate) async fn fetch_all_by_input<T>(
-        &self,
-        query: QueryAs<'_, T>,
-    ) -> Result<Result<Vec<T>, ValueRejected>, Unavailable>
-    where
-        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
-    {
-        let query = query.persistent(self.settings.pool_mode.keeps_prepared_statements());
-        let outcome = self
-            .run(&mut None, async |connection: &mut PgConnection| {
-                query.fetch_all(connection).await
-            })
-            .await;
-        unless_rejected(outcome)
-    }
-
-    async fn try_fetch_optional<T>(
-        &self,
-        query: QueryAs<'_, T>,
-    ) -> Result<Option<T>, StatementError>
-    where
-        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
-    {
-        let query = query.persistent(self.settings.pool_mode.keeps_prepared_statements());
-        self.run(&mut None, async |connection: &mut PgConnection| {
-            query.fetch_optional(connection).await
-        })
-        .await
-    }
-
-    pub(crate) async fn fetch_all(&self, query: Query<'_>) -> Result<Vec<PgRow>, Unavailable> {
-        self.fetch_all_on(&mut None, query).await
-    }
-
-    /// Runs a query on the `held` connection, or on a pooled one, which is then held. After a
-    /// failure none is held.
-    pub(crate) async fn fetch_all_on(
-        &self,
-        held: &mut Option<PooledConnection>,
-        query: Query<'_>,
-    ) -> Result<Vec<PgRow>, Unavailable> {
-        let query = query.persistent(self.settings.pool_mode.keeps_prepared_statements());
-        let rows = self
-            .run(held, async |connection: &mut PgConnection| {
-                query.fetch_all(connection).await
-            })
-            .await?;
-        Ok(rows)
-    }
-
-    pub(crate) async fn execute(&self, query: Query<'_>) -> Result<PgQueryResult, Unavailable> {
-        let query = query.persistent(self.settings.pool_mode.keeps_prepared_statements());
-        let result = self
-            .run(&mut None, async |connection: &mut PgConnection| {
-                query.execute(connection).await
-            })
-            .await?;
-        Ok(result)
-    }
-
-    async fn run<T>(
-        &self,
-        held: &mut Option<PooledConnection>,
-        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, StatementError> {
-        let timer = self.metrics.start();
-        let operation = self.run_on(held, statement);
-        let outcome = match tokio::time::timeout(OPERATION_TIMEOUT, operation).await {
-            Ok(outcome) => outcome.map_err(StatementError::from),
-            Err(elapsed) => Err(elapsed.into()),
-        };
-        match &outcome {
-            // A value that the database rejects is no failure of the store.
-            Err(error) if error.is_value_rejected() => timer.stop(&Ok::<_, ()>(())),
-            outcome => timer.stop(outcome),
-        }
-        if outcome.as_ref().is_err_and(StatementError::is_read_only) {
-            self.stale.mark();
-        }
-        outcome
-    }
-
-    async fn run_on<T>(
-        &self,
-        held: &mut Option<PooledConnection>,
-        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, sqlx::Error> {
-        let mut connection = match held.take() {
-            Some(connection) => connection,
-            None => PooledConnection::acquire(&self.pool).await?,
-        };
-        let value = self
-            .run_in_pool_mode(connection.begin_statement(), statement)
-            .await?;
-        connection.finish_statement();
-        *held = Some(connection);
-        Ok(value)
-    }
-
-    async fn run_in_pool_mode<T>(
-        &self,
-        connection: &mut PgConnection,
-        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, sqlx::Error> {
-        match self.settings.pool_mode {
-            PoolMode::Session => statement(connection).await,
-            PoolMode::Transaction => {
-                let mut transaction = connection.begin_with(begin_with_timeouts()).await?;
-                let value = statement(&mut transaction).await?;
-                transaction.commit().await?;
-                Ok(value)
-            }
-        }
-    }
-}
-
-/// Tells a value that the database rejects from an outage.
-fn unless_rejected<T>(
-    outcome: Result<T, StatementError>,
-) -> Result<Result<T, ValueRejected>, Unavailable> {
-    match outcome {
-        Ok(value) => Ok(Ok(value)),
-        Err(error) if error.is_value_rejected() => {
-            tracing::debug!(store = STORE, %error, "value rejected");
-            Ok(Err(ValueRejected))
-        }
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -18,7 +18,13 @@ pub(super) struct StaleConnections(Arc<Mutex<Option<Instant>>>);
 impl StaleConnections {
     /// Makes every connection stale that is open now.
     pub(super) fn mark(&self) {
-        *self.0.lock() = Some(Instant::now());
+        self.mark_opened_before(Instant::now());
+    }
+
+    /// Makes every connection stale that was opened before `instant`, and none that has replaced one since.
+    pub(super) fn mark_opened_before(&self, instant: Instant) {
+        let mut marked_at = self.0.lock();
+        *marked_at = (*marked_at).max(Some(instant));
     }
 
     /// Returns whether there was an error at `instant` or later.

@@ -102,7 +102,7 @@ impl PostgresUsers {
         .bind(hash.as_str())
         .bind(Utc::now())
         .bind(taken);
-        self.postgres.fetch_optional_by_input(insert).await
+        self.postgres.write_optional_by_input(insert).await
     }
 
     /// Returns the accounts with any spelling of this login.
@@ -129,14 +129,14 @@ impl PostgresUsers {
     ) -> Result<Result<Vec<Account>, ValueRejected>, Unavailable> {
         let select = format!("SELECT {ACCOUNT_COLUMNS} FROM users WHERE login = ANY($1)");
         let select = sqlx::query_as(AssertSqlSafe(select)).bind(logins);
-        let rows: Result<Vec<AccountRow>, _> = self.postgres.fetch_all_by_input(select).await?;
+        let rows: Result<Vec<AccountRow>, _> = self.postgres.read_all_by_input(select).await?;
         Ok(rows.map(|rows| rows.into_iter().map(row_to_account).collect()))
     }
 
     pub(super) async fn find(&self, user: UserId) -> Result<Option<Account>, Unavailable> {
         let select = format!("SELECT {ACCOUNT_COLUMNS} FROM users WHERE id = $1");
         let select = sqlx::query_as(AssertSqlSafe(select)).bind(user.0);
-        let row: Option<AccountRow> = self.postgres.fetch_optional(select).await?;
+        let row: Option<AccountRow> = self.postgres.read_optional(select).await?;
         Ok(row.map(row_to_account))
     }
 
@@ -147,7 +147,7 @@ impl PostgresUsers {
              WHERE password_hash ~ '^[$]2[aby][$][0-9]{2}[$]' AND substr(password_hash, 5, 2) <= $1",
         )
         .bind(format!("{max_cost:02}"));
-        let row: Option<(Option<String>,)> = self.postgres.fetch_optional(select).await?;
+        let row: Option<(Option<String>,)> = self.postgres.read_optional(select).await?;
         Ok(row.and_then(|(cost,)| cost?.parse().ok()))
     }
 
@@ -160,7 +160,7 @@ impl PostgresUsers {
         )
         .bind(user.0);
         let row: Option<(Option<String>, bool, Option<Timestamp>)> =
-            self.postgres.fetch_optional(select).await?;
+            self.postgres.read_optional(select).await?;
         Ok(row.map(|(login, is_disabled, valid_after)| {
             let login = Login::from_stored(login.unwrap_or_default());
             let standing = to_standing(is_disabled, valid_after.map(Timestamp::micros));
@@ -229,7 +229,7 @@ impl PostgresUsers {
         .bind(old.as_str())
         .bind(new.as_str())
         .bind(cutoff);
-        let row: Option<(Option<Timestamp>,)> = self.postgres.fetch_optional(update).await?;
+        let row: Option<(Option<Timestamp>,)> = self.postgres.write_optional(update).await?;
         Ok(
             row.map(|(valid_after,)| {
                 SessionCutoff::from_micros(valid_after.map(Timestamp::micros))
@@ -286,7 +286,7 @@ impl PostgresUsers {
         let select = sqlx::query(AssertSqlSafe(select))
             .bind(after.0)
             .bind(i64::from(count));
-        let rows = self.postgres.fetch_all(select).await?;
+        let rows = self.postgres.read_rows_on(&mut None, select).await?;
         rows.iter()
             .map(to_summary)
             .collect::<Result<_, sqlx::Error>>()
@@ -321,7 +321,7 @@ impl FetchProfiles for ProfileQuery {
         let select = sqlx::query(AssertSqlSafe(select)).bind(ids);
         let rows = self
             .postgres
-            .fetch_all_on(&mut self.connection, select)
+            .read_rows_on(&mut self.connection, select)
             .await?;
         Ok(rows.iter().filter_map(to_fetched_profile).collect())
     }

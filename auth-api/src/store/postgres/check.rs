@@ -1,7 +1,8 @@
 //! Check whether the database can do what requests need of it.
 
+use super::Postgres;
+use super::statement::QueryAs;
 use super::statement_error::StatementError;
-use super::{Postgres, QueryAs};
 use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
 
@@ -26,7 +27,7 @@ impl Postgres {
     /// Checks that the schema is present, the server accepts writes, and every login can be stored.
     pub(crate) async fn check(&self) -> Result<(), CheckError> {
         let query: QueryAs<'_, (String,)> = sqlx::query_as(CHECK);
-        match self.try_fetch_optional(query).await {
+        match self.try_read_optional(query).await {
             Ok(Some((encoding,))) if encoding != ENCODING => Err(CheckError::NotUtf8),
             Ok(_) => Ok(()),
             Err(error) if error.is_schema_missing() => Err(CheckError::SchemaMissing),

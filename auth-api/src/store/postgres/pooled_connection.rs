@@ -8,9 +8,9 @@
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnection;
-use sqlx::{PgPool, Postgres};
+use sqlx::{Connection, PgPool, Postgres};
 
-use super::timeouts::OPERATION_TIMEOUT;
+use super::timeouts::{OPERATION_TIMEOUT, PING_TIMEOUT};
 
 #[derive(Debug)]
 pub(crate) struct PooledConnection {
@@ -37,6 +37,18 @@ impl PooledConnection {
     pub(super) fn begin_statement(&mut self) -> &mut PgConnection {
         self.state = PooledConnectionState::InStatement;
         &mut self.connection
+    }
+
+    /// Returns whether the server responds on the connection. If not, the connection is closed when the
+    /// guard is dropped.
+    pub(super) async fn is_alive(&mut self) -> bool {
+        let ping = self.begin_statement().ping();
+        let response = tokio::time::timeout(PING_TIMEOUT, ping).await;
+        let is_alive = matches!(response, Ok(Ok(())));
+        if is_alive {
+            self.finish_statement();
+        }
+        is_alive
     }
 
     /// Marks the statement's response as completely received.

@@ -32,6 +32,16 @@ const INSUFFICIENT_PRIVILEGE: &str = "42501";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// The server is starting up or shutting down.
 const CANNOT_CONNECT_NOW: &str = "57P03";
+/// Class of connection exceptions, which poolers report too.
+const CONNECTION_EXCEPTIONS: &str = "08";
+/// Errors after which the server closes the connection.
+const CONNECTION_ENDED: [&str; 5] = [
+    "57P01", // by an operator or a shutdown of the server
+    "57P02", // since another process of the server crashed
+    "57P04", // since the database was dropped
+    "57P05", // after the idle timeout of the server
+    CANNOT_CONNECT_NOW,
+];
 const MISSING_OBJECTS: [&str; 3] = [
     "3F000", // schema
     "42703", // column
@@ -74,6 +84,17 @@ impl StatementError {
 impl From<StatementError> for Unavailable {
     fn from(error: StatementError) -> Self {
         Self::because(STORE, &error)
+    }
+}
+
+/// Returns whether the connection ended before the response to a statement.
+pub(super) fn is_connection_broken(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            code.starts_with(CONNECTION_EXCEPTIONS) || CONNECTION_ENDED.contains(&code.as_ref())
+        }),
+        _ => false,
     }
 }
 
