@@ -1,4 +1,5 @@
-//! Readiness of this replica: whether its stores can do what requests need of them.
+//! Readiness of this replica: whether its stores can do what requests need of them. An audit log that is
+//! required counts as one.
 //!
 //! Each store is checked in the background, however often readiness is asked for. A check that
 //! succeeds is a lease: the store counts as ready for [`LEASE`]. So a fault that is shorter, such as
@@ -14,6 +15,7 @@ use supervision::Supervisor;
 
 use crate::sessions::Sessions;
 use crate::store::check::CheckError;
+use crate::telemetry::audit::AuditFileState;
 use crate::telemetry::metrics::Metrics;
 use crate::users::Users;
 
@@ -30,7 +32,12 @@ const LEASE: Duration = Duration::from_secs(5);
 pub(crate) struct Readiness {
     pub(crate) users: StoreHealth,
     pub(crate) sessions: StoreHealth,
+    /// `None` if requests do not need the audit log.
+    pub(crate) audit_log: Option<StoreHealth>,
 }
+
+/// Name of the audit log in metrics and log lines.
+const AUDIT_LOG: &str = "audit_log";
 
 /// Results of the checks of one store. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -60,10 +67,18 @@ pub(crate) struct StoreStatus {
 
 impl Readiness {
     /// Starts to check the stores. They are not ready before their first check.
-    pub(crate) fn start(users: &Users, sessions: &Sessions, metrics: &Metrics) -> Self {
+    pub(crate) fn start(
+        users: &Users,
+        sessions: &Sessions,
+        audit_file: Option<AuditFileState>,
+        metrics: &Metrics,
+    ) -> Self {
+        let audit_log =
+            audit_file.map(|file| (StoreHealth::new(metrics.store_up(AUDIT_LOG)), file));
         let readiness = Self {
             users: StoreHealth::new(metrics.store_up(users.store_label())),
             sessions: StoreHealth::new(metrics.store_up(sessions.store_label())),
+            audit_log: audit_log.as_ref().map(|(health, _)| health.clone()),
         };
         let supervisor = &metrics.supervisor;
         let (health, users) = (readiness.users.clone(), users.clone());
@@ -76,8 +91,22 @@ impl Readiness {
             let (health, sessions) = (health.clone(), sessions.clone());
             async move { health.check("sessions", sessions.check()).await }
         });
+        if let Some((health, file)) = audit_log {
+            keep_checking(supervisor, "audit_log_check", move || {
+                let (health, outcome) = (health.clone(), check_audit_log(&file));
+                async move { health.check(AUDIT_LOG, std::future::ready(outcome)).await }
+            });
+        }
         readiness
     }
+}
+
+/// Returns what the last append has shown. One that failed is repeated every second.
+fn check_audit_log(file: &AuditFileState) -> Result<(), CheckError> {
+    if file.is_failing() {
+        return Err(CheckError::NotPersistent);
+    }
+    Ok(())
 }
 
 /// Runs `check` every [`CHECK_INTERVAL`] in a background task named `task`, which `supervisor` starts again

@@ -131,6 +131,7 @@ async fn a_broken_audit_log_stops_no_request_by_default(store: Store) -> Result<
     assert_eq!(up().await?, Some(0.0));
     let failures = replicas.metric(0, "auth_api_audit_log_failures_total", &[]);
     assert_eq!(failures.await?, Some(1.0));
+    assert_eq!(client.get("/ready").await?.status, 200);
     folder.put_back()?;
     wait::until("the record", async || folder.count("login") == 1).await?;
     wait::until("the metric", async || up().await.ok() == Some(Some(1.0))).await
@@ -155,6 +156,12 @@ async fn a_required_audit_log_that_is_broken_stops_what_it_has_to_record(
         assert_eq!(registered.header("retry-after"), "1");
     }
     assert_eq!(client.login("alice").await?.status, 503);
+    client
+        .wait_for_response("/ready", |response| {
+            let problem = response.json()["audit_log"]["problem"].to_string();
+            response.status == 503 && problem.contains("not writable")
+        })
+        .await?;
     let logout = client.post_with_token(&token, "/api/logout", None).await?;
     assert_eq!(logout.status, 503);
     let profile = client.get_with_token(&token, "/api/profile").await?;
@@ -174,6 +181,9 @@ async fn a_required_audit_log_that_is_broken_stops_what_it_has_to_record(
     let logout = client.post_with_token(&token, "/api/logout", None).await?;
     assert_eq!(logout.status, 200);
     assert_eq!(folder.count("logout"), 1);
+    client
+        .wait_for_response("/ready", |response| response.status == 200)
+        .await?;
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
     let hasher = Hasher::start(config.hashing, metrics.hashing.clone(), &metrics.supervisor)
         .context("starting the hashing threads")?;
     costliest_hash::watch(&users, &hasher, &metrics.supervisor).await;
-    let readiness = Readiness::start(&users, &sessions, &metrics);
+    let readiness = Readiness::start(&users, &sessions, audit.required_file(), &metrics);
     let app = App {
         users,
         sessions,

@@ -15,6 +15,8 @@ use crate::state::AppState;
 pub(crate) struct Readiness {
     users: StoreReadiness,
     sessions: StoreReadiness,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit_log: Option<StoreReadiness>,
 }
 
 #[derive(Debug, Serialize)]
@@ -26,12 +28,16 @@ struct StoreReadiness {
 }
 
 pub(crate) async fn handle(State(state): State<AppState>) -> (StatusCode, Json<Readiness>) {
+    let audit_log = state.readiness.audit_log.as_ref();
     let readiness = Readiness {
         users: state.readiness.users.status().into(),
         sessions: state.readiness.sessions.status().into(),
+        audit_log: audit_log.map(|health| health.status().into()),
     };
-    let is_ready =
-        readiness.users.ready && readiness.sessions.ready && !state.lifecycle.is_shutting_down();
+    let is_ready = readiness.users.ready
+        && readiness.sessions.ready
+        && readiness.audit_log.as_ref().is_none_or(|log| log.ready)
+        && !state.lifecycle.is_shutting_down();
     let status = if is_ready {
         StatusCode::OK
     } else {

@@ -18,7 +18,7 @@ use chrono::Utc;
 use parking_lot::Mutex;
 
 pub(crate) use file::Rotation;
-pub(crate) use writer::{AuditMode, AuditUnavailable};
+pub(crate) use writer::{AuditFileState, AuditMode, AuditUnavailable};
 
 use file::{AuditFile, Durability};
 use record::AuditRecord;
@@ -138,6 +138,11 @@ impl AuditLog {
     /// Returns whether actions that have to be recorded cannot be, so that they must not begin.
     pub(crate) fn is_refusing(&self) -> bool {
         self.file.as_ref().is_some_and(AuditWriter::is_refusing)
+    }
+
+    /// Returns the state of the file that actions have to be recorded in, if they have to.
+    pub(crate) fn required_file(&self) -> Option<AuditFileState> {
+        self.file.as_ref()?.required()
     }
 
     /// Records an event that a client's request caused.

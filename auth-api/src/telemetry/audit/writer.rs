@@ -45,6 +45,17 @@ pub(crate) enum AuditMode {
     Required,
 }
 
+/// State of the file of an audit log. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct AuditFileState(Arc<Shared>);
+
+impl AuditFileState {
+    /// Returns whether the last append failed.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.0.is_failing.load(Ordering::Relaxed)
+    }
+}
+
 /// A record could not be written although it is required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the audit log cannot be written")]
@@ -114,7 +125,15 @@ impl AuditWriter {
 
     /// Returns whether actions that have to be recorded cannot be.
     pub(super) fn is_refusing(&self) -> bool {
-        self.mode == AuditMode::Required && self.shared.is_failing.load(Ordering::Relaxed)
+        self.required().is_some_and(|file| file.is_failing())
+    }
+
+    /// Returns the state of the file if records are required.
+    pub(super) fn required(&self) -> Option<AuditFileState> {
+        match self.mode {
+            AuditMode::BestEffort => None,
+            AuditMode::Required => Some(AuditFileState(Arc::clone(&self.shared))),
+        }
     }
 
     /// Appends a record. If it is required, returns once it is on disk.
