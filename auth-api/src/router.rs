@@ -1,7 +1,7 @@
 //! Router: every endpoint on one screen.
 
 use axum::Router;
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::routing::get;
 use serde_json::Value;
 
@@ -66,10 +66,13 @@ pub(crate) fn public(state: AppState) -> Router {
         .with_state(state)
 }
 
-/// Returns the router of the internal port, for operators.
+/// Returns the router of the internal port, for operators. The health checks of gateways use any name of this
+/// replica, and learn what the public port tells them too.
 pub(crate) fn internal(state: AppState) -> Router {
+    let metrics =
+        only("GET", get(metrics::handle)).layer(from_fn(middleware::require_internal_host));
     Router::new()
-        .route("/metrics", only("GET", get(metrics::handle)))
+        .route("/metrics", metrics)
         .route("/health", only("GET", get(health::handle)))
         .route("/ready", only("GET", get(ready::handle)))
         .fallback(async || ApiError::NotFound)

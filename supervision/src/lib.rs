@@ -10,12 +10,14 @@
 //! by guards when it unwinds, and locks are those of `parking_lot`, which a panic does not poison.
 //!
 //! The resources of the process are here too: their metrics ([`process_registry`]) and its limit of open files
-//! ([`raise_open_file_limit`]).
+//! ([`raise_open_file_limit`]). So is the check of the names by which the listeners for operators are asked
+//! ([`is_internal_name`]).
 //!
 //! A panic while another one unwinds aborts the process; its supervisor (systemd, Docker,
 //! Kubernetes) starts it again.
 
 mod backoff;
+mod internal_name;
 mod open_files;
 mod process_metrics;
 
@@ -29,6 +31,7 @@ use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, Opts};
 
 use backoff::Backoff;
+pub use internal_name::is_internal_name;
 pub use open_files::raise_open_file_limit;
 pub use process_metrics::process_registry;
 

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use tests::raw_connection::{RawConnection, parse_status};
-use tests::{Gateway, MockUpstream, address, http2_frames, wait};
+use tests::replicas::Replicas;
+use tests::{Gateway, MockUpstream, Store, address, http2_frames, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -121,6 +122,28 @@ async fn the_admin_listener_serves_no_public_name() -> Result<()> {
     ] {
         let request = format!("GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         let response = exchange(gateway.admin_address, &request).await?;
+        assert_eq!(parse_status(&response), status, "{host}: {response}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn metrics_of_auth_api_are_served_for_no_public_name() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    let address = replicas.instances[0].internal_address;
+    for (host, path, status) in [
+        ("127.0.0.1:9902", "/metrics", 200),
+        ("[::1]:9902", "/metrics", 200),
+        ("auth-api:9902", "/metrics", 200),
+        ("auth-api.auth.svc.cluster.local:9902", "/metrics", 200),
+        ("rebound.example.org", "/metrics", 421),
+        ("rebound.example.org:9902", "/metrics", 421),
+        // A gateway's health check, whose `servers` have a public name.
+        ("auth.example.org:9902", "/ready", 200),
+        ("auth.example.org:9902", "/health", 200),
+    ] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let response = exchange(address, &request).await?;
         assert_eq!(parse_status(&response), status, "{host}: {response}");
     }
     Ok(())

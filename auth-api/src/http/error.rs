@@ -52,6 +52,8 @@ pub(crate) enum ApiError {
     Internal,
     NotFound,
     MethodNotAllowed(&'static str),
+    /// `Host` of a request to the internal port is a public name.
+    PublicHost,
 }
 
 /// `Retry-After` while a store is unavailable.
@@ -122,6 +124,10 @@ impl From<ApiError> for ErrorResponse {
                 header: Some((ALLOW, HeaderValue::from_static(allowed))),
                 ..detail(Status::METHOD_NOT_ALLOWED, "Method Not Allowed")
             },
+            ApiError::PublicHost => detail(
+                Status::MISDIRECTED_REQUEST,
+                "Use the address of this listener or a name without a public domain",
+            ),
         }
     }
 }

@@ -1,15 +1,17 @@
-//! Middleware of the public router: access log, metrics, and headers that all responses have in common.
+//! Middleware: access log, metrics, and headers that all responses of the public router have in common;
+//! check of the host on the internal one.
 
 use std::pin::{Pin, pin};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::HeaderValue;
-use axum::http::header::{CACHE_CONTROL, CONNECTION, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{CACHE_CONTROL, CONNECTION, HOST, X_CONTENT_TYPE_OPTIONS};
+use axum::http::uri::Authority;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use logging::ACCESS_LOG_TARGET;
-use supervision::{Panicked, catch_unwind};
+use supervision::{Panicked, catch_unwind, is_internal_name};
 
 use super::cache_policy::CachePolicy;
 use super::error::ApiError;
@@ -83,6 +85,27 @@ pub(crate) async fn require_audit_log(
     next.run(request).await
 }
 
+/// Rejects requests to a public name, which a web page can send through the browser of an operator.
+pub(crate) async fn require_internal_host(request: Request, next: Next) -> Response {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    if hosts.all(is_internal_host) {
+        next.run(request).await
+    } else {
+        ApiError::PublicHost.into_response()
+    }
+}
+
+fn is_internal_host(host: &HeaderValue) -> bool {
+    let Ok(authority) = Authority::try_from(host.as_bytes()) else {
+        return false;
+    };
+    let host = authority.host();
+    let address = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    is_internal_name(address.unwrap_or(host.strip_suffix('.').unwrap_or(host)))
+}
+
 /// Returns the response of a handler, or an error response if it panics: its connection stays open, and
 /// the request is recorded like any other.
 async fn respond(handler: Pin<&mut impl Future<Output = Response>>) -> Response {
@@ -95,6 +118,21 @@ mod tests {
     use axum::http::StatusCode;
 
     use super::*;
+
+    #[test]
+    fn the_port_and_the_form_of_an_address_do_not_matter() {
+        for host in [
+            "127.0.0.1:9902",
+            "[::1]:9902",
+            "auth-api",
+            "auth-api.auth.svc.cluster.local.:9902",
+        ] {
+            assert!(is_internal_host(&HeaderValue::from_static(host)), "{host}");
+        }
+        for host in ["evil.example.:9902", "evil.example", "", "a b"] {
+            assert!(!is_internal_host(&HeaderValue::from_static(host)), "{host}");
+        }
+    }
 
     #[tokio::test]
     async fn a_handler_that_panics_is_an_internal_server_error() {

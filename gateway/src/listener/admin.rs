@@ -1,12 +1,13 @@
 //! Admin endpoints for operators: `/metrics`, `/health`, `/ready`, `/status`, in plain HTTP, never public.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::header::ALLOW;
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
+use supervision::is_internal_name;
 
 use crate::http::message::RequestHeaders;
 use crate::http::syntax::host_name;
@@ -17,10 +18,6 @@ use crate::telemetry::text::address_value;
 use crate::upstream::{HealthStatus, UpstreamGroup};
 
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
-
-/// Top-level domains that are reserved for names in private networks (RFC 6761, RFC 6762; ICANN Board
-/// resolution 2024.07.29.06 for `internal`).
-const INTERNAL_DOMAINS: [&str; 3] = ["localhost", "local", "internal"];
 
 /// Responder of the admin listener.
 #[derive(Debug)]
@@ -62,18 +59,9 @@ impl Responder for Admin {
     }
 }
 
-/// Returns whether a host is an address or a name that no public domain can have. A web page could make
-/// the browser of an operator send requests to a public name that resolves to this listener, and read the
-/// responses (DNS rebinding).
+/// Returns whether a host is one that no web page can have a browser ask for (DNS rebinding).
 fn is_internal_host(host: &str) -> bool {
-    let name = host_name(host);
-    let domain = name.rsplit_once('.').map(|(_, domain)| domain);
-    name.parse::<IpAddr>().is_ok()
-        || domain.is_none_or(|domain| {
-            INTERNAL_DOMAINS
-                .iter()
-                .any(|internal| domain.eq_ignore_ascii_case(internal))
-        })
+    is_internal_name(host_name(host))
 }
 
 /// Readiness: at least one endpoint is healthy and no shutdown has begun.
