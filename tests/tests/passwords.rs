@@ -18,6 +18,7 @@ on_both_stores!(
     a_password_matches_in_every_normalization_form,
     a_password_hashed_in_another_normalization_form_matches_and_is_hashed_anew,
     a_password_with_nul_matches_nothing,
+    a_password_that_the_python_service_cut_logs_in_and_no_longer_one_is_accepted,
     an_account_without_a_valid_hash_cannot_log_in_until_its_password_is_set,
 );
 
@@ -364,5 +365,43 @@ async fn a_password_with_nul_matches_nothing(store: Store) -> Result<()> {
             .await?;
         assert_eq!(changed.status, 401, "{presented:?}");
     }
+    Ok(())
+}
+
+async fn a_password_that_the_python_service_cut_logs_in_and_no_longer_one_is_accepted(
+    store: Store,
+) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    let kept = "0123456789 ".repeat(7)[..72].to_owned();
+    let long = format!("{kept} and more");
+    // bcrypt reads 72 bytes, as the Python service let it.
+    let hash = bcrypt::hash(&kept, 5)?;
+    replicas
+        .execute(format!("UPDATE users SET password_hash = '{hash}'"))
+        .await?;
+    let right = credentials("alice", &long);
+    // The first login hashes the password anew, since the stored hash has another cost.
+    for _ in 0..2 {
+        let login = client.post("/api/login", &right).await?;
+        assert_eq!(login.status, 200);
+    }
+    let other = format!("{}x and more", &kept[..71]);
+    let wrong = credentials("alice", &other);
+    assert_eq!(client.post("/api/login", &wrong).await?.status, 401);
+
+    let token = client.post("/api/login", &right).await?.access_token()?;
+    for (new, status) in [(format!("{kept}x"), 422), (kept.clone(), 200)] {
+        let change = json!({"current_password": long, "new_password": new});
+        let changed = client
+            .post_with_token(&token, "/api/password", Some(&change))
+            .await?;
+        assert_eq!(changed.status, status, "{}", changed.text);
+    }
+    let registered = client
+        .post("/api/register", &credentials("bob", &long))
+        .await?;
+    assert_eq!(registered.status, 422, "{}", registered.text);
     Ok(())
 }
