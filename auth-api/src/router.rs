@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use serde_json::Value;
 
 use crate::http::docs;
@@ -11,7 +11,7 @@ use crate::http::middleware;
 use crate::http::openapi::Api;
 use crate::routes::{
     delete, end_session, health, list_sessions, login, logout, logout_all, metrics, password,
-    profile, ready, refresh, register,
+    profile, ready, refresh, register, verify,
 };
 use crate::state::AppState;
 
@@ -40,6 +40,7 @@ fn api() -> Api {
         .post("/api/password", password::handle, password::operation())
         .get("/api/profile", profile::handle, profile::operation())
         .post("/api/delete", delete::handle, delete::operation())
+        .any("/api/verify", verify::handle, verify::operation())
         .get("/health", health::handle, health::operation())
 }
 
@@ -55,6 +56,8 @@ pub(crate) fn public(state: AppState) -> Router {
     let (endpoints, document) = api().finish();
     endpoints
         .merge(docs::router(&document))
+        .route("/api/verify/", any(verify::handle))
+        .route("/api/verify/{*path}", any(verify::handle))
         .route("/ready", only("GET", get(ready::handle)))
         .fallback(async || ApiError::NotFound)
         .layer(map_response(async |response| error::in_json(response)))

@@ -13,3 +13,4 @@ pub(crate) mod profile;
 pub(crate) mod ready;
 pub(crate) mod refresh;
 pub(crate) mod register;
+pub(crate) mod verify;

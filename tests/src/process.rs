@@ -172,7 +172,7 @@ impl Process {
     ///
     /// # Errors
     /// Returns an error with the log if the process exits before.
-    pub(crate) fn wait_until_listening(&mut self, address: SocketAddr) -> Result<()> {
+    pub fn wait_until_listening(&mut self, address: SocketAddr) -> Result<()> {
         self.wait_until_ready(|| TcpStream::connect(address).is_ok())
     }
 

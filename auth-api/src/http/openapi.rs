@@ -73,6 +73,17 @@ impl Api {
         self.route("DELETE", MethodFilter::DELETE, path, handler, operation)
     }
 
+    /// Adds an endpoint that accepts any method, described as one for GET.
+    pub(crate) fn any<T: 'static>(
+        mut self,
+        path: &'static str,
+        handler: impl Handler<T, AppState>,
+        operation: Operation,
+    ) -> Self {
+        self.router = self.router.route(path, axum::routing::any(handler));
+        self.describe("GET", path, operation)
+    }
+
     fn route<T: 'static>(
         mut self,
         method: &'static str,
@@ -83,6 +94,10 @@ impl Api {
     ) -> Self {
         let endpoint = only(method, axum::routing::on(filter, handler));
         self.router = self.router.route(path, endpoint);
+        self.describe(method, path, operation)
+    }
+
+    fn describe(mut self, method: &str, path: &'static str, operation: Operation) -> Self {
         let operation = operation.into_json(method, path, &mut self.schemas);
         let method = method.to_ascii_lowercase();
         self.paths

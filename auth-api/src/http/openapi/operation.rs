@@ -118,6 +118,19 @@ impl Operation {
         self
     }
 
+    /// Adds a successful response without a body, which always has the `headers`.
+    pub(crate) fn empty_response(
+        mut self,
+        status: StatusCode,
+        description: &str,
+        headers: &[HeaderName],
+    ) -> Self {
+        let response = self.responses.entry(status.as_u16()).or_default();
+        description.clone_into(&mut response.description);
+        response.headers.extend_from_slice(headers);
+        self
+    }
+
     /// Adds error responses.
     pub(crate) fn errors(mut self, errors: impl IntoIterator<Item = ApiError>) -> Self {
         for error in errors.into_iter().map(ErrorResponse::from) {
@@ -191,7 +204,8 @@ impl ResponseDescription {
     }
 
     fn into_json(self, cache_policy: CachePolicy, schemas: &mut SchemaGenerator) -> Value {
-        let example_count = self.examples.len();
+        // A response without a body has none.
+        let example_count = self.examples.len().max(1);
         let mut alternatives: Vec<_> = self
             .schemas
             .iter()
@@ -219,11 +233,12 @@ impl ResponseDescription {
             headers[name.as_str()] =
                 json!({"required": is_required, "schema": header_schema(name)});
         }
-        json!({
-            "description": self.description,
-            "headers": headers,
-            "content": {JSON: {"schema": schema, "examples": self.examples}},
-        })
+        let mut response = json!({"description": self.description, "headers": headers});
+        if !self.schemas.is_empty() {
+            let content = json!({"schema": schema, "examples": self.examples});
+            response["content"] = json!({JSON: content});
+        }
+        response
     }
 }
 
