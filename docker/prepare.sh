@@ -37,8 +37,9 @@ done
     created "secrets/alertmanager.yml: name the receivers of alerts in it"
 }
 
-# Keys that only verify, while the secret key is rotated. A Swarm refuses an empty secret.
-for secret in secret_key_previous secret_key_next; do
+# Keys that only verify, while a key is rotated, and the private key, which is optional: a line break is no key. A
+# Swarm refuses an empty secret.
+for secret in secret_key_previous secret_key_next signing_key signing_key_previous signing_key_next; do
     [ -e "secrets/$secret" ] || {
         echo >"secrets/$secret"
         chmod 644 "secrets/$secret"

@@ -14,8 +14,10 @@ use logging::LogSettings;
 use secrecy::SecretSlice;
 use sqlx::postgres::PgConnectOptions;
 
+use crate::domain::access_token::{AccessTokenPolicy, DEFAULT_ISSUER, SymmetricTokens};
 use crate::domain::secret_keys::SecretKeys;
 use crate::domain::session::SessionPolicy;
+use crate::domain::signing_keys::{SigningKey, SigningKeys};
 use crate::hashing::HashingSettings;
 use crate::store::postgres::{PoolMode, PostgresSettings};
 use crate::telemetry::audit::{AuditFileSettings, AuditMode, Rotation};
@@ -45,6 +47,9 @@ const DEFAULT_MAX_BCRYPT_COST: u32 = 15;
 const LIFETIME_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_hours(10 * 365 * 24);
 
+/// Audience of tokens that are signed with a private key: this service.
+const DEFAULT_AUDIENCE: &str = "auth-api";
+
 /// Longest time in which a used refresh token may be presented again although its successor was used.
 const MAX_REFRESH_GRACE: Duration = Duration::from_mins(5);
 
@@ -60,7 +65,8 @@ pub(crate) struct Config {
     pub(crate) store: StoreSettings,
     pub(crate) migrate: MigrateMode,
     pub(crate) secret_keys: SecretKeys,
-    pub(crate) access_token_lifetime: Duration,
+    pub(crate) signing_keys: SigningKeys,
+    pub(crate) access_tokens: AccessTokenPolicy,
     pub(crate) session_policy: SessionPolicy,
     pub(crate) hashing: HashingSettings,
     pub(crate) logging: LogSettings,
@@ -196,7 +202,8 @@ impl Config {
             store: store(environment)?,
             migrate: migrate(environment)?,
             secret_keys: secret_keys(environment)?,
-            access_token_lifetime: environment.lifetime("ACCESS_TOKEN_TTL", "86400")?,
+            signing_keys: signing_keys(environment)?,
+            access_tokens: access_tokens(environment)?,
             session_policy: session_policy(environment)?,
             hashing: hashing(environment)?,
             logging: logging(environment)?,
@@ -455,6 +462,60 @@ fn secret_key(name: &str, key: &str) -> Result<SecretSlice<u8>> {
     Ok(key.as_bytes().to_vec().into())
 }
 
+/// Returns the private keys that sign access tokens, with those that verify them too while a key is rotated.
+fn signing_keys(environment: &Environment) -> Result<SigningKeys> {
+    let mut current = private_keys(environment, "SIGNING_KEY")?;
+    if current.len() > 1 {
+        bail!(
+            "SIGNING_KEY holds {} keys: put the one that signs into it, and the others into SIGNING_KEY_PREVIOUS \
+             or SIGNING_KEY_NEXT",
+            current.len()
+        );
+    }
+    let mut verifying_only = Vec::new();
+    for name in ["SIGNING_KEY_NEXT", "SIGNING_KEY_PREVIOUS"] {
+        verifying_only.extend(private_keys(environment, name)?);
+    }
+    Ok(SigningKeys::new(current.pop(), &verifying_only))
+}
+
+fn private_keys(environment: &Environment, name: &str) -> Result<Vec<SigningKey>> {
+    let text = environment.get(name)?.unwrap_or_default();
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    SigningKey::from_pem(&text).map_err(|error| {
+        anyhow!("{name} has {error}: create one with `openssl genpkey -algorithm ed25519`")
+    })
+}
+
+fn access_tokens(environment: &Environment) -> Result<AccessTokenPolicy> {
+    let symmetric_tokens = environment.text("HS256_TOKENS", "accept")?;
+    let symmetric_tokens = match symmetric_tokens.as_str() {
+        "accept" => SymmetricTokens::Accept,
+        "reject" if private_keys(environment, "SIGNING_KEY")?.is_empty() => bail!(
+            "HS256_TOKENS is reject, but there is no SIGNING_KEY: tokens would be signed with SECRET_KEY and rejected"
+        ),
+        "reject" => SymmetricTokens::Reject,
+        _ => bail!("HS256_TOKENS is {symmetric_tokens:?}: it must be accept or reject"),
+    };
+    let audiences = environment.text("TOKEN_AUDIENCE", DEFAULT_AUDIENCE)?;
+    let audiences: Vec<_> = audiences
+        .split([',', ' '])
+        .filter(|audience| !audience.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if audiences.is_empty() {
+        bail!("TOKEN_AUDIENCE names no audience: it must be names that commas or spaces separate");
+    }
+    Ok(AccessTokenPolicy {
+        lifetime: environment.lifetime("ACCESS_TOKEN_TTL", "86400")?,
+        issuer: environment.text("TOKEN_ISSUER", DEFAULT_ISSUER)?,
+        audiences,
+        symmetric_tokens,
+    })
+}
+
 /// Returns the hashing settings.
 pub(crate) fn hashing(environment: &Environment) -> Result<HashingSettings> {
     let cost = environment.parsed("BCRYPT_COST", "12", "a whole number")?;
@@ -492,6 +553,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
+    use crate::domain::signing_keys::tests::{KEY, OTHER_KEY};
 
     fn read(variables: &[(&str, &str)]) -> Result<Config> {
         let key = ("SECRET_KEY", "0123456789abcdef0123456789abcdef");
@@ -511,6 +573,13 @@ mod tests {
             ("SECRET_KEY", &"a".repeat(64)),
             ("SECRET_KEY", &"abcdefg".repeat(8)),
             ("SECRET_KEY_PREVIOUS", &"0".repeat(32)),
+            ("SIGNING_KEY", "0123456789abcdef0123456789abcdef"),
+            ("SIGNING_KEY", &format!("{KEY}{OTHER_KEY}")),
+            ("SIGNING_KEY_PREVIOUS", &KEY[..60]),
+            ("SIGNING_KEY_NEXT", "-----BEGIN PUBLIC KEY-----"),
+            ("HS256_TOKENS", "never"),
+            ("HS256_TOKENS", "reject"),
+            ("TOKEN_AUDIENCE", ", "),
             ("DB_HOST", "localhost"),
             ("REDIS_HOST", "localhost"),
             ("BCRYPT_COST", "3"),
@@ -589,6 +658,27 @@ mod tests {
         assert!(verifying(&[("SECRET_KEY_NEXT", " \n")]).is_empty());
         let phrase = "a passphrase of more than thirty-two bytes";
         assert_eq!(verifying(&[("SECRET_KEY_PREVIOUS", phrase)]), [phrase]);
+    }
+
+    #[test]
+    fn blank_signing_keys_are_unset_and_previous_ones_may_be_several() {
+        let config = read(&[("SIGNING_KEY", "\n"), ("SIGNING_KEY_NEXT", " ")]).unwrap();
+        assert!(config.signing_keys.current().is_none());
+        let previous = format!("{KEY}{OTHER_KEY}");
+        let set = [
+            ("SIGNING_KEY_PREVIOUS", previous.as_str()),
+            ("TOKEN_AUDIENCE", "auth-api, orders"),
+        ];
+        let config = read(&set).unwrap();
+        assert!(config.signing_keys.current().is_none());
+        assert_eq!(config.access_tokens.audiences, ["auth-api", "orders"]);
+        let rejecting = [("SIGNING_KEY", KEY), ("HS256_TOKENS", "reject")];
+        let config = read(&rejecting).unwrap();
+        assert!(config.signing_keys.current().is_some());
+        assert_eq!(
+            config.access_tokens.symmetric_tokens,
+            SymmetricTokens::Reject
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(crate) mod refresh_token;
 pub(crate) mod secret_keys;
 pub(crate) mod session;
 pub(crate) mod session_cutoff;
+pub(crate) mod signing_keys;
 mod strict_json;
 pub(crate) mod time;
 pub(crate) mod user;

@@ -10,8 +10,8 @@ use crate::http::error::{self, ApiError, only};
 use crate::http::middleware;
 use crate::http::openapi::Api;
 use crate::routes::{
-    delete, end_session, health, list_sessions, login, logout, logout_all, metrics, password,
-    profile, ready, refresh, register, verify,
+    delete, end_session, health, jwk_set, list_sessions, login, logout, logout_all, metrics,
+    password, profile, ready, refresh, register, verify,
 };
 use crate::state::AppState;
 
@@ -41,6 +41,11 @@ fn api() -> Api {
         .get("/api/profile", profile::handle, profile::operation())
         .post("/api/delete", delete::handle, delete::operation())
         .any("/api/verify", verify::handle, verify::operation())
+        .get(
+            "/.well-known/jwks.json",
+            jwk_set::handle,
+            jwk_set::operation(),
+        )
         .get("/health", health::handle, health::operation())
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod delete;
 pub(crate) mod end_session;
 pub(crate) mod health;
+pub(crate) mod jwk_set;
 pub(crate) mod list_sessions;
 pub(crate) mod login;
 pub(crate) mod logout;

@@ -25,6 +25,7 @@ pub mod redis;
 pub mod replicas;
 pub mod session_backup;
 pub mod settings;
+pub mod signing_key;
 pub mod terminal;
 pub mod wait;
 

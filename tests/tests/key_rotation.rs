@@ -1,5 +1,5 @@
-//! Rotation of `SECRET_KEY` by a rolling restart: no token that any replica issued is refused, although
-//! replicas sign with different keys meanwhile.
+//! Rotation of `SECRET_KEY` and of `SIGNING_KEY` by rolling restarts: no token that any replica issued is refused,
+//! although replicas sign with different keys meanwhile.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,10 +8,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::client::{Client, Response};
 use tests::replicas::Replicas;
-use tests::{Store, on_both_stores, wait};
+use tests::{Store, on_both_stores, signing_key, wait};
 use tokio::task::JoinSet;
 
-on_both_stores!(no_token_is_refused_while_the_secret_key_is_rotated);
+on_both_stores!(
+    no_token_is_refused_while_the_secret_key_is_rotated,
+    no_token_is_refused_while_signing_keys_are_introduced_rotated_and_removed,
+);
 
 const OLD_KEY: &str = "the old key of replicas, 32 bytes or longer";
 const NEW_KEY: &str = "the-new-key-of-replicas-32-bytes-or-longer";
@@ -75,7 +78,7 @@ impl Load {
 }
 
 /// Starts a replica with `settings` in the place of each running one.
-async fn roll(replicas: &mut Replicas, load: &Load, settings: [(&str, &str); 3]) -> Result<()> {
+async fn roll(replicas: &mut Replicas, load: &Load, settings: &[(&str, &str)]) -> Result<()> {
     for (name, value) in settings {
         replicas.set(name, value);
     }
@@ -95,7 +98,8 @@ async fn roll(replicas: &mut Replicas, load: &Load, settings: [(&str, &str); 3])
     Ok(())
 }
 
-async fn no_token_is_refused_while_the_secret_key_is_rotated(store: Store) -> Result<()> {
+/// Rolls the replicas through `steps` while users are active, none of whose tokens may be refused.
+async fn roll_under_load(store: Store, steps: &[&[(&str, &str)]]) -> Result<()> {
     let settings = vec![("SECRET_KEY".to_owned(), OLD_KEY.to_owned())];
     let mut replicas = Replicas::start_with(store, 2, settings).await?;
     let client = replicas.client(0)?;
@@ -111,12 +115,7 @@ async fn no_token_is_refused_while_the_secret_key_is_rotated(store: Store) -> Re
         users.spawn(async move { load.run_user(&login).await });
     }
     let rotation = async {
-        for [current, previous, next] in [[OLD_KEY, "", NEW_KEY], [NEW_KEY, OLD_KEY, ""]] {
-            let settings = [
-                ("SECRET_KEY", current),
-                ("SECRET_KEY_PREVIOUS", previous),
-                ("SECRET_KEY_NEXT", next),
-            ];
+        for settings in steps {
             roll(&mut replicas, &load, settings).await?;
         }
         anyhow::Ok(())
@@ -130,6 +129,39 @@ async fn no_token_is_refused_while_the_secret_key_is_rotated(store: Store) -> Re
         user??;
     }
     Ok(())
+}
+
+async fn no_token_is_refused_while_the_secret_key_is_rotated(store: Store) -> Result<()> {
+    let announced = [("SECRET_KEY_NEXT", NEW_KEY)];
+    let signing = [
+        ("SECRET_KEY", NEW_KEY),
+        ("SECRET_KEY_PREVIOUS", OLD_KEY),
+        ("SECRET_KEY_NEXT", ""),
+    ];
+    roll_under_load(store, &[&announced, &signing]).await
+}
+
+/// From HS256 to a key, to another key, and back, as docs/operations.md describes it.
+async fn no_token_is_refused_while_signing_keys_are_introduced_rotated_and_removed(
+    store: Store,
+) -> Result<()> {
+    let (first, second) = (signing_key::generate()?, signing_key::generate()?);
+    let both = format!("{first}{second}");
+    let keys = |current, next, previous| {
+        [
+            ("SIGNING_KEY", current),
+            ("SIGNING_KEY_NEXT", next),
+            ("SIGNING_KEY_PREVIOUS", previous),
+        ]
+    };
+    let steps = [
+        keys("", &first, ""),
+        keys(&first, "", ""),
+        keys(&first, &second, ""),
+        keys(&second, "", &first),
+        keys("", "", &both),
+    ];
+    roll_under_load(store, &steps.each_ref().map(<[_; 3]>::as_slice)).await
 }
 
 #[tokio::test]

@@ -38,7 +38,11 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
         sessions,
         throttle,
         hasher,
-        access_tokens: AccessTokenKeys::new(&config.secret_keys, config.access_token_lifetime),
+        access_tokens: AccessTokenKeys::new(
+            &config.secret_keys,
+            config.signing_keys,
+            config.access_tokens,
+        ),
         refresh_tokens: RefreshTokenKeys::new(&config.secret_keys),
         session_policy: config.session_policy,
         metrics,

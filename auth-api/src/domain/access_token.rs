@@ -1,107 +1,136 @@
-//! Access tokens: JWT signed with HS256 (RFC 7519), verified as RFC 8725 recommends.
+//! Access tokens: JWT (RFC 7519), verified as RFC 8725 recommends.
+//!
+//! A token is signed with a private Ed25519 key in the profile of RFC 9068, which every service can verify by the
+//! public keys, or with `SECRET_KEY` (HS256) in the form that clients of the Python service know. While replicas
+//! change from one to the other, each verifies both.
+//!
+//! A key is bound to its algorithm. The key is looked up by the header's `kid`, which tokens of `SECRET_KEY` do not
+//! have; the header's `alg` has to name the algorithm of that key, and selects nothing (RFC 8725, section 3.1).
+
+mod claims;
+mod invalid_access_token;
+mod jws;
+mod verified_tokens;
 
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use chrono::{DateTime, Utc};
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use serde_json::{Value, json};
 
+pub(crate) use claims::DEFAULT_ISSUER;
+pub(crate) use invalid_access_token::InvalidAccessToken;
+
+use self::claims::{PublicKeyClaims, ReceivedClaims, SymmetricClaims, Validity};
+use self::jws::Jws;
+use self::verified_tokens::{TokenDigest, VerifiedToken, VerifiedTokens};
 use super::login::Login;
-use super::principal::{Principal, SessionId};
+use super::principal::Principal;
 use super::secret_keys::SecretKeys;
-use super::strict_json::StrictObject;
-use super::user::UserId;
+use super::signing_keys::{EDDSA, SigningKey, SigningKeys};
 
-const ISSUER: &str = "auth-api";
-/// Longest token that is parsed. Tokens of this service have about 400 bytes.
+/// Longest token that is parsed. Tokens of this service have about 500 bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
-/// Tolerated clock difference between replicas, in seconds.
-const CLOCK_SKEW_SECONDS: i64 = 30;
+const HS256: &str = "HS256";
+/// Header of tokens that are signed with `SECRET_KEY`.
+const SYMMETRIC_HEADER: &str = r#"{"typ":"JWT","alg":"HS256"}"#;
+/// Type of the others, which tells them from other JWTs that are signed with the same keys (RFC 9068, section 2.1).
+const ACCESS_TOKEN_TYPE: &str = "at+jwt";
+/// The same with the prefix that RFC 7515, section 4.1.9, recommends to leave out.
+const ACCESS_TOKEN_MEDIA_TYPE: &str = "application/at+jwt";
 
-/// Reason a token is not accepted. Its `Display` is the message for the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum InvalidAccessToken {
-    #[error("Invalid token")]
-    Malformed,
-    #[error("Token has expired")]
-    Expired,
-    #[error("Invalid token payload")]
-    InvalidPayload,
-    /// The signature is valid and the session is not active: it has ended, or the Python service
-    /// issued the token.
-    #[error("Token not found or expired")]
-    SessionNotFound,
+/// Treatment of tokens that are signed with `SECRET_KEY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SymmetricTokens {
+    Accept,
+    /// All tokens are signed with private keys.
+    Reject,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Claims {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sub: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user_id: Option<i64>,
-    exp: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    iat: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nbf: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    jti: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sid: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    iss: Option<String>,
+/// Contents and lifetime of tokens.
+#[derive(Debug, Clone)]
+pub(crate) struct AccessTokenPolicy {
+    pub(crate) lifetime: Duration,
+    /// Issuer and audiences of tokens that are signed with a private key.
+    pub(crate) issuer: String,
+    pub(crate) audiences: Vec<String>,
+    pub(crate) symmetric_tokens: SymmetricTokens,
 }
 
 /// Keys that sign and verify access tokens.
 pub(crate) struct AccessTokenKeys {
-    signing: EncodingKey,
-    /// The current key, then the others.
-    verifying: Vec<DecodingKey>,
-    validation: Validation,
-    lifetime: Duration,
+    private: SigningKeys,
+    /// The key that signs if there is no private one.
+    secret: hmac::Key,
+    /// The secret keys that verify, the current one first. None if such tokens are rejected.
+    verifying_secrets: Vec<hmac::Key>,
+    policy: AccessTokenPolicy,
+    verified: VerifiedTokens,
 }
 
 impl AccessTokenKeys {
-    /// Creates the keys. A token is valid for `lifetime`.
-    pub(crate) fn new(keys: &SecretKeys, lifetime: Duration) -> Self {
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.leeway = 0;
-        validation.validate_aud = false;
-        validation.set_issuer(&[ISSUER]);
+    pub(crate) fn new(
+        secrets: &SecretKeys,
+        private: SigningKeys,
+        policy: AccessTokenPolicy,
+    ) -> Self {
+        let hmac_key = |secret: &secrecy::SecretSlice<u8>| {
+            hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret())
+        };
+        let verifying_secrets = match policy.symmetric_tokens {
+            SymmetricTokens::Accept => secrets.verifying().map(hmac_key).collect(),
+            SymmetricTokens::Reject => Vec::new(),
+        };
         Self {
-            signing: EncodingKey::from_secret(keys.current().expose_secret()),
-            verifying: keys
-                .verifying()
-                .map(|key| DecodingKey::from_secret(key.expose_secret()))
-                .collect(),
-            validation,
-            lifetime,
+            private,
+            secret: hmac_key(secrets.current()),
+            verifying_secrets,
+            policy,
+            verified: VerifiedTokens::default(),
         }
     }
 
     pub(crate) fn lifetime(&self) -> Duration {
-        self.lifetime
+        self.policy.lifetime
+    }
+
+    /// Returns the public keys that verify tokens, as a JWK set.
+    pub(crate) fn jwk_set(&self) -> Value {
+        self.private.jwk_set()
     }
 
     /// Signs a token for `principal` that is valid from `now` on.
     pub(crate) fn sign(&self, login: &Login, principal: Principal, now: DateTime<Utc>) -> String {
         let issued_at = now.timestamp();
-        let lifetime = i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX);
-        let claims = Claims {
-            sub: Some(login.as_str().to_owned()),
-            user_id: Some(principal.user.0),
-            exp: issued_at.saturating_add(lifetime),
-            iat: Some(issued_at),
-            nbf: None,
-            jti: Some(Uuid::new_v4().simple().to_string()),
-            sid: Some(principal.session.to_string()),
-            iss: Some(ISSUER.to_owned()),
+        let lifetime = i64::try_from(self.policy.lifetime.as_secs()).unwrap_or(i64::MAX);
+        let validity = Validity {
+            issued_at,
+            expires_at: issued_at.saturating_add(lifetime),
         };
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.signing)
-            .expect("claims are plain JSON and the key is one for HS256")
+        if let Some(key) = self.private.current() {
+            return self.sign_with_private_key(key, login, principal, validity);
+        }
+        let claims = SymmetricClaims::new(login, principal, validity);
+        jws::encode(SYMMETRIC_HEADER, &claims, |message| {
+            hmac::sign(&self.secret, message).as_ref().to_vec()
+        })
+    }
+
+    fn sign_with_private_key(
+        &self,
+        key: &SigningKey,
+        login: &Login,
+        principal: Principal,
+        validity: Validity,
+    ) -> String {
+        let AccessTokenPolicy {
+            issuer, audiences, ..
+        } = &self.policy;
+        let claims = PublicKeyClaims::new(login, principal, validity, issuer, audiences);
+        let kid = key.public().kid();
+        let header = json!({"alg": EDDSA, "kid": kid, "typ": ACCESS_TOKEN_TYPE});
+        jws::encode(&header.to_string(), &claims, |message| key.sign(message))
     }
 
     /// Returns the principal of `token`, whose session may have ended.
@@ -109,61 +138,116 @@ impl AccessTokenKeys {
     /// # Errors
     /// Returns an error if the token is malformed, has expired or was not signed by this service.
     pub(crate) fn verify(&self, token: &str) -> Result<Principal, InvalidAccessToken> {
+        self.verify_at(token, Utc::now())
+    }
+
+    fn verify_at(&self, token: &str, now: DateTime<Utc>) -> Result<Principal, InvalidAccessToken> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(InvalidAccessToken::Malformed);
         }
-        check_structure(token)?;
-        let mut outcome = Err(InvalidAccessToken::Malformed);
-        for key in &self.verifying {
-            match jsonwebtoken::decode::<Claims>(token, key, &self.validation) {
-                Ok(data) => return principal_of(&data.claims, Utc::now()),
-                Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => {
-                    outcome = Err(InvalidAccessToken::Expired);
-                }
-                Err(_) => {}
-            }
+        // HS256 costs less than the lookup.
+        if self.private.is_empty() {
+            let jws = Jws::parse(token).ok_or(InvalidAccessToken::Malformed)?;
+            return Ok(self.verify_symmetric(jws, now)?.principal);
         }
-        outcome
+        let digest = TokenDigest::of(token);
+        let verified = match self.verified.get(&digest) {
+            Some(verified) if verified.expires_at < now.timestamp() => {
+                return Err(InvalidAccessToken::Expired);
+            }
+            Some(verified) => verified,
+            None => {
+                let jws = Jws::parse(token).ok_or(InvalidAccessToken::Malformed)?;
+                let verified = match jws.header.text("kid").map(str::to_owned) {
+                    Some(kid) => self.verify_with_public_key(&kid, jws, now)?,
+                    None => self.verify_symmetric(jws, now)?,
+                };
+                self.verified.insert(digest, verified);
+                verified
+            }
+        };
+        Ok(verified.principal)
     }
-}
 
-/// Rejects a token with duplicate member names, and one with critical extensions, of which this
-/// service implements none (RFC 7515, section 4.1.11).
-fn check_structure(token: &str) -> Result<(), InvalidAccessToken> {
-    let mut parts = token.split('.');
-    let mut next_object = || parts.next().and_then(StrictObject::from_base64url);
-    match (next_object(), next_object()) {
-        (Some(header), Some(_)) if !header.has("crit") => Ok(()),
-        _ => Err(InvalidAccessToken::Malformed),
+    fn verify_symmetric(
+        &self,
+        jws: Jws<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<VerifiedToken, InvalidAccessToken> {
+        let message = jws.signed.as_bytes();
+        let is_valid = jws.header.text("alg") == Some(HS256)
+            && !jws.header.has("kid")
+            && self
+                .verifying_secrets
+                .iter()
+                .any(|key| hmac::verify(key, message, &jws.signature).is_ok());
+        if !is_valid {
+            return Err(InvalidAccessToken::Malformed);
+        }
+        ReceivedClaims::parse(jws.payload)?.check_symmetric(now)
     }
-}
 
-fn principal_of(claims: &Claims, now: DateTime<Utc>) -> Result<Principal, InvalidAccessToken> {
-    let (Some(user), Some(_)) = (claims.user_id, &claims.sub) else {
-        return Err(InvalidAccessToken::InvalidPayload);
-    };
-    let valid_from = claims.iat.max(claims.nbf);
-    if valid_from.is_some_and(|valid_from| valid_from > now.timestamp() + CLOCK_SKEW_SECONDS) {
-        return Err(InvalidAccessToken::Malformed);
-    }
-    let session = claims.sid.as_deref().and_then(SessionId::parse);
-    match (session, &claims.iss) {
-        (Some(session), Some(_)) => Ok(Principal {
-            user: UserId(user),
-            session,
-        }),
-        _ => Err(InvalidAccessToken::SessionNotFound),
+    fn verify_with_public_key(
+        &self,
+        kid: &str,
+        jws: Jws<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<VerifiedToken, InvalidAccessToken> {
+        let key = self.private.public_key(kid);
+        let key = key.ok_or(InvalidAccessToken::Malformed)?;
+        let is_access_token = jws.header.text("typ").is_some_and(|name| {
+            [ACCESS_TOKEN_TYPE, ACCESS_TOKEN_MEDIA_TYPE]
+                .iter()
+                .any(|known| name.eq_ignore_ascii_case(known))
+        });
+        if jws.header.text("alg") != Some(EDDSA)
+            || !is_access_token
+            || !key.verifies(jws.signed.as_bytes(), &jws.signature)
+        {
+            return Err(InvalidAccessToken::Malformed);
+        }
+        let AccessTokenPolicy {
+            issuer, audiences, ..
+        } = &self.policy;
+        ReceivedClaims::parse(jws.payload)?.check_public_key(issuer, audiences, now)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+    use super::super::principal::SessionId;
+    use super::super::signing_keys::tests::{KEY, OTHER_KEY, key};
+    use super::super::user::UserId;
     use super::*;
 
     const HOUR: Duration = Duration::from_hours(1);
 
-    fn keys(key: &str) -> AccessTokenKeys {
-        AccessTokenKeys::new(&SecretKeys::of(key, &[]), HOUR)
+    fn policy(symmetric_tokens: SymmetricTokens) -> AccessTokenPolicy {
+        AccessTokenPolicy {
+            lifetime: HOUR,
+            issuer: "https://auth.example.org".to_owned(),
+            audiences: vec!["auth-api".to_owned(), "orders".to_owned()],
+            symmetric_tokens,
+        }
+    }
+
+    /// Keys of a replica that signs with a secret key.
+    fn keys(secret: &str) -> AccessTokenKeys {
+        let secrets = SecretKeys::of(secret, &[]);
+        let policy = policy(SymmetricTokens::Accept);
+        AccessTokenKeys::new(&secrets, SigningKeys::default(), policy)
+    }
+
+    /// Keys of a replica with private keys, of which the first one signs.
+    fn private_keys(pems: &[&str], symmetric_tokens: SymmetricTokens) -> AccessTokenKeys {
+        let mut all = pems.iter().map(|pem| key(pem));
+        let current = all.next();
+        let private = SigningKeys::new(current, &all.collect::<Vec<_>>());
+        let secrets = SecretKeys::of("a key", &[]);
+        AccessTokenKeys::new(&secrets, private, policy(symmetric_tokens))
     }
 
     fn alice() -> (Login, Principal) {
@@ -174,63 +258,77 @@ mod tests {
         (Login::new("alice").unwrap(), principal)
     }
 
+    fn decoded(token: &str, part: usize) -> Value {
+        let text = token.split('.').nth(part).unwrap();
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).unwrap()).unwrap()
+    }
+
     #[test]
     fn a_token_is_valid_for_its_principal_until_it_expires() {
         let (login, principal) = alice();
-        let keys = keys("a key");
         let now = Utc::now();
-        assert_eq!(
-            keys.verify(&keys.sign(&login, principal, now)),
-            Ok(principal)
-        );
-        let old = keys.sign(&login, principal, now - HOUR - Duration::from_secs(1));
-        assert_eq!(keys.verify(&old), Err(InvalidAccessToken::Expired));
+        for keys in [keys("a key"), private_keys(&[KEY], SymmetricTokens::Accept)] {
+            let token = keys.sign(&login, principal, now);
+            assert_eq!(keys.verify(&token), Ok(principal));
+            let later = now + HOUR + Duration::from_secs(1);
+            // It was verified before, and is remembered.
+            let expired = Err(InvalidAccessToken::Expired);
+            assert_eq!(keys.verify_at(&token, later), expired);
+            let old = keys.sign(&login, principal, now - HOUR - Duration::from_secs(1));
+            assert_eq!(keys.verify(&old), expired);
+        }
     }
 
     #[test]
     fn a_token_with_another_key_or_algorithm_is_rejected() {
         let (login, principal) = alice();
         let foreign = keys("another key").sign(&login, principal, Utc::now());
-        assert_eq!(
-            keys("a key").verify(&foreign),
-            Err(InvalidAccessToken::Malformed)
-        );
         let claims = foreign.split('.').nth(1).unwrap();
         // {"alg":"none","typ":"JWT"}
         let unsigned = format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{claims}.");
-        assert_eq!(
-            keys("a key").verify(&unsigned),
-            Err(InvalidAccessToken::Malformed)
-        );
-        assert_eq!(
-            keys("a key").verify("x"),
-            Err(InvalidAccessToken::Malformed)
-        );
-        assert_eq!(
-            keys("a key").verify(&"x".repeat(9000)),
-            Err(InvalidAccessToken::Malformed)
-        );
+        let foreign_private = private_keys(&[OTHER_KEY], SymmetricTokens::Accept);
+        let foreign_private = foreign_private.sign(&login, principal, Utc::now());
+        for keys in [keys("a key"), private_keys(&[KEY], SymmetricTokens::Accept)] {
+            for token in [
+                &foreign,
+                &unsigned,
+                "x",
+                &"x".repeat(9000),
+                &foreign_private,
+            ] {
+                assert_eq!(
+                    keys.verify(token),
+                    Err(InvalidAccessToken::Malformed),
+                    "{token}"
+                );
+            }
+        }
+    }
+
+    /// Signs JSON texts with the secret key `a key`.
+    fn sign_symmetric(header: &str, claims: &str) -> String {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"a key");
+        sign_texts(header, claims, |text| {
+            hmac::sign(&key, text).as_ref().to_vec()
+        })
+    }
+
+    fn sign_texts(header: &str, claims: &str, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
+        let text = [header, claims]
+            .map(|part| URL_SAFE_NO_PAD.encode(part))
+            .join(".");
+        let signature = URL_SAFE_NO_PAD.encode(sign(text.as_bytes()));
+        format!("{text}.{signature}")
     }
 
     #[test]
     fn an_ambiguous_token_is_rejected() {
-        use base64::Engine as _;
-        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-        let key = EncodingKey::from_secret(b"a key");
-        let sign = |header: &str, claims: &str| {
-            let text = [header, claims]
-                .map(|part| URL_SAFE_NO_PAD.encode(part))
-                .join(".");
-            let signature =
-                jsonwebtoken::crypto::sign(text.as_bytes(), &key, Algorithm::HS256).unwrap();
-            format!("{text}.{signature}")
-        };
         let sid = SessionId::random();
         let exp = Utc::now().timestamp() + 60;
         let claims =
             format!(r#""sub":"alice","user_id":7,"exp":{exp},"sid":"{sid}","iss":"auth-api""#);
         let header = r#"{"alg":"HS256"}"#;
-        let valid = sign(header, &format!("{{{claims}}}"));
+        let valid = sign_symmetric(header, &format!("{{{claims}}}"));
         assert!(keys("a key").verify(&valid).is_ok());
         let future = exp + 3600;
         for (header, claims) in [
@@ -248,14 +346,109 @@ mod tests {
                     claims.replace("\"user_id\":7", "\"user_id\":\"7\"")
                 ),
             ),
+            (
+                header,
+                format!("{{{}}}", claims.replace("auth-api", "another")),
+            ),
             (r#"{"alg":"HS256","alg":"HS256"}"#, format!("{{{claims}}}")),
+            (r#"{"alg":"HS256","kid":"x"}"#, format!("{{{claims}}}")),
             (
                 r#"{"alg":"HS256","crit":["b64"],"b64":false}"#,
                 format!("{{{claims}}}"),
             ),
             (r#"{"alg":"HS384"}"#, format!("{{{claims}}}")),
         ] {
-            let result = keys("a key").verify(&sign(header, &claims));
+            let result = keys("a key").verify(&sign_symmetric(header, &claims));
+            assert_eq!(
+                result,
+                Err(InvalidAccessToken::Malformed),
+                "{header} {claims}"
+            );
+        }
+        let python = format!(r#"{{"sub":"alice","user_id":7,"exp":{exp}}}"#);
+        let python = keys("a key").verify(&sign_symmetric(header, &python));
+        assert_eq!(python, Err(InvalidAccessToken::SessionNotFound));
+        let incomplete =
+            keys("a key").verify(&sign_symmetric(header, &format!(r#"{{"exp":{exp}}}"#)));
+        assert_eq!(incomplete, Err(InvalidAccessToken::InvalidPayload));
+    }
+
+    #[test]
+    fn a_token_of_a_private_key_has_the_profile_of_rfc_9068_and_no_other_is_accepted() {
+        let (login, principal) = alice();
+        let keys = private_keys(&[KEY], SymmetricTokens::Accept);
+        let signing = key(KEY);
+        let token = keys.sign(&login, principal, Utc::now());
+        let (header, claims) = (decoded(&token, 0), decoded(&token, 1));
+        assert_eq!(
+            header,
+            json!({"alg": "EdDSA", "typ": "at+jwt", "kid": signing.public().kid()})
+        );
+        for (name, value) in [
+            ("iss", json!("https://auth.example.org")),
+            ("sub", json!("7")),
+            ("aud", json!(["auth-api", "orders"])),
+            ("client_id", json!("auth-api")),
+            ("user_id", json!(7)),
+            ("login", json!("alice")),
+            ("sid", json!(principal.session.to_string())),
+        ] {
+            assert_eq!(claims[name], value, "{name}");
+        }
+        assert_eq!(claims["jti"].as_str().map(str::len), Some(32));
+
+        let sign = |header: &Value, claims: &Value| {
+            sign_texts(&header.to_string(), &claims.to_string(), |text| {
+                signing.sign(text)
+            })
+        };
+        let with = |object: &Value, name: &str, value: Value| {
+            let mut changed = object.clone();
+            changed[name] = value;
+            changed
+        };
+        let future = Utc::now().timestamp() + 3600;
+        for (header, claims, expected) in [
+            (header.clone(), claims.clone(), Ok(principal)),
+            (
+                with(&header, "typ", json!("application/AT+JWT")),
+                with(&claims, "aud", json!("orders")),
+                Ok(principal),
+            ),
+            (
+                header.clone(),
+                with(&claims, "sub", Value::Null),
+                Err(InvalidAccessToken::InvalidPayload),
+            ),
+            (
+                header.clone(),
+                with(&claims, "sid", json!("x")),
+                Err(InvalidAccessToken::SessionNotFound),
+            ),
+        ] {
+            assert_eq!(
+                keys.verify(&sign(&header, &claims)),
+                expected,
+                "{header} {claims}"
+            );
+        }
+        for (header, claims) in [
+            (with(&header, "alg", json!("HS256")), claims.clone()),
+            (with(&header, "alg", json!("none")), claims.clone()),
+            (with(&header, "alg", json!("Ed25519")), claims.clone()),
+            (with(&header, "typ", json!("JWT")), claims.clone()),
+            (with(&header, "typ", Value::Null), claims.clone()),
+            (with(&header, "kid", json!("another")), claims.clone()),
+            (with(&header, "kid", json!(1)), claims.clone()),
+            (with(&header, "crit", json!(["exp"])), claims.clone()),
+            (header.clone(), with(&claims, "iss", json!("auth-api"))),
+            (header.clone(), with(&claims, "iss", Value::Null)),
+            (header.clone(), with(&claims, "aud", json!(["payments"]))),
+            (header.clone(), with(&claims, "aud", Value::Null)),
+            (header.clone(), with(&claims, "exp", Value::Null)),
+            (header.clone(), with(&claims, "iat", json!(future))),
+        ] {
+            let result = keys.verify(&sign(&header, &claims));
             assert_eq!(
                 result,
                 Err(InvalidAccessToken::Malformed),
@@ -265,10 +458,46 @@ mod tests {
     }
 
     #[test]
+    fn a_public_key_is_no_secret_key() {
+        // Algorithm confusion (RFC 8725, section 2.1): the public key as an HMAC key.
+        let (login, principal) = alice();
+        let keys = private_keys(&[KEY], SymmetricTokens::Accept);
+        let token = keys.sign(&login, principal, Utc::now());
+        let claims = decoded(&token, 1).to_string();
+        let x = keys.jwk_set()["keys"][0]["x"].as_str().unwrap().to_owned();
+        for secret in [URL_SAFE_NO_PAD.decode(&x).unwrap(), x.into_bytes()] {
+            let secret = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+            for header in [
+                r#"{"alg":"HS256"}"#.to_owned(),
+                json!({"alg": "HS256", "kid": key(KEY).public().kid()}).to_string(),
+            ] {
+                let forged = sign_texts(&header, &claims, |text| {
+                    hmac::sign(&secret, text).as_ref().to_vec()
+                });
+                assert_eq!(keys.verify(&forged), Err(InvalidAccessToken::Malformed));
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_of_secret_keys_are_rejected_on_request() {
+        let (login, principal) = alice();
+        let token = keys("a key").sign(&login, principal, Utc::now());
+        let accepting = private_keys(&[KEY], SymmetricTokens::Accept);
+        assert_eq!(accepting.verify(&token), Ok(principal));
+        let rejecting = private_keys(&[KEY], SymmetricTokens::Reject);
+        assert_eq!(rejecting.verify(&token), Err(InvalidAccessToken::Malformed));
+    }
+
+    #[test]
     fn a_token_signed_with_a_previous_or_next_key_is_accepted() {
         let (login, principal) = alice();
         let others = ["a previous key", "an older key", "the next key"];
-        let keys_of_all = AccessTokenKeys::new(&SecretKeys::of("the key", &others), HOUR);
+        let keys_of_all = AccessTokenKeys::new(
+            &SecretKeys::of("the key", &others),
+            SigningKeys::default(),
+            policy(SymmetricTokens::Accept),
+        );
         for signing in others {
             let token = keys(signing).sign(&login, principal, Utc::now());
             assert_eq!(keys_of_all.verify(&token), Ok(principal), "{signing}");
@@ -278,5 +507,11 @@ mod tests {
             keys_of_all.verify(&foreign),
             Err(InvalidAccessToken::Malformed)
         );
+        let both = private_keys(&[KEY, OTHER_KEY], SymmetricTokens::Accept);
+        for signing in [KEY, OTHER_KEY] {
+            let keys = private_keys(&[signing], SymmetricTokens::Accept);
+            let token = keys.sign(&login, principal, Utc::now());
+            assert_eq!(both.verify(&token), Ok(principal));
+        }
     }
 }

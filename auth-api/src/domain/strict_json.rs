@@ -22,6 +22,17 @@ impl StrictObject {
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
+
+    /// Returns a member that is a string.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name)?.as_str()
+    }
+}
+
+impl From<StrictObject> for Value {
+    fn from(object: StrictObject) -> Self {
+        Self::Object(object.0)
+    }
 }
 
 impl<'de> Deserialize<'de> for StrictObject {

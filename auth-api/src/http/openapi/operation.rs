@@ -44,10 +44,21 @@ pub(crate) struct Operation {
 #[derive(Default)]
 struct ResponseDescription {
     description: String,
+    /// Media type of the body.
+    media_type: MediaType,
     schemas: Vec<SchemaSource>,
     examples: Map<String, Value>,
     /// Headers of the examples, once per example that has the header.
     headers: Vec<HeaderName>,
+}
+
+/// Media type of a response's body.
+struct MediaType(&'static str);
+
+impl Default for MediaType {
+    fn default() -> Self {
+        Self(JSON)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -118,6 +129,20 @@ impl Operation {
         self
     }
 
+    /// Like [`Self::response`], for a body of another type than `application/json`.
+    pub(crate) fn response_of_type<T: Serialize + JsonSchema>(
+        self,
+        status: StatusCode,
+        media_type: &'static str,
+        description: &str,
+        example: &T,
+    ) -> Self {
+        let mut operation = self.response(status, description, example);
+        let response = operation.responses.entry(status.as_u16()).or_default();
+        response.media_type = MediaType(media_type);
+        operation
+    }
+
     /// Adds a successful response without a body, which always has the `headers`.
     pub(crate) fn empty_response(
         mut self,
@@ -175,7 +200,7 @@ impl Operation {
 /// Converts `POST /api/logout-all` to `post_logout_all`.
 fn operation_id(method: &str, path: &str) -> String {
     let words = path.trim_start_matches("/api").replace(['/', '-'], "_");
-    method.to_ascii_lowercase() + &words.replace(['{', '}'], "")
+    method.to_ascii_lowercase() + &words.replace(['{', '}', '.'], "")
 }
 
 impl ResponseDescription {
@@ -236,7 +261,7 @@ impl ResponseDescription {
         let mut response = json!({"description": self.description, "headers": headers});
         if !self.schemas.is_empty() {
             let content = json!({"schema": schema, "examples": self.examples});
-            response["content"] = json!({JSON: content});
+            response["content"] = json!({self.media_type.0: content});
         }
         response
     }
