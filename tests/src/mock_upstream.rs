@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::Result;
 use rustls::ServerConfig;
@@ -30,6 +31,8 @@ pub enum MockResponse {
     BytesThenClose(Vec<u8>),
     /// Sends these bytes after the notification and keeps the connection open.
     BytesAfter(Arc<Notify>, Vec<u8>),
+    /// Sends nothing and closes the connection after this time.
+    CloseAfter(Duration),
     /// Sends nothing and keeps the connection open.
     Never,
 }
@@ -253,6 +256,10 @@ where
                 if write(&mut stream, &bytes).await.is_err() {
                     return;
                 }
+            }
+            MockResponse::CloseAfter(delay) => {
+                tokio::time::sleep(delay).await;
+                return;
             }
             MockResponse::Never => std::future::pending().await,
         }

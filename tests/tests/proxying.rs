@@ -301,6 +301,10 @@ async fn an_upstream_connection_closed_on_reuse_fails_no_idempotent_request() ->
         assert_eq!(send(put).await?.status, 200);
         assert_eq!(client.get("/").await?.status, 200);
     }
+    let stale = gateway
+        .metric("gateway_upstream_attempts_total", &[r#"outcome="stale""#])
+        .await?;
+    assert!(stale > Some(0.0), "{stale:?}");
     // A POST is not idempotent and may have been carried out: only the client may repeat it.
     let posted = send(client.request(Method::POST, "/").body("some")).await?;
     assert_eq!(posted.status, 502);

@@ -90,6 +90,31 @@ async fn only_idempotent_requests_are_retried() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_request_that_ends_its_connection_is_not_sent_again_without_retries() -> Result<()> {
+    // Longer than the gateway takes a close for that of an idle connection.
+    const WORK: Duration = Duration::from_millis(600);
+    let upstream = MockUpstream::start(|request| match request_target(request) {
+        "/crash" => MockResponse::CloseAfter(WORK),
+        _ => MockResponse::new(200, "ok"),
+    })
+    .await?;
+    let gateway = start_gateway(&upstream).await?;
+    let client = gateway.client()?;
+    assert_eq!(client.get("/any").await?.status, 200);
+    assert_eq!(client.get("/crash").await?.status, 502);
+    assert_eq!(upstream.received_requests().len(), 2);
+    assert_eq!(upstream.connection_count(), 1, "none was reused");
+    for (outcome, expected) in [("broken", 1.0), ("stale", 0.0)] {
+        let outcome = format!("outcome=\"{outcome}\"");
+        let attempts = gateway
+            .metric("gateway_upstream_attempts_total", &[&outcome])
+            .await?;
+        assert_eq!(attempts, Some(expected), "{outcome}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_unreachable_endpoint_fails_no_request() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
     let gateway = Gateway::builder(&[address::unused_loopback(), upstream.address])

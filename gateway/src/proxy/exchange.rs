@@ -33,7 +33,7 @@ pub(crate) enum ExchangeOutcome {
     Finished(RequestOutcome),
     /// The attempt failed, and another one may be made.
     Retry,
-    /// The endpoint had closed the idle connection before it was used: the exchange may be repeated with
+    /// The endpoint had probably closed the idle connection before it was used: the exchange is repeated with
     /// a new connection.
     StaleConnection,
 }
@@ -395,12 +395,13 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     }
 
     fn on_upstream_error(&mut self, error: UpstreamError) -> ExchangeOutcome {
-        let is_stale = error == UpstreamError::Connection && self.upstream.may_have_been_stale();
+        let now = Instant::now();
+        let is_stale = error == UpstreamError::Connection && self.upstream.may_have_been_stale(now);
         if is_stale && self.can_repeat() {
+            self.record_stale_connection();
             return ExchangeOutcome::StaleConnection;
         }
         self.context.log_endpoint_failure(error);
-        let now = Instant::now();
         let Some(mut attempt) = self.context.attempts.end_current(now) else {
             return self.truncate(Blame::Endpoint, now);
         };
@@ -457,6 +458,15 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         }
         self.context.attempts.record_truncated_response(blame, now);
         RequestOutcome::Truncated.into()
+    }
+
+    /// Records that the request is sent once more because of a stale connection. That uses the retry budget, since
+    /// the endpoint may have received the request, but needs none: such closes say nothing about the endpoint.
+    fn record_stale_connection(&self) {
+        let _ = self.context.route().retry_budget.try_withdraw();
+        if let Some(attempt) = &self.context.attempts.current {
+            attempt.in_flight.endpoint().metrics.stale.inc();
+        }
     }
 
     /// Returns true if the request can be sent again as a whole and cannot be applied twice.

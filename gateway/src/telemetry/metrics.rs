@@ -108,6 +108,8 @@ pub(crate) struct EndpointMetrics {
     pub(crate) timeouts: IntCounter,
     /// Connections that broke before the response headers.
     pub(crate) broken: IntCounter,
+    /// Pooled connections that were closed before their request, which was sent once more.
+    pub(crate) stale: IntCounter,
     pub(crate) truncated: IntCounter,
     /// Requests for which no connection was free.
     pub(crate) overflow: IntCounter,
@@ -423,6 +425,7 @@ impl Metrics {
             connect_failures: attempt("connect_failure"),
             timeouts: attempt("timeout"),
             broken: attempt("broken"),
+            stale: attempt("stale"),
             truncated: attempt(RESPONSE_CLASSES[TRUNCATED]),
             overflow: attempt("overflow"),
             duration: self.upstream_durations.with_label_values(&labels),
@@ -435,11 +438,13 @@ impl Metrics {
     /// Removes the metrics of an endpoint.
     pub(crate) fn remove_endpoint(&self, upstream: &str, address: &str) {
         let labels = [upstream, address];
-        for outcome in
-            RESPONSE_CLASSES
-                .into_iter()
-                .chain(["connect_failure", "timeout", "broken", "overflow"])
-        {
+        for outcome in RESPONSE_CLASSES.into_iter().chain([
+            "connect_failure",
+            "timeout",
+            "broken",
+            "stale",
+            "overflow",
+        ]) {
             let _ = self
                 .attempts
                 .remove_label_values(&[upstream, address, outcome]);

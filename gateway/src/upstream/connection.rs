@@ -5,6 +5,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, UPGRADE};
@@ -27,6 +28,11 @@ const MAX_HEADER_BYTES: usize = 64 * 1024;
 const MAX_INTERIM_BURST: usize = MAX_HEADER_BYTES;
 /// …and that it gains with each second since the first one: a long operation may report progress to its end.
 const INTERIM_BYTES_PER_SECOND: usize = 1024;
+
+/// Longest time from a request on a pooled connection to the close of the connection for which the close may have
+/// begun before the request arrived: such a close is seen after a round trip. The time is longer than a round trip
+/// between data centres of one continent. A later close may be the effect of the request.
+const MAX_STALE_CLOSE_DELAY: Duration = Duration::from_millis(250);
 
 /// Event on the upstream side of an exchange.
 #[derive(Debug)]
@@ -88,6 +94,8 @@ pub(crate) struct Connection {
     upgrade: Upgrade,
     /// True if the connection was taken from the pool: the endpoint may have closed it meanwhile.
     was_pooled: bool,
+    /// Time of the current request.
+    request_since: Instant,
     /// Number of bytes of the headers of interim responses.
     interim_bytes: usize,
     /// Time of the first interim response.
@@ -128,6 +136,7 @@ impl Connection {
             method: Method::GET,
             upgrade: Upgrade::None,
             was_pooled: false,
+            request_since: Instant::default(),
             interim_bytes: 0,
             interim_since: None,
             request: RequestState::Open,
@@ -156,6 +165,7 @@ impl Connection {
         self.method = method.clone();
         self.request_framing = framing;
         self.upgrade = upgrade;
+        self.request_since = Instant::now();
         (self.interim_bytes, self.interim_since) = (0, None);
         self.request = RequestState::Open;
         self.response = ResponseState::Headers { searched: 0 };
@@ -202,10 +212,11 @@ impl Connection {
         self.was_pooled = true;
     }
 
-    /// Returns whether the endpoint may have closed the connection before the current exchange began
-    /// and may thus not have received the request.
-    pub(crate) fn may_have_been_stale(&self) -> bool {
+    /// Returns whether the endpoint, which has closed the connection by `now`, may have begun to before it received
+    /// the current request, and may thus not have acted on it.
+    pub(crate) fn may_have_been_stale(&self, now: Instant) -> bool {
         self.was_pooled
+            && now.since(self.request_since) <= MAX_STALE_CLOSE_DELAY
             && self.response == (ResponseState::Headers { searched: 0 })
             && self.interim_bytes == 0
             && self.stream.input.is_empty()
