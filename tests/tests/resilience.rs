@@ -251,6 +251,32 @@ async fn only_statuses_of_a_failing_endpoint_open_the_circuit_breaker() -> Resul
     Ok(())
 }
 
+/// Response with `count` header lines, one of which has a value of `length` bytes.
+fn response_with_headers(count: usize, length: usize) -> MockResponse {
+    let (long, short) = ("a".repeat(length), "X: y\r\n".repeat(count - 2));
+    let headers = format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nLong: {long}\r\n{short}\r\n");
+    MockResponse::Bytes(headers.into_bytes())
+}
+
+#[tokio::test]
+async fn a_response_whose_headers_exceed_a_limit_is_a_failure_that_is_not_retried() -> Result<()> {
+    for (count, length) in [(101, 1), (2, 64 << 10)] {
+        let upstream = MockUpstream::start(move |_| response_with_headers(count, length)).await?;
+        let gateway = start_gateway(&upstream).await?;
+        let client = gateway.client()?;
+        assert_eq!(client.get("/retried").await?.status, 502);
+        assert_eq!(upstream.received_requests().len(), 1, "a retry");
+        for _ in 0..3 {
+            assert_eq!(client.get("/broken").await?.status, 502);
+        }
+        assert_eq!(client.get("/broken").await?.status, 503);
+    }
+    let upstream = MockUpstream::start(|_| response_with_headers(100, 1)).await?;
+    let gateway = start_gateway(&upstream).await?;
+    assert_eq!(gateway.client()?.get("/retried").await?.status, 200);
+    Ok(())
+}
+
 #[tokio::test]
 async fn responses_that_break_off_are_failures() -> Result<()> {
     for (protocol, response) in [

@@ -407,7 +407,8 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         };
         attempt.in_flight.endpoint().metrics.broken.inc();
         attempt.record_failure(now);
-        if self.may_retry() {
+        // The next response would be too large as well.
+        if error != UpstreamError::HeaderLimit && self.may_retry() {
             return ExchangeOutcome::Retry;
         }
         RequestOutcome::Failed(ErrorResponse::BAD_GATEWAY).into()

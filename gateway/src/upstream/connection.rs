@@ -18,6 +18,7 @@ use crate::http::h1::framing::{self, BodyDecoder, BodyError, BodyEvent, ChunkSyn
 use crate::http::h1::hop_by_hop::{ConnectionHeaders, Persistence, WEBSOCKET};
 use crate::http::h1::io::{BufferedStream, ReadSize, Transport};
 use crate::http::message::{Framing, ResponseHeaders, Upgrade};
+use crate::http::syntax::MAX_HEADERS;
 use crate::runtime::clock::Instant;
 use crate::upstream::response_headers::{self, InvalidHeaders, ParsedResponse};
 use crate::upstream::tls::TlsClient;
@@ -56,8 +57,13 @@ pub(crate) enum UpstreamError {
     /// handshake if it does not accept the gateway's certificate.
     #[error("the endpoint closed the connection with the TLS alert {0:?}")]
     TlsAlert(AlertDescription),
-    #[error("the response headers are malformed or too large")]
+    #[error("the response headers are malformed")]
     Headers,
+    #[error(
+        "the response has more than {MAX_HEADERS} header lines, or its headers or the interim responses before it \
+         are larger than {MAX_HEADER_BYTES} bytes"
+    )]
+    HeaderLimit,
     #[error("the response body is malformed or incomplete")]
     Body,
 }
@@ -79,8 +85,11 @@ impl From<BodyError> for UpstreamError {
 }
 
 impl From<InvalidHeaders> for UpstreamError {
-    fn from(_: InvalidHeaders) -> Self {
-        Self::Headers
+    fn from(error: InvalidHeaders) -> Self {
+        match error {
+            InvalidHeaders::Malformed => Self::Headers,
+            InvalidHeaders::TooMany => Self::HeaderLimit,
+        }
     }
 }
 
@@ -272,12 +281,18 @@ impl Connection {
                 // The end may begin in the last three bytes of the previous read.
                 let start = searched.saturating_sub(3);
                 if let Some(found) = memchr::memmem::find(&input[start..], b"\r\n\r\n") {
-                    return self.take_headers(start + found + 4).map(Some);
+                    let length = start + found + 4;
+                    if length > MAX_HEADER_BYTES {
+                        return Err(UpstreamError::HeaderLimit);
+                    }
+                    return self.take_headers(length).map(Some);
                 }
                 // Bare line feeds: another parser would see the end of the header section here.
-                let has_bare_end = memchr::memmem::find(&input[start..], b"\n\n").is_some();
-                if has_bare_end || input.len() > MAX_HEADER_BYTES {
+                if memchr::memmem::find(&input[start..], b"\n\n").is_some() {
                     return Err(UpstreamError::Headers);
+                }
+                if input.len() > MAX_HEADER_BYTES {
+                    return Err(UpstreamError::HeaderLimit);
                 }
                 *searched = input.len();
                 Ok(None)
@@ -326,7 +341,7 @@ impl Connection {
             return if self.interim_bytes <= max_bytes {
                 Ok(UpstreamEvent::Interim(headers))
             } else {
-                Err(UpstreamError::Headers)
+                Err(UpstreamError::HeaderLimit)
             };
         }
         let may_have_body = match headers.framing {

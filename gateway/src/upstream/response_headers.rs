@@ -15,10 +15,15 @@ const X_POWERED_BY: HeaderName = HeaderName::from_static("x-powered-by");
 /// Initial capacity for headers, enough for most responses and the headers that the gateway adds.
 const HEADER_CAPACITY: usize = 16;
 
-/// Response headers that are malformed or have more than one reading.
+/// Reason why response headers are not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("the response headers are malformed")]
-pub(super) struct InvalidHeaders;
+pub(super) enum InvalidHeaders {
+    /// Malformed, or with more than one reading.
+    #[error("the response headers are malformed")]
+    Malformed,
+    #[error("the response has more than {MAX_HEADERS} header lines")]
+    TooMany,
+}
 
 /// Response headers, and the properties that determine how the connection is used.
 #[derive(Debug)]
@@ -39,7 +44,7 @@ pub(super) struct ParsedResponse {
 /// reject them (RFC 9110, section 8.6), and they show that the endpoint composes its messages carelessly.
 pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
     if !begins_with_status_line(section) {
-        return Err(InvalidHeaders);
+        return Err(InvalidHeaders::Malformed);
     }
     let mut space = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut []);
@@ -48,13 +53,15 @@ pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
         section,
         &mut space,
     );
-    if !matches!(status, Ok(httparse::Status::Complete(end)) if end == section.len()) {
-        return Err(InvalidHeaders);
+    match status {
+        Ok(httparse::Status::Complete(end)) if end == section.len() => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(InvalidHeaders::TooMany),
+        _ => return Err(InvalidHeaders::Malformed),
     }
     let status = response
         .code
         .and_then(|code| StatusCode::from_u16(code).ok())
-        .ok_or(InvalidHeaders)?;
+        .ok_or(InvalidHeaders::Malformed)?;
     let is_canonical = response.reason == status.canonical_reason();
     let reason = response
         .reason
@@ -65,19 +72,21 @@ pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
     let (mut content_length, mut is_chunked) = (None, false);
     for header in &*response.headers {
         if has_bare_line_feed_before(section, header.name) {
-            return Err(InvalidHeaders);
+            return Err(InvalidHeaders::Malformed);
         }
-        let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| InvalidHeaders)?;
+        let name = HeaderName::from_bytes(header.name.as_bytes())
+            .map_err(|_| InvalidHeaders::Malformed)?;
         match header.name.len() {
             14 if name == CONTENT_LENGTH => {
-                let length = syntax::parse_content_length(header.value).ok_or(InvalidHeaders)?;
+                let length =
+                    syntax::parse_content_length(header.value).ok_or(InvalidHeaders::Malformed)?;
                 if content_length.replace(length).is_some() {
-                    return Err(InvalidHeaders);
+                    return Err(InvalidHeaders::Malformed);
                 }
             }
             17 if name == TRANSFER_ENCODING => {
                 if is_chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(InvalidHeaders);
+                    return Err(InvalidHeaders::Malformed);
                 }
                 is_chunked = true;
             }
@@ -87,19 +96,19 @@ pub(super) fn parse(section: &Bytes) -> Result<ParsedResponse, InvalidHeaders> {
             continue;
         }
         let value = HeaderValue::from_maybe_shared(section.slice_ref(header.value))
-            .map_err(|_| InvalidHeaders)?;
+            .map_err(|_| InvalidHeaders::Malformed)?;
         if connection.inspect(&name, &value) == HeaderScope::EndToEnd {
             headers.append(name, value);
         }
     }
     if connection.has_too_many_options() {
-        return Err(InvalidHeaders);
+        return Err(InvalidHeaders::Malformed);
     }
     connection.remove_listed(&mut headers);
     let is_http_1_0 = response.version == Some(0);
     let framing = match (is_chunked, content_length) {
-        (true, Some(_)) => return Err(InvalidHeaders),
-        (true, None) if is_http_1_0 => return Err(InvalidHeaders),
+        (true, Some(_)) => return Err(InvalidHeaders::Malformed),
+        (true, None) if is_http_1_0 => return Err(InvalidHeaders::Malformed),
         (true, None) => Framing::Chunked,
         (false, Some(length)) => Framing::Length(length),
         (false, None) => Framing::UntilClose,
