@@ -5,13 +5,14 @@ use reqwest::Method;
 use rustix::process::Signal;
 use tests::client::{Protocol, send};
 use tests::http2_frames::{
-    CONTINUATION, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, SETTINGS, WINDOW_UPDATE, connect,
-    frame, get, goaway, header_block, literal_header, ping, read_frame_types, read_until_frame,
-    request, reset, stream_ids,
+    CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
+    WINDOW_UPDATE, connect, frame, frame_types, get, goaway, header_block, literal_header, ping,
+    post, read_frame_types, read_until_frame, read_until_frames, request, reset, stream_ids,
 };
 use tests::mock_upstream::request_target;
 use tests::raw_connection::{RawConnection, parse_status};
 use tests::{Gateway, MockResponse, MockUpstream, wait};
+use tokio::task::JoinSet;
 
 #[tokio::test]
 async fn a_flood_of_resets_is_disconnected() -> Result<()> {
@@ -146,7 +147,7 @@ premier:
     let gateway = Gateway::start(upstream.address, LEAKY_BUCKET).await?;
     let client = gateway.client_with_protocol(Protocol::Http2)?;
     assert_eq!(client.get("/delayed").await?.status, 200);
-    let mut uploads = tokio::task::JoinSet::new();
+    let mut uploads = JoinSet::new();
     for _ in 0..20 {
         let upload = client.request(Method::POST, "/delayed");
         uploads.spawn(send(upload.body("x".repeat(500_000))));
@@ -157,6 +158,85 @@ premier:
     let small = client.request(Method::POST, "/").body("y".repeat(50_000));
     assert_eq!(send(small).await?.status, 200);
     Ok(())
+}
+
+/// Configuration with a quota of ten uploads, of all clients together.
+const UPLOAD_QUOTA: &str = r#"
+premier:
+  paths:
+    - pattern: "/upload"
+      features:
+        rate_limit: {quota: 10, duration: 3600, per: []}
+"#;
+
+#[tokio::test]
+async fn a_client_whose_uploads_exceed_a_quota_keeps_its_connection() -> Result<()> {
+    const CONCURRENT_UPLOADS: usize = 100;
+    let upstream = MockUpstream::always_ok().await?;
+    // More uploads than the errors that the HTTP/2 library tolerates, and some that are larger than the window of a
+    // stream.
+    for (uploads, size) in [(2000, 16_000), (400, 300_000)] {
+        let gateway = Gateway::start(upstream.address, UPLOAD_QUOTA).await?;
+        let client = gateway.client_with_protocol(Protocol::Http2)?;
+        assert_eq!(client.get("/").await?.status, 200);
+        let connections = async || {
+            let name = "gateway_connections_accepted_total";
+            gateway.metric(name, &[]).await
+        };
+        let connections_before = connections().await?;
+        let mut tasks = JoinSet::new();
+        for _ in 0..CONCURRENT_UPLOADS {
+            let client = client.clone();
+            tasks.spawn(async move {
+                let mut statuses = Vec::new();
+                for _ in 0..uploads / CONCURRENT_UPLOADS {
+                    let upload = client.request(Method::POST, "/upload");
+                    statuses.push(send(upload.body("x".repeat(size))).await?.status);
+                }
+                anyhow::Ok(statuses)
+            });
+        }
+        let mut statuses = Vec::new();
+        while let Some(result) = tasks.join_next().await {
+            statuses.extend(result??);
+        }
+        let count = |expected| {
+            statuses
+                .iter()
+                .filter(|status| **status == expected)
+                .count()
+        };
+        assert_eq!((count(200), count(429)), (10, uploads - 10), "{size}");
+        assert_eq!(client.get("/").await?.status, 200);
+        assert_eq!(connections().await?, connections_before, "{size}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_that_follows_its_error_response_is_discarded() -> Result<()> {
+    const UPLOADS_PER_ROUND: u32 = 100;
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::start(upstream.address, UPLOAD_QUOTA).await?;
+    let client = gateway.client()?;
+    for _ in 0..10 {
+        assert_eq!(client.get("/upload").await?.status, 200);
+    }
+    let mut connection = connect(&gateway).await?;
+    let mut received = Vec::new();
+    for round in 0..20 {
+        let ids = || stream_ids(round * UPLOADS_PER_ROUND..(round + 1) * UPLOADS_PER_ROUND);
+        let headers = ids().flat_map(|id| post(id, "/upload"));
+        connection.send(headers.collect::<Vec<u8>>()).await?;
+        let responses = usize::try_from((round + 1) * UPLOADS_PER_ROUND)?;
+        read_until_frames(HEADERS, responses, &mut received, &mut connection).await?;
+        let bodies = ids().flat_map(|id| frame(DATA, END_STREAM, id, &[b'x'; 16_000]));
+        connection.send(bodies.collect::<Vec<u8>>()).await?;
+    }
+    connection.send(get(100_001, "/")).await?;
+    read_until_frames(HEADERS, 2001, &mut received, &mut connection).await?;
+    assert!(!frame_types(&received).contains(&RST_STREAM));
+    gateway.wait_until_idle().await
 }
 
 /// Frames that raise the flow-control windows of the connection and of every stream to the maximum.

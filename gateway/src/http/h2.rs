@@ -7,3 +7,4 @@ mod rejected_streams;
 mod request_headers;
 pub(crate) mod server;
 mod stream;
+mod unread_body;

@@ -29,6 +29,8 @@ pub(super) enum ConnectionPhase {
 pub(super) enum RemainingWork {
     /// Open exchanges, each with its own timeouts.
     Exchanges,
+    /// Request bodies that are discarded after their responses, each with its own timeouts.
+    UnreadBodies,
     /// Complete responses that are not sent yet.
     UnsentResponses,
     /// A lingering close, with its own timeouts.
@@ -93,7 +95,7 @@ impl IdleMonitor {
             return Some(IdleWait::HeaderBlockEnd);
         }
         match (remaining, phase) {
-            (RemainingWork::Exchanges, _) => self
+            (RemainingWork::Exchanges | RemainingWork::UnreadBodies, _) => self
                 .guard
                 .is_write_blocked()
                 .then_some(IdleWait::ReadProgress),

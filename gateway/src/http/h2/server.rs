@@ -32,6 +32,7 @@ use crate::http::h2::idle::{ConnectionPhase, IdleAction, IdleMonitor, RemainingW
 use crate::http::h2::rejected_streams::DeliveredStreams;
 use crate::http::h2::request_headers;
 use crate::http::h2::stream::Http2Stream;
+use crate::http::h2::unread_body;
 use crate::http::handler::RequestHandler;
 use crate::http::lingering_close;
 use crate::http::message::RequestError;
@@ -46,6 +47,9 @@ const MAX_CONCURRENT_STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// Flow-control window of a connection, in bytes: a stream that is not read does not block the others.
 const CONNECTION_WINDOW: u32 = MAX_CONCURRENT_STREAMS * STREAM_WINDOW;
+/// Maximum number of streams that `h2` remembers, for a second, as reset by the gateway: as many as a client can have
+/// open at once.
+const MAX_REMEMBERED_RESETS: usize = MAX_CONCURRENT_STREAMS as usize;
 /// Maximum number of response bytes that `h2` buffers for a stream.
 const SEND_BUFFER_SIZE: usize = 64 * 1024;
 /// Maximum number of streams that a client has reset before they were accepted.
@@ -71,13 +75,10 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
     else {
         return;
     };
-    let mut shutdown = shutdown.clone();
-    let mut shutdown_begun = pin!(async {
-        // An error means that the sender of the signal is gone, which is a shutdown too.
-        let _ = shutdown.wait_for(|is_shutdown| *is_shutdown).await;
-    });
+    let mut shutdown_begun = pin!(wait_for_shutdown(shutdown.clone()));
     let mut phase = ConnectionPhase::Serving;
     let mut idle_monitor = IdleMonitor::new(Arc::clone(&guard), limits);
+    let count_unsent = || GaugeGuard::increment(handler.unsent_responses());
     let mut unsent_responses = None;
     let mut resets = RapidResetDetector::new();
     let mut delivered = DeliveredStreams::default();
@@ -87,11 +88,15 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
     // `FuturesUnordered` yields to the task, which is woken once more, after it has polled as many
     // futures as it has. One future that is never polled again keeps it below that number.
     let mut streams = FuturesUnordered::from_iter([Either::Left(pending())]);
+    let mut unread_bodies = FuturesUnordered::new();
     loop {
         let event = poll_fn(|cx| {
             coalescing_waker.suspend();
             if let Poll::Ready(Some(ended)) = streams.poll_next_unpin(cx) {
                 return Poll::Ready(ConnectionEvent::StreamEnded(ended));
+            }
+            if let Poll::Ready(Some(())) = unread_bodies.poll_next_unpin(cx) {
+                return Poll::Ready(ConnectionEvent::BodyDiscarded);
             }
             if phase == ConnectionPhase::Serving && shutdown_begun.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(ConnectionEvent::Drain);
@@ -105,14 +110,12 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
             if guard.has_malformed_streams() {
                 return Poll::Ready(ConnectionEvent::MalformedRequest);
             }
-            let has_exchanges = streams.len() > 1;
-            let remaining = remaining_work(has_exchanges, &guard, &connection);
-            match remaining {
-                RemainingWork::Exchanges | RemainingWork::None => unsent_responses = None,
-                RemainingWork::UnsentResponses | RemainingWork::LingeringClose => {
-                    unsent_responses
-                        .get_or_insert_with(|| GaugeGuard::increment(handler.unsent_responses()));
-                }
+            let exchanges = streams.len() - 1;
+            let remaining = remaining_work(exchanges, unread_bodies.len(), &guard, &connection);
+            if matches!(remaining, RemainingWork::Exchanges | RemainingWork::None) {
+                unsent_responses = None;
+            } else {
+                unsent_responses.get_or_insert_with(count_unsent);
             }
             let wait = idle_monitor.wait(remaining, phase);
             Poll::Ready(match ready!(idle_monitor.poll(cx, wait)) {
@@ -123,6 +126,9 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
         let abort_reason = match event.await {
             ConnectionEvent::StreamEnded(ended) => {
                 spare_timers.push(ended.timer);
+                if let Some(body) = ended.unread_body {
+                    unread_bodies.push(unread_body::discard(body, STREAM_WINDOW));
+                }
                 let is_attack = ended.was_reset && resets.record_reset();
                 is_attack.then_some(Reason::ENHANCE_YOUR_CALM)
             }
@@ -140,6 +146,7 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
                 streams.push(Either::Right(stream));
                 None
             }
+            ConnectionEvent::BodyDiscarded => None,
             ConnectionEvent::MalformedRequest => {
                 record_malformed_requests(handler, &guard, &delivered);
                 None
@@ -148,17 +155,10 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
             ConnectionEvent::Abort(reason) => Some(reason),
         };
         if let Some(reason) = abort_reason {
-            // A client that did nothing wrong may read everything that it was sent.
-            let limit = if reason == Reason::NO_ERROR {
-                unsent_responses
-                    .get_or_insert_with(|| GaugeGuard::increment(handler.unsent_responses()));
-                lingering_close::MAX_DURATION
-            } else {
-                ABORT_TIMEOUT
-            };
-            connection.abrupt_shutdown(reason);
-            let closed = poll_fn(|cx| connection.poll_closed(cx));
-            let _ = tokio::time::timeout(limit, closed).await;
+            if reason == Reason::NO_ERROR {
+                unsent_responses.get_or_insert_with(count_unsent);
+            }
+            close(&mut connection, reason).await;
             break;
         }
     }
@@ -168,6 +168,11 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
     while streams.len() > 1 {
         streams.next().await;
     }
+}
+
+async fn wait_for_shutdown(mut shutdown: ShutdownWatch) {
+    // An error means that the sender of the signal is gone, which is a shutdown too.
+    let _ = shutdown.wait_for(|is_shutdown| *is_shutdown).await;
 }
 
 /// Records the requests that `h2` has rejected. Other streams are recorded when their exchange ends.
@@ -183,13 +188,29 @@ fn record_malformed_requests(
     }
 }
 
+/// Sends GOAWAY, aborts the open streams and closes the connection.
+async fn close(connection: &mut Connection<GuardedStream, Bytes>, reason: Reason) {
+    // A client that did nothing wrong may read everything that it was sent.
+    let limit = if reason == Reason::NO_ERROR {
+        lingering_close::MAX_DURATION
+    } else {
+        ABORT_TIMEOUT
+    };
+    connection.abrupt_shutdown(reason);
+    let closed = poll_fn(|cx| connection.poll_closed(cx));
+    let _ = tokio::time::timeout(limit, closed).await;
+}
+
 fn remaining_work(
-    has_exchanges: bool,
+    exchanges: usize,
+    unread_bodies: usize,
     guard: &FrameGuard,
     connection: &Connection<GuardedStream, Bytes>,
 ) -> RemainingWork {
-    if has_exchanges {
+    if exchanges > 0 {
         RemainingWork::Exchanges
+    } else if unread_bodies > 0 {
+        RemainingWork::UnreadBodies
     } else if guard.is_lingering() {
         RemainingWork::LingeringClose
     } else if connection.has_streams() {
@@ -243,6 +264,8 @@ impl RapidResetDetector {
 )]
 enum ConnectionEvent {
     StreamEnded(EndedStream),
+    /// The rest of a request body was received, and its stream is to be closed.
+    BodyDiscarded,
     /// The connection is to be shut down gracefully.
     Drain,
     Accepted((Request<RecvStream>, SendResponse<Bytes>)),
@@ -258,6 +281,8 @@ enum ConnectionEvent {
 struct EndedStream {
     timer: IdleTimer,
     was_reset: bool,
+    /// Request body of which the client has not sent everything, though it has been sent the whole response.
+    unread_body: Option<RecvStream>,
 }
 
 /// Returns the settings of `h2`.
@@ -273,6 +298,7 @@ fn builder(limits: Limits) -> Builder {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER_SIZE)
+        .max_concurrent_reset_streams(MAX_REMEMBERED_RESETS)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
     builder
 }
@@ -287,9 +313,10 @@ async fn serve_stream(
     let limits = handler.limits();
     let (parts, body) = request.into_parts();
     let method = parts.method.clone();
-    match request_headers::parse(parts, &body, limits.max_header_bytes) {
+    let request = request_headers::parse(parts, &body, limits.max_header_bytes);
+    stream.request_body = Some(body);
+    match request {
         Ok(request) => {
-            stream.request_body = Some(body);
             handler.serve(request, &mut stream, &mut timer).await;
         }
         Err(error) => {
@@ -304,5 +331,6 @@ async fn serve_stream(
     EndedStream {
         timer,
         was_reset: stream.was_reset(),
+        unread_body: stream.into_unread_body(),
     }
 }

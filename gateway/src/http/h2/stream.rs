@@ -144,6 +144,13 @@ impl Http2Stream {
         Poll::Ready(DownstreamEvent::Disconnected)
     }
 
+    /// Returns the request body if it is incomplete, though the whole response is given to `h2`.
+    pub(super) fn into_unread_body(self) -> Option<RecvStream> {
+        let is_sent = self.state == StreamState::Sent;
+        self.request_body
+            .filter(|body| is_sent && !body.is_end_stream())
+    }
+
     /// Returns whether the client ended the exchange before it was sent the whole response.
     pub(super) fn was_reset(&self) -> bool {
         self.state == StreamState::Reset
