@@ -2,6 +2,7 @@
 
 pub(crate) mod discovery;
 mod identity;
+mod listening_sockets;
 pub(crate) mod reload;
 mod shutdown;
 mod start_checks;
@@ -33,6 +34,7 @@ use crate::server::discovery::Discovery;
 use crate::server::identity::IdentityTasks;
 use crate::server::reload::{ConfigSource, Reload};
 use crate::server::shutdown::DRAIN_TIMEOUT;
+use crate::server::start_checks::TakeOver;
 use crate::server::upgrade::HandedOverSockets;
 use crate::telemetry::access_log::AccessLog;
 
@@ -74,15 +76,17 @@ pub(crate) fn serve(
     let gateway = Arc::new(GatewayState::new(config, telemetry.access_log)?);
     let handed_over = match start {
         Start::Fresh => None,
-        Start::Upgrade => match start_checks::check_addresses_free(listen, None) {
-            Ok(()) => {
+        Start::Upgrade => match start_checks::prepare_take_over(listen)? {
+            None => {
                 tracing::info!("no gateway is running: nothing to take over");
                 None
             }
-            Err(in_use) => {
+            Some(TakeOver { bound, in_use }) => {
                 start_checks::check_writable(&upgrade_socket)?;
                 let sockets = HandedOverSockets::receive(&upgrade_socket, listen);
-                Some(sockets.with_context(|| format!("{in_use:#}"))?)
+                let mut sockets = sockets.with_context(|| format!("{in_use:#}"))?;
+                sockets.add(bound)?;
+                Some(sockets)
             }
         },
     };

@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use anyhow::Result;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::Signal;
-use tests::client::Protocol;
-use tests::{Gateway, MockUpstream, wait};
+use tests::client::{Client, Protocol};
+use tests::{Gateway, MockUpstream, address, wait};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_while_a_new_process_takes_over() -> Result<()> {
@@ -114,6 +114,50 @@ async fn sighup_does_not_stop_a_gateway_that_waits_to_take_over() -> Result<()> 
         .await?;
     assert!(second.terminate()?.success());
     Ok(())
+}
+
+#[tokio::test]
+async fn a_new_address_that_another_program_uses_is_found_before_the_take_over() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let other = TcpListener::bind(address::unused_loopback())?;
+    set_admin_address(&gateway, other.local_addr()?)?;
+    let mut second = gateway.start_second(&["run", "--upgrade"])?;
+    assert!(!second.wait_for_exit()?.success());
+    second
+        .wait_for_log("the running gateway cannot hand all of these over")
+        .await?;
+    assert!(!second.log().contains("waiting for the sockets"));
+    assert_eq!(gateway.client()?.get("/").await?.status, 200);
+    assert_eq!(gateway.admin_client()?.get("/health").await?.status, 200);
+    assert!(gateway.process.terminate()?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_new_address_is_bound_before_the_take_over() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let address = address::unused_loopback();
+    set_admin_address(&gateway, address)?;
+    let mut second = gateway.start_second(&["run", "--upgrade"])?;
+    second.wait_for_log("waiting for the sockets").await?;
+    TcpListener::bind(address).unwrap_err();
+    gateway.process.signal(Signal::QUIT)?;
+    assert!(gateway.process.wait_for_exit()?.success());
+    gateway
+        .wait_for_response("/", |response| response.status == 200)
+        .await?;
+    let admin = Client::cleartext(address)?;
+    assert_eq!(admin.get("/health").await?.status, 200);
+    assert!(second.terminate()?.success());
+    Ok(())
+}
+
+/// Changes the address of the admin listener in the configuration file.
+fn set_admin_address(gateway: &Gateway, address: SocketAddr) -> Result<()> {
+    let config = format!("premier: {{listen: {{admin: \"{address}\"}}}}");
+    Ok(std::fs::write(gateway.config_file(), config)?)
 }
 
 #[tokio::test]

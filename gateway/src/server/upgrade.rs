@@ -10,7 +10,7 @@
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -38,7 +38,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const MAX_SOCKETS: usize = 32;
 const MAX_MESSAGE_BYTES: usize = 2048;
 
-/// Listening sockets of the running gateway, each with its address.
+/// Listening sockets of the running gateway, each with its address, and those that were bound beside them.
 #[derive(Debug)]
 pub(super) struct HandedOverSockets(Vec<(SocketAddr, OwnedFd)>);
 
@@ -78,7 +78,19 @@ impl HandedOverSockets {
         Ok(Self(sockets))
     }
 
-    /// Returns whether the socket of an address was handed over.
+    /// Adds listeners that this process has bound, so that Pingora listens on them too.
+    ///
+    /// # Errors
+    /// Returns an error if one cannot be made nonblocking, as Pingora expects sockets to be.
+    pub(super) fn add(&mut self, bound: Vec<(SocketAddr, TcpListener)>) -> io::Result<()> {
+        for (address, listener) in bound {
+            listener.set_nonblocking(true)?;
+            self.0.push((address, listener.into()));
+        }
+        Ok(())
+    }
+
+    /// Returns whether there is a socket for an address.
     pub(super) fn contains(&self, address: SocketAddr) -> bool {
         self.0.iter().any(|(known, _)| *known == address)
     }
@@ -254,7 +266,7 @@ impl Drop for PrivateFolder {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
+    use std::net::UdpSocket;
 
     use super::*;
 
