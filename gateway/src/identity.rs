@@ -3,7 +3,7 @@
 //! A token that was verified is remembered by its SHA-256 under the lease of the session-invalidation protocol
 //! (`session_invalidation`), so a request costs no round trip, and a logout takes effect before it is
 //! acknowledged. Every other token is screened by what the gateway can check alone (form, expiry, and the
-//! signature of an EdDSA token), and then checked at the verify endpoint of auth-api, which knows its session.
+//! signature of an `EdDSA` token), and then checked at the verify endpoint of auth-api, which knows its session.
 //!
 //! Invariant: a request that begins after the end of its session was acknowledged has no identity. A
 //! result is used only for requests that began before its check did, or by a valid lease.

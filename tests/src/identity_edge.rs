@@ -52,7 +52,7 @@ pub struct IdentityEdge {
 }
 
 impl IdentityEdge {
-    /// Starts `gateways` gateways and two replicas on a new `store`. Tokens are signed with EdDSA. Each gateway asks
+    /// Starts `gateways` gateways and two replicas on a new `store`. Tokens are signed with `EdDSA`. Each gateway asks
     /// another replica than the one before.
     ///
     /// # Errors
@@ -132,8 +132,8 @@ impl IdentityEdge {
     ///
     /// # Errors
     /// Returns an error if a replica does not respond.
-    pub async fn verify_requests(&self) -> Result<f64> {
-        let mut sum = 0.0;
+    pub async fn verify_requests(&self) -> Result<u64> {
+        let mut sum = 0;
         for replica in &self.replicas.instances {
             let metrics = Client::cleartext(replica.internal_address)?
                 .get("/metrics")
@@ -144,8 +144,8 @@ impl IdentityEdge {
                 .filter(|line| {
                     line.starts_with("auth_api_http_requests_total") && line.contains("/api/verify")
                 })
-                .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-                .sum::<f64>();
+                .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+                .sum::<u64>();
         }
         Ok(sum)
     }

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::client::{Protocol, Response, send};
 use tests::http2_frames;
 use tests::identity_edge::{IdentityEdge, Signer};
@@ -76,70 +76,52 @@ async fn a_path_may_permit_anonymous_requests(store: Store) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_request_without_a_valid_token_does_not_reach_the_upstream() -> Result<()> {
-    let edge = IdentityEdge::start(Store::PostgresRedis, 1).await?;
-    let auth_api = edge.replicas.client(0)?;
-    let token = auth_api.register_and_login("alice").await?;
-    let signer = Signer::of_replicas();
-    let claims = Signer::claims_of(&token)?;
-    let with = |name: &str, value: serde_json::Value| {
+/// Tokens that are not valid, made of a valid one and one whose session has ended.
+fn invalid_tokens(token: &str, ended: String) -> Result<Vec<(&'static str, String)>> {
+    let (signer, foreign) = (Signer::of_replicas(), Signer::foreign());
+    let claims = Signer::claims_of(token)?;
+    let with = |name: &str, value: Value| {
         let mut changed = claims.clone();
         changed[name] = value;
         changed
     };
     let header = signer.header();
     let of_kid = |kid: &str| json!({"alg": "EdDSA", "typ": "at+jwt", "kid": kid});
+    let without_type = json!({"alg": "EdDSA", "kid": header["kid"]});
+    let mut critical = header.clone();
+    critical["crit"] = json!(["exp"]);
     let (text, signature) = token.rsplit_once('.').context("a signed token")?;
-    let ended = auth_api.login("alice").await?.access_token()?;
-    let logout = auth_api
-        .post_with_token(&ended, "/api/logout", None)
-        .await?;
-    assert_eq!(logout.status, 200);
-
-    let client = edge.gateways[0].client()?;
-    for (case, token) in [
+    let (other_text, _) = ended.rsplit_once('.').context("a signed token")?;
+    let (none, none_as_jwt) = (
+        json!({"alg": "none"}),
+        json!({"alg": "None", "typ": "at+jwt"}),
+    );
+    Ok(vec![
         ("no JWT", "garbage".to_owned()),
         ("no claims", "e30.e30.e30".to_owned()),
         ("no signature", format!("{text}.")),
         (
-            "another token's signature",
-            format!("{}.{signature}", ended.rsplit_once('.').unwrap().0),
+            "signature of another token",
+            format!("{other_text}.{signature}"),
         ),
-        (
-            "alg none",
-            Signer::unsigned(&json!({"alg": "none"}), &claims),
-        ),
-        (
-            "alg None",
-            Signer::unsigned(&json!({"alg": "None", "typ": "at+jwt"}), &claims),
-        ),
+        ("alg none", Signer::unsigned(&none, &claims)),
+        ("alg None", Signer::unsigned(&none_as_jwt, &claims)),
         (
             "HS256 with the public key",
             signer.sign_with_public_key(&claims),
         ),
         (
             "another key under the known kid",
-            Signer::foreign().sign(&header, &claims),
+            foreign.sign(&header, &claims),
         ),
-        (
-            "another key",
-            Signer::foreign().sign(&Signer::foreign().header(), &claims),
-        ),
+        ("another key", foreign.sign(&foreign.header(), &claims)),
         ("unknown kid", signer.sign(&of_kid("unknown"), &claims)),
         (
             "kid of a file",
             signer.sign(&of_kid("../../dev/null"), &claims),
         ),
-        (
-            "no type",
-            signer.sign(&json!({"alg": "EdDSA", "kid": header["kid"]}), &claims),
-        ),
-        ("critical extension", {
-            let mut critical = header.clone();
-            critical["crit"] = json!(["exp"]);
-            signer.sign(&critical, &claims)
-        }),
+        ("no type", signer.sign(&without_type, &claims)),
+        ("critical extension", signer.sign(&critical, &claims)),
         (
             "another issuer",
             signer.sign(&header, &with("iss", json!("other"))),
@@ -154,12 +136,27 @@ async fn a_request_without_a_valid_token_does_not_reach_the_upstream() -> Result
             signer.sign(&header, &with("sid", json!("0".repeat(32)))),
         ),
         (
-            "another user's session",
+            "session of another user",
             signer.sign(&header, &with("user_id", json!(999))),
         ),
-        ("ended session", ended),
         ("too long", format!("{token}{}", "A".repeat(9000))),
-    ] {
+        ("ended session", ended),
+    ])
+}
+
+#[tokio::test]
+async fn a_request_without_a_valid_token_does_not_reach_the_upstream() -> Result<()> {
+    let edge = IdentityEdge::start(Store::PostgresRedis, 1).await?;
+    let auth_api = edge.replicas.client(0)?;
+    let token = auth_api.register_and_login("alice").await?;
+    let ended = auth_api.login("alice").await?.access_token()?;
+    let logout = auth_api
+        .post_with_token(&ended, "/api/logout", None)
+        .await?;
+    assert_eq!(logout.status, 200, "{}", logout.text);
+
+    let client = edge.gateways[0].client()?;
+    for (case, token) in invalid_tokens(&token, ended)? {
         for path in ["/private/a", "/open/a", "/of-user/a"] {
             let response = client.get_with_token(&token, path).await?;
             assert_eq!(response.status, 401, "{case}: {}", response.text);
@@ -170,10 +167,8 @@ async fn a_request_without_a_valid_token_does_not_reach_the_upstream() -> Result
     }
     for path in ["/private/a", "/of-user/a"] {
         let response = client.get(path).await?;
-        assert_eq!(
-            (response.status, response.header("www-authenticate")),
-            (401, "Bearer")
-        );
+        let challenge = response.header("www-authenticate");
+        assert_eq!((response.status, challenge), (401, "Bearer"));
         assert_eq!(response.json(), json!({"error": "Not authenticated"}));
         let basic = client.request(Method::GET, path).basic_auth("a", Some("b"));
         assert_eq!(send(basic).await?.status, 401);
@@ -186,10 +181,8 @@ async fn a_request_without_a_valid_token_does_not_reach_the_upstream() -> Result
     assert_eq!(two.status, 400, "{}", two.text);
     assert_eq!(edge.upstream.received_requests(), [""; 0]);
     // The token itself is valid.
-    assert_eq!(
-        client.get_with_token(&token, "/private/a").await?.status,
-        200
-    );
+    let valid = client.get_with_token(&token, "/private/a").await?;
+    assert_eq!(valid.status, 200, "{}", valid.text);
     Ok(())
 }
 
@@ -239,10 +232,8 @@ async fn a_client_cannot_set_the_headers_of_an_identity() -> Result<()> {
     let spellings: Vec<_> = names.iter().flat_map(|name| spellings(name)).collect();
     for path in ["/public", "/open/a"] {
         for names in spellings.chunks(8) {
-            let mut headers = String::new();
-            for name in names {
-                headers += &format!("{name}: forged\r\n");
-            }
+            let lines = names.iter().map(|name| format!("{name}: forged\r\n"));
+            let headers: String = lines.collect();
             let request = format!(
                 "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n"
             );

@@ -34,7 +34,7 @@ pub(super) fn parse_identity(
 
 fn parse(value: &Node<'_, '_>) -> Option<IdentitySettings> {
     let mut identity = value.mapping()?;
-    let parse_url = |value: &Node<'_, '_>| value.parse(|text| text.parse::<HttpUrl>()).map(Some);
+    let parse_url = |value: &Node<'_, '_>| value.parse(str::parse::<HttpUrl>).map(Some);
     let keys = identity.get_or("keys", None, parse_url);
     let verify = identity.get_or("verify", None, parse_url);
     let sessions = identity.get_or("sessions", None, |value| {

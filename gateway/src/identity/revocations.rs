@@ -88,7 +88,7 @@ impl VerifiedTokens {
             match Subscriber::new(redis, cache, Arc::default()) {
                 Ok(subscriber) => subscriber.run().await,
                 Err(error) => {
-                    tracing::error!(%error, "session invalidations cannot be subscribed to")
+                    tracing::error!(%error, "session invalidations cannot be subscribed to");
                 }
             }
         };

@@ -41,9 +41,9 @@ pub(super) struct Screened {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signature {
     Verified,
-    /// The gateway has no key for the token, which is none that EdDSA signed.
+    /// The gateway has no key for the token, which is none that `EdDSA` signed.
     Unknown,
-    /// The key set has no key with the identifier that an EdDSA token names.
+    /// The key set has no key with the identifier that an `EdDSA` token names.
     UnknownKey,
 }
 
@@ -136,7 +136,7 @@ pub(super) fn screen(
 fn is_access_token(header: &JoseHeader, claims: &Claims, expected: Expected<'_>, now: i64) -> bool {
     let has_type = header.typ.as_deref().is_some_and(|typ| {
         let is_type = |known: &&str| typ.eq_ignore_ascii_case(known);
-        TOKEN_TYPES.iter().any(|known| is_type(known))
+        TOKEN_TYPES.iter().any(is_type)
     });
     let has_audience = expected.audience.is_none_or(|audience| match &claims.aud {
         Some(Audience::One(one)) => one == audience,
