@@ -17,6 +17,11 @@ pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarde
 pub(crate) struct ClientKey(u128);
 
 impl ClientKey {
+    /// Returns the key as an integer: the address in its IPv6 form.
+    pub(crate) fn bits(self) -> u128 {
+        self.0
+    }
+
     /// Returns the key folded to 64 bits, as the input of a hash function.
     pub(crate) fn fold(self) -> u64 {
         let folded = (self.0 ^ self.0 >> u64::BITS) & u128::from(u64::MAX);

@@ -17,8 +17,10 @@ mod path_prefix;
 mod paths;
 mod pattern;
 mod premier;
+mod quotas;
 mod schema;
 mod server;
+mod store_url;
 mod suggestion;
 mod upstream_tls;
 mod upstreams;
@@ -32,14 +34,15 @@ pub(crate) use load::admin_address;
 pub(crate) use model::{
     AuthRequirement, BalancingStrategy, CircuitBreakerSettings, Config, EndpointLimits,
     ErrorResponseSettings, Features, HealthCheckMethod, HealthCheckSettings, IdentitySettings,
-    Limits, ListenAddresses, LoadBalancingSettings, MonitoringSettings, PathRule, QuotaKeyPart,
-    RateLimitAlgorithm, RateLimitSettings, RetrySettings, SessionsUrl, TimeoutSettings,
-    UpstreamIndex, UpstreamSettings, UpstreamTlsSettings,
+    Limits, ListenAddresses, LoadBalancingSettings, MonitoringSettings, OnStoreFailure, PathRule,
+    QuotaKeyPart, RateLimitAlgorithm, RateLimitMode, RateLimitSettings, RetrySettings, SessionsUrl,
+    TimeoutSettings, UpstreamIndex, UpstreamSettings, UpstreamTlsSettings,
 };
 pub(crate) use path_prefix::PathPrefix;
 pub(crate) use pattern::{Matcher, pattern_syntax};
 pub(crate) use schema::SCHEMA;
 pub(crate) use server::{Scheme, Server};
+pub(crate) use store_url::StoreUrl;
 
 #[cfg(test)]
 mod tests;

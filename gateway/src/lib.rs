@@ -8,6 +8,7 @@ mod config;
 mod features;
 mod http;
 mod identity;
+mod lease_store;
 mod listener;
 mod path;
 mod proxy;

@@ -3,6 +3,7 @@
 pub(crate) mod discovery;
 mod identity;
 mod listening_sockets;
+mod quota_leases;
 pub(crate) mod reload;
 mod shutdown;
 mod start_checks;
@@ -22,6 +23,7 @@ use prometheus::IntCounter;
 use supervision::Supervisor;
 
 use crate::config::{Config, Environment, ListenAddresses};
+use crate::lease_store::LeaseStore;
 use crate::listener::admin::Admin;
 use crate::listener::cleartext::CleartextApp;
 use crate::listener::connection_limit::ConnectionLimit;
@@ -32,6 +34,7 @@ use crate::runtime::fd_limit;
 use crate::runtime::signals::{self, ShutdownSignals};
 use crate::server::discovery::Discovery;
 use crate::server::identity::IdentityTasks;
+use crate::server::quota_leases::QuotaLeases;
 use crate::server::reload::{ConfigSource, Reload};
 use crate::server::shutdown::DRAIN_TIMEOUT;
 use crate::server::start_checks::TakeOver;
@@ -194,6 +197,21 @@ fn add_services(
     let mut identity = background_service("identity", identity);
     identity.threads = Some(1);
     server.add_service(identity);
+
+    let active = gateway.snapshot();
+    if let (Some(quotas), Some(url)) = (&gateway.shared_quotas, &active.config.quotas.store) {
+        let leases = QuotaLeases {
+            store: LeaseStore {
+                quotas: Arc::clone(quotas),
+                url: url.clone(),
+                keyspace: active.config.keyspace.clone(),
+            },
+            supervisor: supervisor.clone(),
+        };
+        let mut leases = background_service("quota_leases", leases);
+        leases.threads = Some(1);
+        https.add_dependency(server.add_service(leases));
+    }
 
     let reload = Reload {
         gateway: Arc::clone(gateway),

@@ -178,3 +178,35 @@ premier:
     assert_eq!(status("X-Api-Key: a\r\nX-Api-Key: c\r\n").await?, 200);
     Ok(())
 }
+
+#[tokio::test]
+async fn an_observed_quota_reports_and_refuses_nothing() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let config = "
+premier:
+  paths:
+    - {pattern: /observed, features: {rate_limit: {quota: 2, duration: 864000, mode: observe}}}
+";
+    let gateway = Gateway::start(upstream.address, config).await?;
+    let client = gateway.client()?;
+    for remaining in ["r=1;", "r=0;", "r=0;", "r=0;"] {
+        let response = client.get("/observed").await?;
+        assert_eq!(response.status, 200);
+        assert!(
+            response.header("ratelimit").contains(remaining),
+            "{:?}",
+            response.headers
+        );
+    }
+    gateway
+        .wait_for_metric(
+            "gateway_quota_decisions_total",
+            &[r#"decision="would_refuse""#],
+            2.0,
+        )
+        .await?;
+    gateway
+        .process
+        .wait_for_log(r#""quota":"would_refuse""#)
+        .await
+}

@@ -8,7 +8,8 @@ use http::{HeaderName, StatusCode};
 use crate::config::identity::IdentityPresence;
 use crate::config::model::{
     AuthRequirement, CircuitBreakerSettings, ErrorResponseSettings, Features, MonitoringSettings,
-    QuotaKeyPart, RateLimitAlgorithm, RateLimitSettings, RetrySettings, TimeoutSettings,
+    QuotaKeyPart, RateLimitAlgorithm, RateLimitMode, RateLimitSettings, RetrySettings,
+    TimeoutSettings,
 };
 use crate::config::node::{Mapping, Node};
 
@@ -145,6 +146,10 @@ fn parse_rate_limit(
         ("token_bucket", RateLimitAlgorithm::TokenBucket),
         ("leaky_bucket", RateLimitAlgorithm::LeakyBucket),
     ];
+    const MODES: [(&str, RateLimitMode); 2] = [
+        ("enforce", RateLimitMode::Enforce),
+        ("observe", RateLimitMode::Observe),
+    ];
     let quota = settings
         .require("quota")
         .and_then(|value| value.positive_integer());
@@ -154,6 +159,7 @@ fn parse_rate_limit(
     let algorithm = settings.get_or("algorithm", RateLimitAlgorithm::FixedWindow, |value| {
         value.one_of(&ALGORITHMS)
     });
+    let mode = settings.get_or("mode", RateLimitMode::Enforce, |value| value.one_of(&MODES));
     let default_key = vec![QuotaKeyPart::Client, QuotaKeyPart::Path];
     let per = settings.get_or("per", default_key, |value| {
         // Null is not the empty list here: that would be one counter for all clients.
@@ -178,6 +184,7 @@ fn parse_rate_limit(
         quota: quota?,
         duration: duration?,
         algorithm: algorithm?,
+        mode: mode?,
         per: per?,
         bucket_size: bucket_size??,
         error_response: error_response?,

@@ -17,6 +17,7 @@ use crate::config::http_url::HttpUrl;
 use crate::config::path_prefix::PathPrefix;
 use crate::config::pattern::PathPattern;
 use crate::config::server::Server;
+use crate::config::store_url::StoreUrl;
 
 /// Name of the upstream group that `servers` makes up.
 pub(crate) const DEFAULT_UPSTREAM: &str = "default";
@@ -33,7 +34,7 @@ impl UpstreamIndex {
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Config {
-    /// Label of every metric, to distinguish gateways.
+    /// Label of every metric, and prefix of every key in a shared store.
     pub(crate) keyspace: String,
     pub(crate) listen: ListenAddresses,
     /// Folder with the ACME challenges that the http listener serves.
@@ -50,6 +51,7 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     /// `None`: no path has the feature `auth`.
     pub(crate) identity: Option<IdentitySettings>,
+    pub(crate) quotas: QuotaStoreSettings,
     /// The first rule whose pattern matches applies, and only that one.
     pub(crate) paths: Vec<PathRule>,
     /// Features of paths that no pattern matches.
@@ -248,6 +250,25 @@ impl fmt::Debug for SessionsUrl {
     }
 }
 
+/// Store that gateways share their quotas through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct QuotaStoreSettings {
+    /// `None`: requests are counted in this process alone. Changes need a restart.
+    pub(crate) store: Option<StoreUrl>,
+    pub(crate) on_store_failure: OnStoreFailure,
+    /// Longest time that a request waits for the store.
+    pub(crate) timeout: Duration,
+}
+
+/// Treatment of requests with a quota while the store cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnStoreFailure {
+    /// Each gateway counts alone.
+    CountLocally,
+    /// They get 503.
+    Refuse,
+}
+
 /// A path pattern, the hosts and the upstream group that it is for, and its features.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PathRule {
@@ -304,6 +325,7 @@ pub(crate) struct RateLimitSettings {
     pub(crate) quota: NonZeroU32,
     pub(crate) duration: Duration,
     pub(crate) algorithm: RateLimitAlgorithm,
+    pub(crate) mode: RateLimitMode,
     /// Key of the counters. Empty: one counter for all requests.
     pub(crate) per: Vec<QuotaKeyPart>,
     /// Token bucket: burst size; leaky bucket: queue length.
@@ -318,6 +340,15 @@ pub(crate) enum RateLimitAlgorithm {
     SlidingWindow,
     TokenBucket,
     LeakyBucket,
+}
+
+/// Effect of a rate limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RateLimitMode {
+    /// Requests over the quota are rejected.
+    Enforce,
+    /// They are reported and pass.
+    Observe,
 }
 
 /// Part of the key under which requests are counted.

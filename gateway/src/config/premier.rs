@@ -13,6 +13,7 @@ use crate::config::listen::{Listen, parse_listen};
 use crate::config::model::{Config, Features, Limits};
 use crate::config::node::{Mapping, Node};
 use crate::config::paths::{parse_path_rule, warn_about_rules, warn_about_unused};
+use crate::config::quotas::parse_quotas;
 use crate::config::upstreams::{
     parse_default_servers, parse_health_check, parse_load_balancing, parse_upstreams,
 };
@@ -33,6 +34,7 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
     let trusted_proxies = parse_trusted_proxies(&mut premier, warnings);
     let limits = parse_limits(&mut premier);
     let (has_identity, identity) = parse_identity(&mut premier);
+    let quotas = parse_quotas(&mut premier);
     let paths = premier.get_or("paths", Vec::new(), |paths| {
         paths.parse_list(|rule| parse_path_rule(rule, &upstreams.names, has_identity, warnings))
     });
@@ -66,6 +68,7 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
         trusted_proxies: trusted_proxies?,
         limits: limits?,
         identity: identity?,
+        quotas: quotas?,
         paths: paths?,
         default_features: default_features?,
         warnings: Vec::new(),

@@ -7,12 +7,17 @@
 //!
 //! A client that uses more keys than [`key_limit`] permits has one further key for all the others, and each
 //! of their requests has to pass under both.
+//!
+//! Where several gateways [share](shared) their quotas, a request passes by a [lease](sharing) instead, and the
+//! state in the store of this process is what counts while the shared store is away.
 
 mod algorithm;
 mod count_min_sketch;
 mod fixed_window;
 mod key_limit;
 mod leaky_bucket;
+pub(crate) mod shared;
+pub(crate) mod sharing;
 mod sliding_window;
 mod store;
 mod token_bucket;
@@ -26,8 +31,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use session_invalidation::UserId;
 
 use crate::client::ClientKey;
-use crate::config::{ErrorResponseSettings, QuotaKeyPart, RateLimitAlgorithm, RateLimitSettings};
-use crate::runtime::clock::{Instant, nanoseconds, whole_seconds};
+use crate::config::{
+    ErrorResponseSettings, QuotaKeyPart, RateLimitAlgorithm, RateLimitMode, RateLimitSettings,
+};
+use crate::runtime::clock::{Instant, whole_seconds};
 use crate::telemetry::text;
 use algorithm::{AlgorithmDecision, QuotaPolicy, QuotaState};
 use count_min_sketch::CountMinSketch;
@@ -43,8 +50,10 @@ const POLICY_NAME: &str = "default";
 pub(crate) struct Quota {
     /// Hash of the pattern and the rule: a reload that does not change them keeps the counters.
     id: u64,
+    pattern: String,
     policy: QuotaPolicy,
     algorithm: RateLimitAlgorithm,
+    mode: RateLimitMode,
     per: Vec<QuotaKeyPart>,
     error_response: ErrorResponseSettings,
     policy_header: HeaderValue,
@@ -87,15 +96,13 @@ pub(crate) enum QuotaDecision {
 impl Quota {
     /// Creates the quota of the requests that match `pattern`. Its states are kept in `store`.
     pub(crate) fn new(pattern: &str, rule: &RateLimitSettings, store: &QuotaStore) -> Self {
-        let policy = QuotaPolicy {
-            quota: rule.quota.get(),
-            window_ns: nanoseconds(rule.duration),
-            bucket_size: rule.bucket_size.get(),
-        };
+        let policy = QuotaPolicy::of(rule);
         Self {
             id: store.hash((pattern, policy, rule.algorithm, &rule.per)),
+            pattern: pattern.to_owned(),
             policy,
             algorithm: rule.algorithm,
+            mode: rule.mode,
             per: rule.per.clone(),
             error_response: rule.error_response.clone(),
             policy_header: policy_header(policy, rule.algorithm),
@@ -116,6 +123,11 @@ impl Quota {
     /// Returns the value of `RateLimit-Policy`.
     pub(crate) fn policy_header(&self) -> &HeaderValue {
         &self.policy_header
+    }
+
+    /// Returns whether requests over the quota are rejected.
+    pub(crate) fn mode(&self) -> RateLimitMode {
+        self.mode
     }
 
     /// Returns the configured response to rejected requests.

@@ -9,6 +9,7 @@ use http::{HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
 use supervision::is_internal_name;
 
+use crate::features::rate_limit::shared::SharedQuotas;
 use crate::http::message::RequestHeaders;
 use crate::http::syntax::host_name;
 use crate::listener::cleartext::{Responder, StaticResponse};
@@ -126,6 +127,7 @@ fn status(gateway: &GatewayState) -> Value {
             "since": format_system_time(active.active_since),
             "paths": active.config.paths.len(),
         },
+        "quotas": gateway.shared_quotas.as_ref().map(|quotas| quota_store(quotas)),
         "requests_in_flight": gateway.metrics.in_flight.get(),
         "connections": gateway.metrics.connections.get(),
         "replicas": endpoints,
@@ -161,6 +163,23 @@ fn endpoints_of(group: &UpstreamGroup) -> Vec<Value> {
             })
         })
         .collect()
+}
+
+/// State of the store that gateways share their quotas through.
+fn quota_store(quotas: &SharedQuotas) -> Value {
+    let metrics = &quotas.metrics;
+    json!({
+        "store": if quotas.is_available() { "up" } else { "down" },
+        "gateways": quotas.gateways(),
+        "leases": metrics.leases.get(),
+        "commands": metrics.commands.get(),
+        "failed_commands": metrics.failed_commands.get(),
+        "units": {
+            "leased": metrics.leased_units.get(),
+            "returned": metrics.returned_units.get(),
+        },
+        "local_decisions": metrics.local_decisions.get(),
+    })
 }
 
 /// Patterns with the most requests, with quantiles of their durations.

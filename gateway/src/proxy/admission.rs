@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::features::rate_limit::QuotaDecision;
+use crate::config::{OnStoreFailure, RateLimitMode};
+use crate::features::rate_limit::shared::SharedQuotas;
+use crate::features::rate_limit::sharing::QuotaRequest;
+use crate::features::rate_limit::{Quota, QuotaDecision};
 use crate::http::downstream::Downstream;
 use crate::http::message::{Framing, RequestHeaders};
 use crate::path::strip_segments;
@@ -11,10 +14,15 @@ use crate::proxy::error_response::ErrorResponse;
 use crate::proxy::identification::identify;
 use crate::proxy::outcome::RequestOutcome;
 use crate::proxy::state::GatewayState;
+use crate::runtime::clock::Instant;
+use crate::telemetry::access_log::QuotaEffect;
 use crate::tls::handshake::Peer;
 
 /// Paths of an endpoint that are for operators only.
 const INTERNAL_PATHS: [&str; 4] = ["/ready", "/ready/", "/metrics", "/metrics/"];
+/// Time after which a client that was refused because there is no quota store should try again: the store is
+/// used again within a second of its return.
+const STORE_RETRY_AFTER_SECONDS: u64 = 1;
 
 /// Normalises the path, finds the route, identifies the user, and returns the delay before the request is
 /// forwarded.
@@ -37,16 +45,16 @@ pub(super) async fn admit(
         match identify(gateway, request, context, downstream).await {
             Ok(identity) => context.identity = identity,
             Err(outcome) => {
-                take_quota(gateway, request, context)?;
+                take_quota(gateway, request, context).await?;
                 return Err(outcome);
             }
         }
-        let delay = take_quota(gateway, request, context)?;
+        let delay = take_quota(gateway, request, context).await?;
         check_path(request, context)?;
         check_body_size(request, context)?;
         delay
     } else {
-        let delay = take_quota(gateway, request, context)?;
+        let delay = take_quota(gateway, request, context).await?;
         check_path(request, context)?;
         check_body_size(request, context)?;
         context.identity = identify(gateway, request, context, downstream).await?;
@@ -82,7 +90,7 @@ fn check_host(peer: &Peer, request: &RequestHeaders) -> Result<(), ErrorResponse
     }
 }
 
-fn take_quota(
+async fn take_quota(
     gateway: &GatewayState,
     request: &RequestHeaders,
     context: &mut RequestContext,
@@ -91,31 +99,95 @@ fn take_quota(
     let Some(quota) = &route.quota else {
         return Ok(Duration::ZERO);
     };
-    let decision = quota.take(
+    let decision = match &gateway.shared_quotas {
+        None => Some(decide_alone(gateway, quota, request, context)),
+        Some(shared) => decide_shared(gateway, shared, quota, request, context).await,
+    };
+    let metrics = &route.metrics;
+    let (status, effect, result) = match (decision, quota.mode()) {
+        (Some(QuotaDecision::Passed(status)), _)
+        | (Some(QuotaDecision::Delayed(status, _)), RateLimitMode::Observe) => {
+            metrics.quota_passed.inc();
+            (Some(status), QuotaEffect::None, Ok(Duration::ZERO))
+        }
+        (Some(QuotaDecision::Delayed(status, delay)), RateLimitMode::Enforce) => {
+            metrics.quota_delayed.inc();
+            (Some(status), QuotaEffect::None, Ok(delay))
+        }
+        (Some(QuotaDecision::Rejected(status, _)), RateLimitMode::Observe) => {
+            metrics.quota_would_reject.inc();
+            (Some(status), QuotaEffect::WouldRefuse, Ok(Duration::ZERO))
+        }
+        (Some(QuotaDecision::Rejected(status, retry_after)), RateLimitMode::Enforce) => {
+            metrics.quota_rejected.inc();
+            let response =
+                ErrorResponse::configured(quota.error_response()).with_retry_after(retry_after);
+            (Some(status), QuotaEffect::None, Err(response))
+        }
+        (None, RateLimitMode::Observe) => {
+            metrics.quota_unavailable.inc();
+            (None, QuotaEffect::None, Ok(Duration::ZERO))
+        }
+        (None, RateLimitMode::Enforce) => {
+            metrics.quota_unavailable.inc();
+            let response = ErrorResponse::service_unavailable(STORE_RETRY_AFTER_SECONDS);
+            (None, QuotaEffect::None, Err(response))
+        }
+    };
+    context.quota_status = status;
+    context.quota_effect = effect;
+    result
+}
+
+/// Decides by the counters of this process.
+fn decide_alone(
+    gateway: &GatewayState,
+    quota: &Quota,
+    request: &RequestHeaders,
+    context: &RequestContext,
+) -> QuotaDecision {
+    quota.take(
         &gateway.quotas,
         context.quota_sender(),
         request.target.path(),
         &request.headers,
         context.started,
-    );
-    let (status, result) = match decision {
-        QuotaDecision::Passed(status) => {
-            route.metrics.quota_passed.inc();
-            (status, Ok(Duration::ZERO))
-        }
-        QuotaDecision::Delayed(status, delay) => {
-            route.metrics.quota_delayed.inc();
-            (status, Ok(delay))
-        }
-        QuotaDecision::Rejected(status, retry_after) => {
-            route.metrics.quota_rejected.inc();
-            let response =
-                ErrorResponse::configured(quota.error_response()).with_retry_after(retry_after);
-            (status, Err(response))
-        }
+    )
+}
+
+/// Decides by what all gateways have counted. Returns `None` if that is unknown and the request is to be
+/// refused for it.
+async fn decide_shared(
+    gateway: &GatewayState,
+    shared: &SharedQuotas,
+    quota: &Quota,
+    request: &RequestHeaders,
+    context: &RequestContext,
+) -> Option<QuotaDecision> {
+    let settings = &context.active.config.quotas;
+    let parts = QuotaRequest {
+        sender: context.quota_sender(),
+        path: request.target.path(),
+        headers: &request.headers,
     };
-    context.quota_status = Some(status);
-    result
+    let decision = quota
+        .take_shared(&gateway.quotas, shared, parts, settings.timeout)
+        .await;
+    match (decision, settings.on_store_failure) {
+        (Some(decision), _) => Some(decision),
+        (None, OnStoreFailure::Refuse) => None,
+        (None, OnStoreFailure::CountLocally) => {
+            shared.metrics.local_decisions.inc();
+            let QuotaRequest {
+                sender,
+                path,
+                headers,
+            } = parts;
+            // The request may have waited for the store.
+            let now = Instant::now();
+            Some(quota.take(&gateway.quotas, sender, path, headers, now))
+        }
+    }
 }
 
 /// Rejects the paths that are for operators only, as the client sends them and as the endpoint receives them.

@@ -19,6 +19,7 @@ use crate::proxy::route::Route;
 use crate::proxy::state::{ActiveConfig, GatewayState};
 use crate::proxy::upload::Upload;
 use crate::runtime::clock::Instant;
+use crate::telemetry::access_log::QuotaEffect;
 use crate::telemetry::gauge_guard::GaugeGuard;
 use crate::telemetry::request_id::{REQUEST_ID, RequestId};
 use crate::tls::handshake::Peer;
@@ -40,6 +41,7 @@ pub(crate) struct RequestContext {
     /// `None` for an anonymous request, and on a path without `auth`.
     pub(crate) identity: Option<SharedIdentity>,
     pub(crate) quota_status: Option<QuotaStatus>,
+    pub(crate) quota_effect: QuotaEffect,
     pub(crate) deadline: Deadline,
     pub(crate) attempts: UpstreamAttempts,
     /// Response bytes that wait for the client to read them.
@@ -77,6 +79,7 @@ impl RequestContext {
             client,
             identity: None,
             quota_status: None,
+            quota_effect: QuotaEffect::None,
             deadline: Deadline::NONE,
             attempts: UpstreamAttempts::default(),
             response_buffer: ResponseBuffer::new(&gateway.response_budget, client.key()),

@@ -10,7 +10,7 @@ use crate::http::message::RequestHeaders;
 use crate::proxy::context::RequestContext;
 use crate::proxy::state::GatewayState;
 use crate::runtime::clock::Instant;
-use crate::telemetry::access_log::{AccessLogEntry, Termination};
+use crate::telemetry::access_log::{AccessLogEntry, QuotaEffect, Termination};
 use crate::telemetry::request_id::RequestId;
 use crate::tls::handshake::Peer;
 
@@ -64,6 +64,7 @@ pub(super) fn record(
         status,
         bytes: downstream.sent_body_bytes(),
         termination,
+        quota: context.quota_effect,
         duration,
         attempts: context.attempts.count,
         upstream: context.attempts.last_endpoint,
@@ -103,6 +104,7 @@ pub(super) fn record_unparsed(
         status,
         bytes,
         termination: Termination::Complete,
+        quota: QuotaEffect::None,
         duration: Instant::now().since(started),
         attempts: 0,
         upstream: None,

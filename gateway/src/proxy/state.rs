@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::config::{Certificate, Config, Limits};
 use crate::features::rate_limit::QuotaStore;
+use crate::features::rate_limit::shared::SharedQuotas;
 use crate::identity::Authenticator;
 use crate::proxy::client_limits::ClientLimits;
 use crate::proxy::response_budget::ResponseBudget;
@@ -39,6 +40,8 @@ pub(crate) struct GatewayState {
     active: ArcSwap<ActiveConfig>,
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) quotas: QuotaStore,
+    /// Leases of quotas, if gateways share them.
+    pub(crate) shared_quotas: Option<Arc<SharedQuotas>>,
     pub(crate) response_budget: Arc<ResponseBudget>,
     pub(crate) client_limits: ClientLimits,
     pub(crate) metrics: Arc<Metrics>,
@@ -68,6 +71,9 @@ impl GatewayState {
         let upstreams = Upstreams::new(&config, &metrics, None)?;
         let routes = Routes::new(&config, &upstreams, &quotas, &metrics, None)?;
         let authenticator = authenticator(&config, &metrics, None);
+        let has_quota_store = config.quotas.store.is_some();
+        let shared_quotas =
+            has_quota_store.then(|| Arc::new(SharedQuotas::new(metrics.quota_store())));
         let started = SystemTime::now();
         metrics.set_active_since(unix_seconds(started));
         Ok(Self {
@@ -80,6 +86,7 @@ impl GatewayState {
             }),
             certificates: Arc::new(certificates),
             quotas,
+            shared_quotas,
             response_budget: Arc::new(ResponseBudget::new(&metrics.buffered_response_bytes)),
             client_limits: ClientLimits::new(&metrics),
             metrics,
@@ -153,8 +160,12 @@ impl GatewayState {
         Ok(())
     }
 
-    /// Makes health endpoints report the shutdown, so that load balancers send no new connections.
+    /// Makes health endpoints report the shutdown, so that load balancers send no new connections, and gives
+    /// leases of quotas to other gateways.
     pub(crate) fn begin_shutdown(&self) {
+        if let Some(quotas) = &self.shared_quotas {
+            quotas.begin_drain();
+        }
         self.shutting_down.store(true, Ordering::Relaxed);
     }
 

@@ -332,6 +332,10 @@ fn warn_about_fixed_settings(active: &Config, requested: &Config) {
     for (key, is_same) in [
         ("premier.listen", active.listen == requested.listen),
         ("premier.keyspace", active.keyspace == requested.keyspace),
+        (
+            "premier.quotas.store",
+            active.quotas.store == requested.quotas.store,
+        ),
     ] {
         if !is_same {
             tracing::warn!(key, "changed setting takes effect after a restart");

@@ -9,6 +9,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::proxy::state::GatewayState;
 use crate::runtime::signals::ShutdownSignals;
+use crate::server::quota_leases::return_leases;
 
 /// Longest time that requests in flight may take after the shutdown began.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -45,6 +46,9 @@ pub(super) fn run(server: Server, signals: ShutdownSignals, gateway: &GatewaySta
         }
     }
     drain(gateway);
+    if let Some(quotas) = &gateway.shared_quotas {
+        return_leases(quotas);
+    }
     Ok(())
 }
 

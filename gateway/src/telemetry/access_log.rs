@@ -34,6 +34,14 @@ impl Termination {
     }
 }
 
+/// Effect of a quota that the status does not show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum QuotaEffect {
+    None,
+    /// The request was over a quota that is only observed.
+    WouldRefuse,
+}
+
 /// Line of the access log.
 #[derive(Debug)]
 pub(crate) struct AccessLogEntry<'r> {
@@ -50,6 +58,7 @@ pub(crate) struct AccessLogEntry<'r> {
     /// Bytes of the response body.
     pub(crate) bytes: u64,
     pub(crate) termination: Termination,
+    pub(crate) quota: QuotaEffect,
     pub(crate) duration: Duration,
     /// Upstream attempts.
     pub(crate) attempts: u32,
@@ -121,6 +130,9 @@ fn put_json(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
         line.put_slice(termination);
         line.put_u8(b'"');
     }
+    if entry.quota == QuotaEffect::WouldRefuse {
+        line.put_slice(br#","quota":"would_refuse""#);
+    }
     line.put_slice(br#","seconds":"#);
     text::put_seconds(line, entry.duration);
     if let Some(upstream) = entry.upstream {
@@ -154,6 +166,9 @@ fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
     if let Some(termination) = entry.termination.name() {
         line.put_slice(b" termination=");
         line.put_slice(termination);
+    }
+    if entry.quota == QuotaEffect::WouldRefuse {
+        line.put_slice(b" quota=would_refuse");
     }
     if let Some(client) = entry.client {
         line.put_slice(b" client=");

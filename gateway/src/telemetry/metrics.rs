@@ -70,6 +70,10 @@ pub(crate) struct RouteMetrics {
     pub(crate) quota_passed: IntCounter,
     pub(crate) quota_delayed: IntCounter,
     pub(crate) quota_rejected: IntCounter,
+    /// Requests over a quota that is only observed.
+    pub(crate) quota_would_reject: IntCounter,
+    /// Requests that got 503 because the store of quotas could not be used.
+    pub(crate) quota_unavailable: IntCounter,
     pub(crate) slow: IntCounter,
     pub(crate) retries: IntCounter,
 }
@@ -98,6 +102,19 @@ pub(crate) struct IdentityMetrics {
     pub(crate) key_fetches_success: IntCounter,
     pub(crate) key_fetches_failure: IntCounter,
     pub(crate) keys_fetched_timestamp: IntGauge,
+}
+
+/// Metrics of the store that gateways share their quotas through.
+#[derive(Debug, Clone)]
+pub(crate) struct QuotaStoreMetrics {
+    pub(crate) up: IntGauge,
+    pub(crate) leases: IntGauge,
+    pub(crate) commands: IntCounter,
+    pub(crate) failed_commands: IntCounter,
+    pub(crate) leased_units: IntCounter,
+    pub(crate) returned_units: IntCounter,
+    /// Decisions of this gateway alone, because the store could not be used.
+    pub(crate) local_decisions: IntCounter,
 }
 
 /// Metrics of one endpoint.
@@ -212,6 +229,34 @@ impl Registrar<'_> {
         }
     }
 
+    fn quota_store(&self) -> QuotaStoreMetrics {
+        let commands = self.counters(
+            "quota_store_commands_total",
+            "Commands sent to the quota store, by outcome; a heartbeat is none.",
+            &["outcome"],
+        );
+        let units = self.counters(
+            "quota_leased_units_total",
+            "Units of quotas that were leased from the quota store, and returned to it.",
+            &["direction"],
+        );
+        QuotaStoreMetrics {
+            up: self.gauge(
+                "quota_store_up",
+                "1 if quotas are shared through the quota store; 0 while each gateway counts alone.",
+            ),
+            leases: self.gauge("quota_leases", "Keys of quotas that this gateway has a lease or a refusal of."),
+            commands: commands.with_label_values(&["ok"]),
+            failed_commands: commands.with_label_values(&["failed"]),
+            leased_units: units.with_label_values(&["leased"]),
+            returned_units: units.with_label_values(&["returned"]),
+            local_decisions: self.counter(
+                "quota_local_decisions_total",
+                "Quota decisions of this gateway alone because the quota store could not be used.",
+            ),
+        }
+    }
+
     fn set_build_info(&self) {
         self.gauges(
             "build_info",
@@ -265,7 +310,7 @@ impl Metrics {
             ),
             quota_decisions: registrar.counters(
                 "quota_decisions_total",
-                "Quota decisions: passed, delayed or refused.",
+                "Quota decisions: passed, delayed, refused, would_refuse (over a quota that is only observed) or unavailable (503: no quota store).",
                 &["pattern", "decision"],
             ),
             slow: registrar.counters(
@@ -349,6 +394,11 @@ impl Metrics {
         }
     }
 
+    /// Creates the metrics of the quota store. A gateway without one does not expose them.
+    pub(crate) fn quota_store(&self) -> QuotaStoreMetrics {
+        Registrar(&self.registry).quota_store()
+    }
+
     /// Exposes a metric that another part owns.
     pub(crate) fn register(&self, metric: Box<dyn Collector>) {
         let registered = self.registry.register(metric);
@@ -371,6 +421,8 @@ impl Metrics {
             quota_passed: quota_decision("passed"),
             quota_delayed: quota_decision("delayed"),
             quota_rejected: quota_decision("refused"),
+            quota_would_reject: quota_decision("would_refuse"),
+            quota_unavailable: quota_decision("unavailable"),
             slow: self.slow.with_label_values(&[pattern]),
             retries: self.retries.with_label_values(&[pattern]),
         });
@@ -388,7 +440,13 @@ impl Metrics {
                         let _ = self.requests.remove_label_values(&[pattern, method, class]);
                     }
                 }
-                for decision in ["passed", "delayed", "refused"] {
+                for decision in [
+                    "passed",
+                    "delayed",
+                    "refused",
+                    "would_refuse",
+                    "unavailable",
+                ] {
                     let _ = self
                         .quota_decisions
                         .remove_label_values(&[pattern, decision]);

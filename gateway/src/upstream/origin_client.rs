@@ -226,7 +226,8 @@ impl OriginClient {
         while let Some(mut connection) = self.take_idle(address) {
             match self.exchange(address, &mut connection, headers).await {
                 // The server may have closed the idle connection meanwhile.
-                Err(OriginError::Exchange { .. }) if connection.may_have_been_stale(Instant::now()) => {}
+                Err(OriginError::Exchange { .. })
+                    if connection.may_have_been_stale(Instant::now()) => {}
                 result => return self.finish(address, connection, result),
             }
         }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::runtime::clock::Instant;
+use crate::config::RateLimitSettings;
+use crate::runtime::clock::{Instant, nanoseconds};
 
 /// State of one quota for one key. The state of a new key is all zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,6 +77,14 @@ pub(super) struct QuotaPolicy {
 }
 
 impl QuotaPolicy {
+    pub(super) fn of(rule: &RateLimitSettings) -> Self {
+        Self {
+            quota: rule.quota.get(),
+            window_ns: nanoseconds(rule.duration),
+            bucket_size: rule.bucket_size.get(),
+        }
+    }
+
     /// Returns the emission interval of the generic cell rate algorithm: nanoseconds between two
     /// requests at the permitted rate. Rounded up: at most `quota` requests pass in a window.
     pub(super) fn emission_interval_ns(self) -> u64 {

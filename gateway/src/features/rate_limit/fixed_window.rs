@@ -32,6 +32,18 @@ pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) ->
     }
 }
 
+/// Counts a request that passed in a window that ends at `window_end`. Returns the expiry of the state.
+pub(super) fn record(state: &mut QuotaState, window_end: Instant, now: Instant) -> Instant {
+    if state.time <= now.0 {
+        *state = QuotaState {
+            time: window_end.0,
+            ..QuotaState::default()
+        };
+    }
+    state.counters[0] = state.counters[0].saturating_add(1);
+    Instant(state.time)
+}
+
 /// Returns the state in which `count` requests have passed at once, and its expiry.
 pub(super) fn state_after(count: u32, policy: QuotaPolicy, now: Instant) -> (QuotaState, Instant) {
     let mut state = QuotaState {

@@ -37,6 +37,16 @@ pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) ->
     }
 }
 
+/// Counts a request that passed. Returns the expiry of the state.
+pub(super) fn record(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) -> Instant {
+    let slot_ns = slot_length_ns(policy);
+    let current = now.0 / slot_ns;
+    advance(state, current);
+    let counter = &mut state.counters[index(current)];
+    *counter = counter.saturating_add(1);
+    slot_expiry(current, slot_ns)
+}
+
 /// Returns the state in which `count` requests have passed at once, and its expiry.
 pub(super) fn state_after(count: u32, policy: QuotaPolicy, now: Instant) -> (QuotaState, Instant) {
     let slot_ns = slot_length_ns(policy);

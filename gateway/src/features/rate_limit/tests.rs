@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::features::rate_limit::algorithm::COUNTERS_PER_STATE;
+use crate::runtime::clock::nanoseconds;
 
 const SECOND_NS: u64 = 1_000_000_000;
 

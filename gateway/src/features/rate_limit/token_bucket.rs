@@ -27,6 +27,16 @@ pub(super) fn take(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) ->
     }
 }
 
+/// Counts a request that passed. Returns the expiry of the state.
+pub(super) fn record(state: &mut QuotaState, policy: QuotaPolicy, now: Instant) -> Instant {
+    let full_at = state
+        .time
+        .max(now.0)
+        .saturating_add(policy.emission_interval_ns());
+    state.time = full_at.min(now.0.saturating_add(policy.drain_time_ns()));
+    Instant(state.time)
+}
+
 /// Returns the state in which `count` requests have passed at once, and its expiry.
 pub(super) fn state_after(count: u32, policy: QuotaPolicy, now: Instant) -> (QuotaState, Instant) {
     let taken = policy

@@ -1,0 +1,37 @@
+//! Parsing of `quotas`: the store that gateways share their quotas through.
+
+use std::time::Duration;
+
+use crate::config::model::{OnStoreFailure, QuotaStoreSettings};
+use crate::config::node::{Mapping, Node};
+use crate::config::store_url::StoreUrl;
+
+/// Parses `quotas`.
+pub(super) fn parse_quotas(premier: &mut Mapping<'_, '_>) -> Option<QuotaStoreSettings> {
+    const FAILURE_MODES: [(&str, OnStoreFailure); 2] = [
+        ("local", OnStoreFailure::CountLocally),
+        ("refuse", OnStoreFailure::Refuse),
+    ];
+    let default = QuotaStoreSettings {
+        store: None,
+        on_store_failure: OnStoreFailure::CountLocally,
+        timeout: Duration::from_millis(50),
+    };
+    let Some(mut mapping) = premier.mapping("quotas").ok()? else {
+        return Some(default);
+    };
+    let store = mapping
+        .get("store")
+        .filter(|value| !value.is_empty())
+        .map_or(Some(None), |value| value.parse(StoreUrl::parse).map(Some));
+    let on_store_failure = mapping.get_or("on_store_failure", default.on_store_failure, |value| {
+        value.one_of(&FAILURE_MODES)
+    });
+    let timeout = mapping.get_or("timeout", default.timeout, Node::positive_duration);
+    mapping.reject_unknown_keys();
+    Some(QuotaStoreSettings {
+        store: store?,
+        on_store_failure: on_store_failure?,
+        timeout: timeout?,
+    })
+}

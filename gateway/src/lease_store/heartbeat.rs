@@ -1,0 +1,107 @@
+//! Heartbeat: registers this gateway, and decides whether the store can be used.
+//!
+//! It writes, so that a store that is a replica, is out of memory or cannot persist is not used.
+
+use std::time::Duration;
+
+use fred::error::{Error as RedisError, ErrorKind};
+use fred::interfaces::EventInterface;
+use fred::types::config::Server;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::TryRecvError;
+use tokio::time::{sleep, timeout};
+
+use super::connection::Connection;
+use super::scripts::HEARTBEAT;
+use crate::features::rate_limit::shared::{HashKey, SharedQuotas};
+
+const INTERVAL: Duration = Duration::from_millis(250);
+/// Longest time for which the store may not respond to a heartbeat.
+const TIMEOUT: Duration = Duration::from_millis(500);
+/// Time without a heartbeat after which a gateway does not count any more.
+const LIFETIME: Duration = Duration::from_secs(2);
+
+/// Heartbeat of this gateway.
+#[derive(Debug)]
+pub(super) struct Heartbeat<'s> {
+    pub(super) quotas: &'s SharedQuotas,
+    pub(super) connection: &'s Connection,
+    pub(super) keyspace: &'s str,
+}
+
+impl Heartbeat<'_> {
+    /// Sends heartbeats without end. `ready` is dropped after the first one.
+    pub(super) async fn run<T>(&self, ready: T) {
+        let mut ready = Some(ready);
+        let mut connection_errors = self.connection.client.error_rx();
+        let id = format!("{:016x}", fastrand::u64(..));
+        loop {
+            let outcome = match timeout(TIMEOUT, self.send(&id)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(RedisError::new(
+                    ErrorKind::Timeout,
+                    "no response to a heartbeat",
+                )),
+            };
+            drop(ready.take());
+            match outcome {
+                Ok((key, gateways)) => {
+                    if self.quotas.record_heartbeat(key, gateways) {
+                        tracing::info!(gateways, "quota store is available: quotas are shared");
+                    }
+                }
+                Err(error) => {
+                    let cause = last_error(&mut connection_errors).unwrap_or_else(|| error.clone());
+                    self.record_failure(&cause);
+                    if *error.kind() == ErrorKind::Timeout || error.details().contains("READONLY") {
+                        self.connection.replace().await;
+                    }
+                }
+            }
+            sleep(INTERVAL).await;
+        }
+    }
+
+    async fn send(&self, id: &str) -> Result<(HashKey, u32), RedisError> {
+        let keys = vec![format!("{}:quota-gateways", self.keyspace)];
+        let arguments = vec![
+            id.to_owned(),
+            self.quotas.proposed_hash_key().to_hex(),
+            LIFETIME.as_micros().to_string(),
+        ];
+        let (key, gateways): (String, u32) = HEARTBEAT
+            .evalsha_with_reload(&self.connection.client, keys, arguments)
+            .await?;
+        let key = HashKey::from_hex(&key).ok_or_else(|| {
+            RedisError::new(
+                ErrorKind::Parse,
+                "the field `key` of the key :quota-gateways is no key: delete that key",
+            )
+        })?;
+        Ok((key, gateways))
+    }
+
+    fn record_failure(&self, error: &RedisError) {
+        if self.quotas.record_failure() {
+            tracing::error!(
+                %error,
+                "quota store is unavailable: premier.quotas.on_store_failure applies"
+            );
+        } else {
+            tracing::debug!(%error, "quota store is unavailable");
+        }
+    }
+}
+
+/// Returns the last error of the connection, if there is a new one. A command that waits for a connection
+/// only times out.
+fn last_error(errors: &mut Receiver<(RedisError, Option<Server>)>) -> Option<RedisError> {
+    let mut last = None;
+    loop {
+        match errors.try_recv() {
+            Ok((error, _)) => last = Some(error),
+            Err(TryRecvError::Lagged(_)) => {}
+            Err(TryRecvError::Empty | TryRecvError::Closed) => return last,
+        }
+    }
+}

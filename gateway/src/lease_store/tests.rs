@@ -1,0 +1,196 @@
+//! Agreement of the scripts with the model that the protocol is tested against, on a real server.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::interfaces::{ClientLike, KeysInterface};
+use fred::types::{Builder, Value};
+
+use super::scripts::{self, CommandArguments, Reply};
+use crate::config::{Config, Environment, RateLimitAlgorithm};
+use crate::features::rate_limit::shared::store_model::{ModelCommand, ModelReply, ModelStore};
+use crate::features::rate_limit::shared::{GiveBack, LeaseIdentity, LeaseTerms};
+
+/// Server of one test.
+struct RedisServer {
+    process: Child,
+    url: String,
+}
+
+impl RedisServer {
+    fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let process = Command::new("redis-server")
+            .args(["--port", &address.port().to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", ""])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("Redis is installed");
+        let server = Self {
+            process,
+            url: format!("redis://{address}"),
+        };
+        while TcpStream::connect(address).is_err() {
+            std::thread::yield_now();
+        }
+        server
+    }
+
+    async fn connect(&self) -> Client {
+        let config = fred::types::config::Config::from_url(&self.url).unwrap();
+        let client = Builder::from_config(config).build().unwrap();
+        client.init().await.unwrap();
+        client
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn to_model(reply: Reply) -> ModelReply {
+    ModelReply {
+        granted: reply.granted,
+        remaining: reply.remaining,
+        valid: reply.valid,
+        retry_after: reply.retry_after,
+        reset: reply.reset,
+        identity: reply.identity,
+        first_departure_ns: reply.first_departure_ns,
+    }
+}
+
+/// Runs commands of random content on one key by the script and by the model.
+async fn compare(client: &Client, key: &str, terms: LeaseTerms, commands: u32) {
+    let mut random = fastrand::Rng::with_seed(u64::from(commands) ^ terms.period());
+    let mut model = ModelStore::default();
+    let mut leases: Vec<GiveBack> = Vec::new();
+    for number in 0..commands {
+        let give_back = random.bool().then(|| {
+            let index = random.usize(..leases.len().max(1));
+            (index < leases.len()).then(|| leases.swap_remove(index))
+        });
+        let give_back = give_back.flatten();
+        let arguments = CommandArguments {
+            terms,
+            gateways: random.u32(1..4),
+            need: random.u32(0..3),
+            want: random.u32(0..40),
+            returned: give_back.map_or(0, |one| one.units),
+            identity: give_back.map_or_else(LeaseIdentity::default, |one| one.identity),
+        };
+        let value: Value = scripts::of(terms)
+            .evalsha_with_reload(client, vec![key.to_owned()], arguments.to_values())
+            .await
+            .unwrap();
+        let reply = Reply::parse(value).unwrap();
+        let command = ModelCommand {
+            terms,
+            gateways: arguments.gateways,
+            need: arguments.need,
+            want: arguments.want,
+            give_back,
+        };
+        let expected = model.execute(reply.now, &command);
+        let mut actual = to_model(reply);
+        if actual.identity.incarnation == reply.now || actual.identity.incarnation == 0 {
+            // The key may have expired, which has no other effect than that the state is another one.
+            actual.identity.incarnation = expected.identity.incarnation;
+            if terms.algorithm != RateLimitAlgorithm::FixedWindow && actual.granted > 0 {
+                model.incarnation = Some(reply.identity.incarnation);
+            }
+        }
+        assert_eq!(
+            actual, expected,
+            "command {number} of {terms:?}: {command:?}"
+        );
+        if reply.granted > 0 {
+            leases.push(GiveBack {
+                units: random.u32(1..=u32::try_from(reply.granted).unwrap()),
+                identity: reply.identity,
+            });
+        }
+        if random.u8(..) < 20 {
+            tokio::time::sleep(Duration::from_millis(random.u64(1..30))).await;
+        }
+    }
+}
+
+fn terms(algorithm: &str, quota: u32, seconds: f64, bucket_size: u32) -> LeaseTerms {
+    let yaml = format!(
+        "premier: {{default_features: {{rate_limit: {{quota: {quota}, duration: {seconds}, \
+         algorithm: {algorithm}, bucket_size: {bucket_size}}}}}}}"
+    );
+    let config = Config::parse("gateway.yml".as_ref(), &yaml, &Environment::for_tests()).unwrap();
+    LeaseTerms::of(config.default_features.rate_limit.as_ref().unwrap())
+}
+
+#[tokio::test]
+async fn the_scripts_do_what_their_model_does() {
+    let server = RedisServer::start();
+    let client = server.connect().await;
+    for (number, (algorithm, quota, seconds, bucket_size)) in [
+        ("fixed_window", 50, 0.06, 1),
+        ("fixed_window", 1000, 3600.0, 1),
+        ("sliding_window", 50, 0.2, 1),
+        ("sliding_window", 3, 0.05, 1),
+        ("sliding_window", 1000, 3600.0, 1),
+        ("token_bucket", 200, 0.1, 20),
+        ("token_bucket", 10, 1.0, 40),
+        ("token_bucket", 1000, 3600.0, 1000),
+        ("token_bucket", 3_000_000, 1.0, 500),
+        ("leaky_bucket", 200, 0.1, 20),
+        ("leaky_bucket", 7, 3600.0, 100),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let key = format!("test:quota:{number}");
+        compare(
+            &client,
+            &key,
+            terms(algorithm, quota, seconds, bucket_size),
+            600,
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn keys_expire() {
+    let server = RedisServer::start();
+    let client = server.connect().await;
+    for algorithm in [
+        "fixed_window",
+        "sliding_window",
+        "token_bucket",
+        "leaky_bucket",
+    ] {
+        let terms = terms(algorithm, 5, 10.0, 5);
+        let key = format!("test:{algorithm}");
+        let arguments = CommandArguments {
+            terms,
+            gateways: 1,
+            need: 5,
+            want: 0,
+            returned: 0,
+            identity: LeaseIdentity::default(),
+        };
+        let _: Value = scripts::of(terms)
+            .evalsha_with_reload(&client, vec![key.clone()], arguments.to_values())
+            .await
+            .unwrap();
+        let lifetime: i64 = client.pttl(&key).await.unwrap();
+        assert!(
+            (9_000..12_000).contains(&lifetime),
+            "{algorithm}: {lifetime} ms"
+        );
+    }
+}
