@@ -10,8 +10,10 @@ use tempfile::TempDir;
 
 use crate::address;
 use crate::certificate::Certificate;
+use crate::clock::Clock;
 use crate::command::bound_command;
 use crate::process::Process;
+use crate::settings::Settings;
 
 /// A Redis server in a folder of its own, on an unused loopback address.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct RedisServer {
     folder: TempDir,
     /// Certificate for TLS, without which connections are in cleartext.
     certificate: Option<Certificate>,
+    /// Further environment variables.
+    environment: Settings,
     pub address: SocketAddr,
 }
 
@@ -33,6 +37,7 @@ impl RedisServer {
             process: None,
             folder: tempfile::Builder::new().prefix("redis-").tempdir()?,
             certificate: None,
+            environment: Settings::new(),
             address: address::unused_loopback(),
         };
         server.start_again()?;
@@ -49,6 +54,16 @@ impl RedisServer {
         self.start_again()
     }
 
+    /// Restarts the server with a clock of its own.
+    ///
+    /// # Errors
+    /// Returns an error if libfaketime is not installed or Redis does not start.
+    pub fn use_clock(&mut self, clock: &Clock) -> Result<()> {
+        self.kill();
+        self.environment = clock.environment()?;
+        self.start_again()
+    }
+
     /// Starts the server again after [`RedisServer::kill`], on the same data and address.
     ///
     /// # Errors
@@ -60,7 +75,8 @@ impl RedisServer {
             .arg(self.folder.path())
             .args(["--bind", &self.address.ip().to_string()])
             .args(["--save", ""])
-            .args(["--appendonly", "yes", "--appendfsync", "always"]);
+            .args(["--appendonly", "yes", "--appendfsync", "always"])
+            .envs(self.environment.iter().cloned());
         let port = self.address.port().to_string();
         match &self.certificate {
             None => command.args(["--port", &port]),
