@@ -2,18 +2,20 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tests::certificate::Certificate;
 use tests::client::{Client, HOST, Protocol};
 
 use crate::docker::{self, Docker};
 use crate::engine::Engine;
+use crate::images;
+use crate::small_disk::Store;
 use crate::wait::until;
 
 /// Name of the Compose project and of the stack.
@@ -22,37 +24,28 @@ const HTTPS_PORT: u16 = 18_443;
 const HTTP_PORT: u16 = 18_080;
 /// Addresses of this machine. Docker forwards connections to them in different ways: by its proxy, and by
 /// the kernel's address translation.
-const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
+pub(crate) const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
 const PUBLIC: [u8; 4] = [192, 0, 2, 1];
 /// User without privileges.
 const NOBODY: &str = "65534";
 /// Longest wait for Docker to start a container again: the back-off is at most a minute.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(90);
-
-/// Images that the deployment runs, of the two versions of each program.
-const IMAGES: [&str; 6] = [
-    "gateway:e2e-1",
-    "gateway:e2e-2",
-    "auth-api:e2e-1",
-    "auth-api:e2e-2",
-    "postgres:15-bookworm",
-    REDIS_IMAGE,
-];
-const REDIS_IMAGE: &str = "redis:7-bookworm";
-/// Size of the disk of Redis, of which the whole test needs a fraction.
-const REDIS_DISK_SIZE: &str = "32m";
+/// Longest time for a script to reach the point at which it is killed.
+const SCRIPT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Files that an operator copies to the host.
-const FILES: [&str; 11] = [
+const FILES: [&str; 13] = [
     "compose.prod.yml",
     ".prod.env.example",
     "gateway.yml",
     "docker/prepare.sh",
     "docker/compose",
     "docker/containers.sh",
+    "docker/monitoring/alertmanager.yml",
     "docker/pull-image.sh",
     "docker/roll-auth-api.sh",
     "docker/self-signed-certificate.sh",
+    "docker/stack",
     "docker/upgrade-gateway.sh",
     "docker/wait-until-ready.sh",
 ];
@@ -82,43 +75,23 @@ impl Service {
 /// A deployment with ports and a certificate of its own. Its mounts end with the namespace of the test.
 pub(crate) struct Deployment {
     pub(crate) engine: Engine,
-    folder: TempDir,
+    folder: PathBuf,
     certificate: Certificate,
 }
 
 impl Deployment {
-    /// Builds two versions of each image and prepares the deployment's files, without starting it.
-    /// The daemon keeps its files in `engine_folder`.
-    pub(crate) fn prepare(root: &Path, engine_folder: &Path) -> Result<Self> {
-        for program in ["gateway", "auth-api"] {
-            for version in [1, 2] {
-                let (tag, label) = (format!("{program}:e2e-{version}"), format!("e2e={version}"));
-                let dockerfile = "docker/Dockerfile";
-                Docker::of_machine().build_image(root, dockerfile, program, &tag, &label)?;
-            }
-        }
-        let engine = Engine::start(engine_folder)?;
-        for image in IMAGES {
-            engine.load_image(image)?;
-        }
-        let dockerfile = "tests/src/bin/e2e/broken.Dockerfile";
-        for target in ["auth-api-absent", "auth-api-exits", "gateway-exits"] {
-            let tag = format!("{target}:e2e");
-            let docker = engine.docker();
-            docker.build_image(root, dockerfile, target, &tag, "e2e=broken")?;
-        }
-
-        let folder = tempfile::Builder::new().prefix("e2e-").tempdir()?;
-        fs::create_dir(folder.path().join("docker"))?;
+    /// Prepares the deployment's files in `folder`, which it creates, without starting it.
+    pub(crate) fn prepare(root: &Path, folder: PathBuf, engine: Engine) -> Result<Self> {
+        fs::create_dir_all(folder.join("docker/monitoring"))?;
         for file in FILES {
-            fs::copy(root.join(file), folder.path().join(file))
+            fs::copy(root.join(file), folder.join(file))
                 .with_context(|| format!("copying {file}"))?;
         }
-        let ssl_folder = folder.path().join("ssl");
+        let ssl_folder = folder.join("ssl");
         fs::create_dir(&ssl_folder)?;
         let certificate = Certificate::generate(&ssl_folder, "cert", &[HOST, "127.0.0.1"])?;
         fs::rename(&certificate.key_file, ssl_folder.join("key.pem"))?;
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
         let deployment = Self {
             engine,
             folder,
@@ -126,12 +99,14 @@ impl Deployment {
         };
         deployment.run_script("docker/prepare.sh")?;
         deployment.raise_quota()?;
-        deployment.create_redis_disk()?;
+        for store in Store::ALL {
+            store.create_disk(&deployment.folder, &deployment.docker())?;
+        }
         for (name, value) in [
             ("HTTPS_PORT", HTTPS_PORT.to_string()),
             ("HTTP_PORT", HTTP_PORT.to_string()),
-            ("GATEWAY_IMAGE", "gateway:e2e-1".to_owned()),
-            ("AUTH_API_IMAGE", "auth-api:e2e-1".to_owned()),
+            ("GATEWAY_IMAGE", images::tag("gateway", 1)),
+            ("AUTH_API_IMAGE", images::tag("auth-api", 1)),
             // Hashes at the full cost would keep a small machine busy, and logins would be shed.
             ("BCRYPT_COST", "8".to_owned()),
         ] {
@@ -140,39 +115,9 @@ impl Deployment {
         Ok(deployment)
     }
 
-    /// Puts the volume of Redis on a small disk, which can be filled. It is mounted outside of the folder of
-    /// the Docker daemon, which unmounts what is in its own when it stops.
-    fn create_redis_disk(&self) -> Result<()> {
-        let folder = self.redis_disk();
-        fs::create_dir(&folder)?;
-        let arguments = [
-            "run",
-            "--rm",
-            REDIS_IMAGE,
-            "stat",
-            "--format",
-            "uid=%u,gid=%g",
-            "/data",
-        ];
-        let owner = self.docker().output(&arguments)?;
-        let options = format!("size={REDIS_DISK_SIZE},{owner}");
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
-        docker::output(command.arg(&folder))?;
-
-        let file = self.path("compose.prod.yml");
-        let compose = fs::read_to_string(&file)?;
-        let (before, after) = compose
-            .split_once("\n  redis_data:\n")
-            .context("compose.prod.yml has no volume redis_data")?;
-        let options = format!("{{type: none, o: bind, device: {}}}", folder.display());
-        let volume = format!("\n  redis_data:\n    driver_opts: {options}\n");
-        Ok(fs::write(&file, format!("{before}{volume}{after}"))?)
-    }
-
-    /// Returns the folder of the disk of Redis.
-    pub(crate) fn redis_disk(&self) -> PathBuf {
-        self.path("redis-disk")
+    /// Returns the folder of the disk of a store.
+    pub(crate) fn disk(&self, store: Store) -> PathBuf {
+        store.disk(&self.folder)
     }
 
     /// Raises the quota of a client: the whole load comes from two addresses.
@@ -189,7 +134,7 @@ impl Deployment {
     }
 
     pub(crate) fn path(&self, file: &str) -> PathBuf {
-        self.folder.path().join(file)
+        self.folder.join(file)
     }
 
     /// Sets a variable in `.prod.env`.
@@ -238,7 +183,7 @@ impl Deployment {
         self.docker().select(&mut command);
         command
             .env("COMPOSE_PROJECT_NAME", PROJECT)
-            .current_dir(self.folder.path())
+            .current_dir(&self.folder)
             .stdin(Stdio::null());
         command
     }
@@ -248,13 +193,39 @@ impl Deployment {
         Ok(())
     }
 
-    /// Runs commands of a shell.
-    pub(crate) fn run_shell(&self, commands: &str) -> Result<()> {
+    /// Runs commands of a shell and returns what they print.
+    pub(crate) fn run_shell(&self, commands: &str) -> Result<String> {
         docker::output(
             self.command("bash")
                 .args(["-euo", "pipefail", "-c", commands]),
-        )?;
-        Ok(())
+        )
+    }
+
+    /// Starts a script, and kills it and the commands that it runs as soon as `condition` holds.
+    pub(crate) fn kill_script(
+        &self,
+        script: &str,
+        mut condition: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
+        let mut command = self.command(script);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.process_group(0).spawn()?;
+        let group = Pid::from_child(&child);
+        let reached = until(
+            "the point at which a script is killed",
+            SCRIPT_TIMEOUT,
+            || {
+                ensure!(
+                    child.try_wait()?.is_none(),
+                    "{script} ended before it was killed"
+                );
+                condition()
+            },
+        );
+        let killed = kill_process_group(group, Signal::KILL);
+        child.wait()?;
+        reached?;
+        Ok(killed?)
     }
 
     /// Runs a script that has to fail and name the reason.
@@ -313,13 +284,27 @@ impl Deployment {
         self.containers(service)?.iter().map(image).collect()
     }
 
+    /// Returns the image's id of each of a service's containers.
+    pub(crate) fn image_ids(&self, service: Service) -> Result<Vec<String>> {
+        let docker = self.docker();
+        let image = |id: &String| docker.inspect(id, "{{.Image}}");
+        self.containers(service)?.iter().map(image).collect()
+    }
+
+    /// Returns true if the program in a container can serve requests.
+    pub(crate) fn is_ready(&self, container: &str, program: &str) -> bool {
+        let program = format!("/usr/local/bin/{program}");
+        let check = ["exec", container, &program, "healthcheck", "--ready"];
+        self.docker().output(&check).is_ok()
+    }
+
     /// Sends a signal to the main process of a container, which simulates a crash: Docker restarts it.
     pub(crate) fn signal(&self, container: &str, signal: Signal) -> Result<()> {
         Ok(kill_process(self.main_process(container)?, signal)?)
     }
 
     /// Waits until a container runs, and returns its main process.
-    fn main_process(&self, container: &str) -> Result<Pid> {
+    pub(crate) fn main_process(&self, container: &str) -> Result<Pid> {
         let (docker, mut process) = (self.docker(), None);
         until("a container to run", RESTART_TIMEOUT, || {
             let pid = docker.inspect(container, "{{.State.Pid}}")?.parse()?;

@@ -54,8 +54,11 @@ impl Docker {
             .args(["--tag", tag, "--label", label])
             .args(["--file", dockerfile, "."])
             .current_dir(root)
-            .env("DOCKER_BUILDKIT", self.buildkit());
-        output(&mut command)?;
+            .env("DOCKER_BUILDKIT", self.buildkit())
+            // A build takes long: its progress is shown.
+            .stdout(std::io::stderr());
+        let status = command.status()?;
+        ensure!(status.success(), "{command:?}: {status}");
         Ok(())
     }
 
@@ -65,6 +68,10 @@ impl Docker {
             Ok(_) => "1",
             Err(_) => "0",
         }
+    }
+
+    pub(crate) fn image_id(&self, image: &str) -> Result<String> {
+        self.output(&["image", "inspect", "--format", "{{.Id}}", image])
     }
 
     pub(crate) fn image_size_mib(&self, image: &str) -> Result<f64> {

@@ -24,8 +24,10 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts a daemon with the storage driver of this machine's.
-    pub(crate) fn start(folder: &Path) -> Result<Self> {
+    /// Starts a daemon with the storage driver of this machine's, and with control groups whose name is
+    /// `cgroup_parent`.
+    pub(crate) fn start(folder: &Path, cgroup_parent: &str) -> Result<Self> {
+        fs::create_dir_all(folder)?;
         let driver = Docker::of_machine().output(&["info", "--format", "{{.Driver}}"])?;
         let settings = json!({
             "data-root": folder.join("data"),
@@ -33,6 +35,9 @@ impl Engine {
             "pidfile": folder.join("pid"),
             "hosts": [socket(folder)],
             "storage-driver": driver,
+            // Not systemd's, which would be that of the machine.
+            "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            "cgroup-parent": cgroup_parent,
         });
         fs::write(folder.join("daemon.json"), settings.to_string())?;
         let engine = Self {

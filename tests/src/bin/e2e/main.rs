@@ -5,8 +5,13 @@
 mod deployment;
 mod docker;
 mod engine;
+mod images;
 mod operation;
+mod progress;
 mod recovery;
+mod small_disk;
+mod swarm;
+mod systemd;
 mod wait;
 
 use std::path::PathBuf;
@@ -15,11 +20,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::client::Client;
 use tests::load::{Load, LoadReport};
+use tokio::runtime::Runtime;
 
 use crate::deployment::Deployment;
 use crate::docker::Docker;
+use crate::engine::Engine;
+use crate::images::Images;
 use crate::operation::Operation;
 use crate::recovery::Fault;
+use crate::swarm::SwarmStep;
 
 const USERS: usize = 8;
 /// Pause of a user before each request.
@@ -38,27 +47,34 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 enum Part {
     Operations,
     Faults,
+    Swarm,
+    Systemd,
 }
 
 impl Part {
-    const ALL: [Self; 2] = [Self::Operations, Self::Faults];
+    const ALL: [Self; 4] = [Self::Operations, Self::Faults, Self::Swarm, Self::Systemd];
 
     fn name(self) -> &'static str {
         match self {
             Self::Operations => "operations",
             Self::Faults => "faults",
+            Self::Swarm => "swarm",
+            Self::Systemd => "systemd",
         }
     }
 
-    /// Returns the parts that an argument selects: all if there is none.
-    fn selected(argument: Option<&str>) -> Result<Vec<Self>> {
-        let Some(name) = argument else {
-            return Ok(Self::ALL.to_vec());
+    /// Returns the parts that arguments select: all if there is none.
+    fn selected(arguments: impl Iterator<Item = String>) -> Result<Vec<Self>> {
+        let part = |name: String| {
+            let part = Self::ALL.into_iter().find(|part| part.name() == name);
+            part.with_context(|| format!("`{name}` is no part: {:?}", Self::ALL.map(Self::name)))
         };
-        let part = Self::ALL.into_iter().find(|part| part.name() == name);
-        Ok(vec![part.with_context(|| {
-            format!("`{name}` is no part: {:?}", Self::ALL.map(Self::name))
-        })?])
+        let parts: Vec<_> = arguments.map(part).collect::<Result<_>>()?;
+        Ok(if parts.is_empty() {
+            Self::ALL.to_vec()
+        } else {
+            parts
+        })
     }
 }
 
@@ -68,26 +84,56 @@ fn main() -> Result<()> {
         .canonicalize()?;
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().context("run this test by `make e2e`")?;
-    let parts = Part::selected(arguments.next().as_deref())?;
-    let mut deployment = Deployment::prepare(&root, folder.as_ref())?;
-    tokio::runtime::Runtime::new()?.block_on(run(&mut deployment, &parts))
-}
-
-async fn run(deployment: &mut Deployment, parts: &[Part]) -> Result<()> {
-    deployment.compose(&["up", "-d"])?;
-    let client = deployment.client()?;
-    recover(deployment, &client).await?;
+    let images = arguments.next().context("run this test by `make e2e`")?;
+    let parts = Part::selected(arguments)?;
+    Images::parse(&images)?.provide(&root)?;
+    progress::report("starting a Docker daemon");
+    let folder = PathBuf::from(folder);
+    let name = folder.file_name().context("the folder has a name")?;
+    let engine = Engine::start(&folder.join("engine"), &name.to_string_lossy())?;
+    images::load(&root, &engine)?;
+    let mut deployment = Deployment::prepare(&root, folder.join("deployment"), engine)?;
+    let runtime = Runtime::new()?;
     for part in parts {
         match part {
-            Part::Operations => carry_out_operations(deployment, &client).await?,
-            Part::Faults => cause_faults(deployment, &client).await?,
+            Part::Operations => {
+                start(&runtime, &deployment)?;
+                runtime.block_on(carry_out_operations(&deployment))?;
+                stop(&deployment)?;
+            }
+            Part::Faults => {
+                start(&runtime, &deployment)?;
+                runtime.block_on(cause_faults(&mut deployment))?;
+                stop(&deployment)?;
+            }
+            Part::Swarm => {
+                progress::report("deploying the stack on a Swarm");
+                swarm::start(&deployment)?;
+                runtime.block_on(carry_out_swarm_steps(&deployment))?;
+                swarm::stop(&deployment)?;
+            }
+            Part::Systemd => systemd::run(&root, &deployment, &runtime)?,
         }
     }
     Ok(())
 }
 
+/// Starts the deployment and waits until it serves.
+fn start(runtime: &Runtime, deployment: &Deployment) -> Result<()> {
+    progress::report("starting the deployment");
+    deployment.compose(&["up", "-d"])?;
+    runtime.block_on(async { recover(deployment, &deployment.client()?).await })?;
+    Ok(())
+}
+
+fn stop(deployment: &Deployment) -> Result<()> {
+    progress::report("stopping the deployment");
+    deployment.compose(&["down"])
+}
+
 #[expect(clippy::print_stdout, reason = "the tables are the program's output")]
-async fn carry_out_operations(deployment: &Deployment, client: &Client) -> Result<()> {
+async fn carry_out_operations(deployment: &Deployment) -> Result<()> {
+    let client = &deployment.client()?;
     println!("| image | size |\n|---|---|");
     for image in ["gateway", "auth-api"] {
         let size = Docker::of_machine().image_size_mib(&format!("{image}:e2e-1"))?;
@@ -100,10 +146,11 @@ async fn carry_out_operations(deployment: &Deployment, client: &Client) -> Resul
     );
     let mut memory_under_load = String::new();
     for operation in Operation::ALL {
+        progress::report(operation.name());
         let load = Load::start(deployment.clients(USERS)?, REQUEST_PAUSE);
         tokio::time::sleep(DURATION_BEFORE).await;
         tokio::task::block_in_place(|| operation.carry_out(deployment))
-            .with_context(|| operation.name())?;
+            .with_context(|| format!("{}\n{}", operation.name(), deployment.logs()))?;
         tokio::time::sleep(DURATION_AFTER).await;
         if operation == Operation::None {
             memory_under_load = deployment.memory_table()?;
@@ -127,11 +174,13 @@ async fn carry_out_operations(deployment: &Deployment, client: &Client) -> Resul
 }
 
 #[expect(clippy::print_stdout, reason = "the table is the program's output")]
-async fn cause_faults(deployment: &mut Deployment, client: &Client) -> Result<()> {
+async fn cause_faults(deployment: &mut Deployment) -> Result<()> {
+    let client = &deployment.client()?;
     println!(
         "| fault | serves again after | responses by status | contradictions | lost accounts |\n|---|---|---|---|---|"
     );
     for fault in Fault::ALL {
+        progress::report(fault.name());
         let load = Load::start(deployment.clients(USERS)?, REQUEST_PAUSE);
         tokio::time::sleep(DURATION_BEFORE).await;
         tokio::task::block_in_place(|| fault.cause(deployment))
@@ -149,6 +198,45 @@ async fn cause_faults(deployment: &mut Deployment, client: &Client) -> Result<()
             report.contradictions.len(),
         );
         check_consistency(fault.name(), &report, lost_accounts)?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the table is the program's output")]
+async fn carry_out_swarm_steps(deployment: &Deployment) -> Result<()> {
+    let client = &deployment.client()?;
+    recover(deployment, client).await?;
+    println!(
+        "| step on a Swarm | took | responses by status | failed requests | contradictions | lost accounts |\n|---|---|---|---|---|---|"
+    );
+    for step in SwarmStep::ALL {
+        progress::report(step.name());
+        let load = Load::start(deployment.clients(USERS)?, REQUEST_PAUSE);
+        tokio::time::sleep(DURATION_BEFORE).await;
+        let start = Instant::now();
+        tokio::task::block_in_place(|| step.carry_out(deployment))
+            .with_context(|| format!("{}\n{}", step.name(), swarm::tasks(&deployment.docker())))?;
+        recover(deployment, client)
+            .await
+            .with_context(|| step.name())?;
+        let duration = start.elapsed();
+        tokio::time::sleep(DURATION_AFTER).await;
+        let report = load.finish().await;
+        let lost_accounts = report.count_lost_accounts(client).await?;
+        println!(
+            "| {} | {duration:.1?} | {} | {} | {} | {lost_accounts} |",
+            step.name(),
+            report.status_summary(),
+            report.failed_requests(),
+            report.contradictions.len(),
+        );
+        check_consistency(step.name(), &report, lost_accounts)?;
+        ensure!(
+            !step.is_seamless() || report.failed_requests() == 0,
+            "{}: {}",
+            step.name(),
+            report.status_summary()
+        );
     }
     Ok(())
 }

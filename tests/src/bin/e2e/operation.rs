@@ -6,11 +6,16 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::deployment::{Deployment, Service};
+use crate::images;
 
 /// Duration of [`Operation::None`].
 const NONE_DURATION: Duration = Duration::from_secs(4);
 const ROLL: &str = "docker/roll-auth-api.sh";
 const UPGRADE: &str = "docker/upgrade-gateway.sh";
+/// Part of the name of the temporary gateway, and of the comment of its firewall rules.
+const TEMPORARY: &str = "_gateway_upgrade";
+/// Number of replicas of auth-api except while it is scaled.
+const REPLICAS: usize = 2;
 /// Image of a registry that does not respond: the port is reserved.
 const UNREACHABLE_IMAGE: &str = "127.0.0.1:1/program:1";
 
@@ -22,42 +27,54 @@ pub(crate) enum Operation {
     KillReplica,
     RestartRedis,
     RestartPostgres,
+    RollAsUser,
     RollToAbsentProgram,
     RollToExitingProgram,
     RollToUnreachableImage,
     RollWithWrongRedisPassword,
     RollAuthApi,
     RollAuthApiAgain,
+    RollAfterKill,
+    RollAfterLateKill,
     UpgradeGatewayAsUser,
     UpgradeGatewayToUnreachableImage,
     UpgradeGatewayWithInvalidConfiguration,
     UpgradeGatewayToExitingProgram,
+    UpgradeGatewayToExitingInService,
     UpgradeGateway,
     UpgradeGatewayAgain,
+    UpgradeGatewayAfterKill,
+    UpgradeGatewayAfterLateKill,
     PrepareAgain,
 }
 
 impl Operation {
     /// All operations, in the order in which they are carried out.
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::None,
         Self::ScaleUp,
         Self::ScaleDown,
         Self::KillReplica,
         Self::RestartRedis,
         Self::RestartPostgres,
+        Self::RollAsUser,
         Self::RollToAbsentProgram,
         Self::RollToExitingProgram,
         Self::RollToUnreachableImage,
         Self::RollWithWrongRedisPassword,
         Self::RollAuthApi,
         Self::RollAuthApiAgain,
+        Self::RollAfterKill,
+        Self::RollAfterLateKill,
         Self::UpgradeGatewayAsUser,
         Self::UpgradeGatewayToUnreachableImage,
         Self::UpgradeGatewayWithInvalidConfiguration,
         Self::UpgradeGatewayToExitingProgram,
+        Self::UpgradeGatewayToExitingInService,
         Self::UpgradeGateway,
         Self::UpgradeGatewayAgain,
+        Self::UpgradeGatewayAfterKill,
+        Self::UpgradeGatewayAfterLateKill,
         Self::PrepareAgain,
     ];
 
@@ -69,12 +86,19 @@ impl Operation {
             Self::KillReplica => "kill a replica",
             Self::RestartRedis => "restart Redis",
             Self::RestartPostgres => "restart PostgreSQL",
+            Self::RollAsUser => "update of auth-api without access to Docker",
             Self::RollToAbsentProgram => "update of auth-api to an image that does not start",
             Self::RollToExitingProgram => "update of auth-api to an image that exits",
             Self::RollToUnreachableImage => "update of auth-api to an image that cannot be pulled",
             Self::RollWithWrongRedisPassword => "update of auth-api with a wrong Redis password",
             Self::RollAuthApi => "rolling update of auth-api",
             Self::RollAuthApiAgain => "the same update again",
+            Self::RollAfterKill => {
+                "update of auth-api after one that was killed at its first new replica"
+            }
+            Self::RollAfterLateKill => {
+                "update of auth-api after one that was killed while an old replica stopped"
+            }
             Self::UpgradeGatewayAsUser => "upgrade of the gateway without root",
             Self::UpgradeGatewayToUnreachableImage => {
                 "upgrade of the gateway to an image that cannot be pulled"
@@ -83,8 +107,17 @@ impl Operation {
                 "upgrade of the gateway with an invalid configuration"
             }
             Self::UpgradeGatewayToExitingProgram => "upgrade of the gateway to an image that exits",
+            Self::UpgradeGatewayToExitingInService => {
+                "upgrade of the gateway to an image that exits in place of the old one, which is restored"
+            }
             Self::UpgradeGateway => "upgrade of the gateway",
             Self::UpgradeGatewayAgain => "the same upgrade again",
+            Self::UpgradeGatewayAfterKill => {
+                "upgrade of the gateway after one that was killed before the old one stopped"
+            }
+            Self::UpgradeGatewayAfterLateKill => {
+                "upgrade of the gateway after one that was killed when the old one had stopped"
+            }
             Self::PrepareAgain => "prepare again, with umask 027",
         }
     }
@@ -109,6 +142,9 @@ impl Operation {
             Self::KillReplica => deployment.kill_replica()?,
             Self::RestartRedis => deployment.compose(&["restart", "redis"])?,
             Self::RestartPostgres => deployment.compose(&["restart", "postgres"])?,
+            Self::RollAsUser => unchanged(deployment, Service::AuthApi, || {
+                deployment.run_failing_script_as_user(ROLL, "permission denied")
+            })?,
             Self::RollToAbsentProgram => failing_roll(deployment, "auth-api-absent:e2e", "absent")?,
             Self::RollToExitingProgram => {
                 failing_roll(deployment, "auth-api-exits:e2e", "unexpected argument")?;
@@ -116,22 +152,27 @@ impl Operation {
             Self::RollToUnreachableImage => {
                 failing_roll(deployment, UNREACHABLE_IMAGE, "connection refused")?;
             }
-            Self::RollWithWrongRedisPassword => {
-                let file = deployment.path("secrets/redis_password");
-                let password = fs::read(&file)?;
-                fs::write(&file, "not the password of Redis")?;
-                let outcome = failing_roll(deployment, "auth-api:e2e-2", "not ready");
-                fs::write(&file, password)?;
-                outcome?;
-            }
+            Self::RollWithWrongRedisPassword => roll_with_wrong_redis_password(deployment)?,
             Self::RollAuthApi | Self::RollAuthApiAgain => {
                 let old = deployment.containers(Service::AuthApi)?;
-                deployment.set("AUTH_API_IMAGE", "auth-api:e2e-2")?;
-                deployment.run_script(ROLL)?;
+                roll(deployment, &images::tag("auth-api", 2))?;
                 let new = deployment.containers(Service::AuthApi)?;
-                ensure!(old.len() == new.len(), "{old:?} became {new:?}");
                 ensure!(!old.iter().any(|id| new.contains(id)), "{old:?} {new:?}");
-                expect_image(deployment, Service::AuthApi, "auth-api:e2e-2")?;
+            }
+            Self::RollAfterKill => {
+                deployment.set("AUTH_API_IMAGE", &images::tag("auth-api", 1))?;
+                deployment.kill_script(ROLL, || {
+                    Ok(deployment.containers(Service::AuthApi)?.len() > REPLICAS)
+                })?;
+                roll(deployment, &images::tag("auth-api", 1))?;
+            }
+            Self::RollAfterLateKill => {
+                deployment.set("AUTH_API_IMAGE", &images::tag("auth-api", 2))?;
+                let old = deployment.containers(Service::AuthApi)?;
+                deployment.kill_script(ROLL, || {
+                    Ok(!old.iter().all(|id| deployment.is_ready(id, "auth-api")))
+                })?;
+                roll(deployment, &images::tag("auth-api", 2))?;
             }
             Self::UpgradeGatewayAsUser => {
                 deployment.set("GATEWAY_IMAGE", "gateway:e2e-2")?;
@@ -143,20 +184,39 @@ impl Operation {
                 failing_upgrade(deployment, UNREACHABLE_IMAGE, "connection refused")?;
             }
             Self::UpgradeGatewayWithInvalidConfiguration => {
-                let file = deployment.path("config/gateway.yml");
-                let config = fs::read_to_string(&file)?;
-                fs::write(&file, "premier: {pahts: []}\n")?;
-                let outcome = failing_upgrade(deployment, "gateway:e2e-2", "pahts");
-                fs::write(&file, config)?;
-                outcome?;
+                upgrade_with_invalid_configuration(deployment)?;
             }
             Self::UpgradeGatewayToExitingProgram => {
                 failing_upgrade(deployment, "gateway-exits:e2e", "the broken image exits")?;
             }
+            Self::UpgradeGatewayToExitingInService => {
+                let before = deployment.images(Service::Gateway)?;
+                deployment.set("GATEWAY_IMAGE", "gateway-exits-in-service:e2e")?;
+                deployment.run_failing_script(UPGRADE, "the broken image exits in service")?;
+                expect_no_trace(deployment)?;
+                let after = deployment.image_ids(Service::Gateway)?;
+                let image = deployment.docker().image_id(&before[0])?;
+                ensure!(after == [image], "{before:?} became {after:?}");
+            }
             Self::UpgradeGateway | Self::UpgradeGatewayAgain => {
-                deployment.set("GATEWAY_IMAGE", "gateway:e2e-2")?;
-                deployment.run_script(UPGRADE)?;
-                expect_image(deployment, Service::Gateway, "gateway:e2e-2")?;
+                upgrade(deployment, &images::tag("gateway", 2))?;
+            }
+            Self::UpgradeGatewayAfterKill => {
+                deployment.set("GATEWAY_IMAGE", &images::tag("gateway", 1))?;
+                deployment.kill_script(UPGRADE, || {
+                    Ok(firewall_rules(deployment)?.contains(TEMPORARY))
+                })?;
+                upgrade(deployment, &images::tag("gateway", 1))?;
+            }
+            Self::UpgradeGatewayAfterLateKill => {
+                deployment.set("GATEWAY_IMAGE", &images::tag("gateway", 2))?;
+                let old = deployment.containers(Service::Gateway)?;
+                deployment.kill_script(UPGRADE, || {
+                    let docker = deployment.docker();
+                    let running = docker.inspect(&old[0], "{{.State.Running}}");
+                    Ok(!running.is_ok_and(|running| running == "true"))
+                })?;
+                upgrade(deployment, &images::tag("gateway", 2))?;
             }
             Self::PrepareAgain => {
                 // The copy keeps the mode of the file that the script has created.
@@ -167,6 +227,39 @@ impl Operation {
         }
         Ok(())
     }
+}
+
+/// Updates auth-api to an image. The number of replicas has to stay, also after a run that was killed.
+fn roll(deployment: &Deployment, image: &str) -> Result<()> {
+    deployment.set("AUTH_API_IMAGE", image)?;
+    deployment.run_script(ROLL)?;
+    let replicas = deployment.containers(Service::AuthApi)?;
+    ensure!(replicas.len() == REPLICAS, "{replicas:?}");
+    expect_image(deployment, Service::AuthApi, image)
+}
+
+/// Upgrades the gateway to an image.
+fn upgrade(deployment: &Deployment, image: &str) -> Result<()> {
+    deployment.set("GATEWAY_IMAGE", image)?;
+    deployment.run_script(UPGRADE)?;
+    expect_image(deployment, Service::Gateway, image)?;
+    expect_no_trace(deployment)
+}
+
+fn firewall_rules(deployment: &Deployment) -> Result<String> {
+    deployment.run_shell("iptables -w -t nat -S")
+}
+
+/// Returns an error if an upgrade has left more than one gateway, or a firewall rule.
+fn expect_no_trace(deployment: &Deployment) -> Result<()> {
+    let docker = deployment.docker();
+    let containers = docker.output(&["ps", "--all", "--format", "{{.Names}}"])?;
+    let gateways = deployment.containers(Service::Gateway)?;
+    ensure!(!containers.contains(TEMPORARY), "{containers}");
+    ensure!(gateways.len() == 1, "{containers}");
+    let rules = firewall_rules(deployment)?;
+    ensure!(!rules.contains(TEMPORARY), "{rules}");
+    Ok(())
 }
 
 /// Updates auth-api to an image with which no replica becomes ready. The old replicas have to stay.
@@ -182,7 +275,26 @@ fn failing_upgrade(deployment: &Deployment, image: &str, reason: &str) -> Result
     deployment.set("GATEWAY_IMAGE", image)?;
     unchanged(deployment, Service::Gateway, || {
         deployment.run_failing_script(UPGRADE, reason)
-    })
+    })?;
+    expect_no_trace(deployment)
+}
+
+fn roll_with_wrong_redis_password(deployment: &Deployment) -> Result<()> {
+    let file = deployment.path("secrets/redis_password");
+    let password = fs::read(&file)?;
+    fs::write(&file, "not the password of Redis")?;
+    let outcome = failing_roll(deployment, &images::tag("auth-api", 2), "not ready");
+    fs::write(&file, password)?;
+    outcome
+}
+
+fn upgrade_with_invalid_configuration(deployment: &Deployment) -> Result<()> {
+    let file = deployment.path("config/gateway.yml");
+    let config = fs::read_to_string(&file)?;
+    fs::write(&file, "premier: {pahts: []}\n")?;
+    let outcome = failing_upgrade(deployment, &images::tag("gateway", 2), "pahts");
+    fs::write(&file, config)?;
+    outcome
 }
 
 /// Returns an error if `procedure` changes the containers of a service.

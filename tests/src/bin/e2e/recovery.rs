@@ -1,13 +1,12 @@
 //! Faults after which the deployment has to serve again without an operator, except for their cause.
 
-use std::fs::{self, File};
-use std::io::Write;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
+use anyhow::{Context, Result};
+use rustix::process::{Signal, kill_process};
 
 use crate::deployment::{Deployment, Service};
+use crate::small_disk::{Filler, Store};
 use crate::wait::until;
 
 /// Times that each container is killed.
@@ -15,9 +14,8 @@ const KILLS: usize = 5;
 /// Longest time for which auth-api waits for PostgreSQL until it exits, with some more.
 const START_TIMEOUT: Duration = Duration::from_secs(90);
 
-const BLOCK_SIZE: usize = 4096;
-/// More than the disk of Redis has.
-const MAX_FILLER: usize = 64 << 20;
+/// Template of `docker inspect`.
+const STARTED_AT: &str = "{{.State.StartedAt}}";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -26,15 +24,17 @@ pub(crate) enum Fault {
     DaemonRestart,
     PostgresAway,
     RedisDiskFull,
+    PostgresDiskFull,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Crashes,
         Self::Terminations,
         Self::DaemonRestart,
         Self::PostgresAway,
         Self::RedisDiskFull,
+        Self::PostgresDiskFull,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -44,6 +44,7 @@ impl Fault {
             Self::DaemonRestart => "the Docker daemon restarts, as after a reboot",
             Self::PostgresAway => "PostgreSQL is away for longer than auth-api waits at start",
             Self::RedisDiskFull => "the disk of Redis is full, then has space again",
+            Self::PostgresDiskFull => "the disk of PostgreSQL is full, then has space again",
         }
     }
 
@@ -60,15 +61,28 @@ impl Fault {
             Self::DaemonRestart => deployment.engine.restart(),
             Self::PostgresAway => postgres_away(deployment),
             Self::RedisDiskFull => fill_redis_disk(deployment),
+            Self::PostgresDiskFull => fill_postgres_disk(deployment),
         }
     }
 }
 
+/// Sends a signal to the main process of each container, and waits until Docker has started them all again: after
+/// SIGTERM they finish their requests first.
 fn signal_all(deployment: &Deployment, signal: Signal) -> Result<()> {
+    let docker = deployment.docker();
+    let mut signalled = Vec::new();
     for service in Service::ALL {
         for container in deployment.containers(service)? {
-            deployment.signal(&container, signal)?;
+            let process = deployment.main_process(&container)?;
+            let started = docker.inspect(&container, STARTED_AT)?;
+            kill_process(process, signal)?;
+            signalled.push((container, started));
         }
+    }
+    for (container, started) in signalled {
+        until("a container to be started again", START_TIMEOUT, || {
+            Ok(docker.inspect(&container, STARTED_AT)? != started)
+        })?;
     }
     Ok(())
 }
@@ -95,21 +109,48 @@ fn postgres_away(deployment: &Deployment) -> Result<()> {
 /// Fills the disk of Redis, which syncs every write before it is acknowledged, until Redis has exited, and
 /// makes space again.
 fn fill_redis_disk(deployment: &Deployment) -> Result<()> {
+    let before = restarts(deployment, Service::Redis)?;
+    let filler = Filler::fill(&deployment.disk(Store::Redis))?;
+    until("Redis to exit", START_TIMEOUT, || {
+        Ok(restarts(deployment, Service::Redis)? != before)
+    })?;
+    drop(filler);
+    Ok(())
+}
+
+/// Fills the disk of PostgreSQL until it has exited, since it cannot write its WAL, and makes space again.
+fn fill_postgres_disk(deployment: &Deployment) -> Result<()> {
     let docker = deployment.docker();
-    let redis = deployment.containers(Service::Redis)?;
-    let redis = redis.first().context("redis has no container")?;
-    let state = || docker.inspect(redis, "{{.RestartCount}} {{.State.Status}}");
-    let before = state()?;
-    let filler = deployment.redis_disk().join("filler");
-    let mut file = File::create(&filler)?;
-    let block = [0; BLOCK_SIZE];
-    let mut written = 0;
-    while file.write_all(&block).is_ok() {
-        written += BLOCK_SIZE;
-        // The disk of the machine must never be what is filled.
-        ensure!(written < MAX_FILLER, "the disk of Redis is not small");
-    }
-    until("Redis to exit", START_TIMEOUT, || Ok(state()? != before))?;
-    drop(file);
-    Ok(fs::remove_file(&filler)?)
+    let containers = deployment.containers(Service::Postgres)?;
+    let postgres = containers.first().context("postgres has no container")?;
+    let before = restarts(deployment, Service::Postgres)?;
+    let filler = Filler::fill(&deployment.disk(Store::Postgres))?;
+    // Segments of the WAL that are there already can still be written.
+    let next_segment = [
+        "exec",
+        postgres,
+        "psql",
+        "--username=auth_user",
+        "--dbname=auth",
+    ];
+    let next_segment = [
+        &next_segment[..],
+        &["--command=SELECT txid_current(), pg_switch_wal()"],
+    ]
+    .concat();
+    until("PostgreSQL to exit", START_TIMEOUT, || {
+        let _ = docker.output(&next_segment);
+        Ok(restarts(deployment, Service::Postgres)? != before)
+    })?;
+    drop(filler);
+    // Step 4 of docs/runbooks/disk-full.md.
+    deployment.compose(&["up", "-d", "--no-recreate"])
+}
+
+/// Returns a text that changes when the container of a service exits or is restarted.
+fn restarts(deployment: &Deployment, service: Service) -> Result<String> {
+    let containers = deployment.containers(service)?;
+    let container = containers.first().context("the service has no container")?;
+    let docker = deployment.docker();
+    docker.inspect(container, "{{.RestartCount}} {{.State.Status}}")
 }
