@@ -54,9 +54,10 @@ async fn a_valid_token_reaches_the_upstream_with_its_identity(store: Store) -> R
     }
     client.get_with_token(&token, "/public").await?;
     assert_eq!(identity_headers(&edge.last_request()), [""; 0]);
-    let log = edge.gateways[0].process.log();
-    assert!(log.contains(&format!(r#""user":{user},"#)), "{log}");
-    assert!(!log.contains(&token) && !log.contains("rgen"), "{log}");
+    let process = &edge.gateways[0].process;
+    process.wait_for_log(&format!(r#""user":{user},"#)).await?;
+    let log = process.log();
+    assert!(!log.contains(&token) && !log.contains("rgen,"), "{log}");
     Ok(())
 }
 

@@ -306,7 +306,7 @@ enum End {
     OfAllAccounts,
 }
 
-async fn ensure_status(response: Result<Response>, expected: u16) -> Result<()> {
+fn ensure_status(response: Result<Response>, expected: u16) -> Result<()> {
     let response = response?;
     ensure!(
         response.status == expected,
@@ -331,15 +331,12 @@ async fn end(how: End, edge: &IdentityEdge, login: &str, response: &Response) ->
     };
     match how {
         End::Logout => log_out(&replica, &token).await,
-        End::LogoutAll => {
-            ensure_status(
-                replica
-                    .post_with_token(&token, "/api/logout-all", None)
-                    .await,
-                200,
-            )
-            .await
-        }
+        End::LogoutAll => ensure_status(
+            replica
+                .post_with_token(&token, "/api/logout-all", None)
+                .await,
+            200,
+        ),
         End::OneSession => {
             let other = replica.login(login).await?.access_token()?;
             let sessions = replica
@@ -353,7 +350,7 @@ async fn end(how: End, edge: &IdentityEdge, login: &str, response: &Response) ->
             let request = replica
                 .request(reqwest::Method::DELETE, &path)
                 .bearer_auth(&other);
-            ensure_status(tests::client::send(request).await, 200).await
+            ensure_status(tests::client::send(request).await, 200)
         }
         End::PasswordChange => {
             let other = replica.login(login).await?.access_token()?;
@@ -364,11 +361,10 @@ async fn end(how: End, edge: &IdentityEdge, login: &str, response: &Response) ->
                     .await,
                 200,
             )
-            .await
         }
         End::Deletion => {
             let body = credentials(login, PASSWORD);
-            ensure_status(replica.post("/api/delete", &body).await, 200).await
+            ensure_status(replica.post("/api/delete", &body).await, 200)
         }
         End::Disabling => command(&["disable", login]),
         End::RefreshReuse => {
@@ -386,15 +382,13 @@ async fn end(how: End, edge: &IdentityEdge, login: &str, response: &Response) ->
                     .post("/api/refresh", &json!({"refresh_token": third}))
                     .await,
                 200,
-            )
-            .await?;
+            )?;
             ensure_status(
                 replica
                     .post("/api/refresh", &json!({"refresh_token": first}))
                     .await,
                 401,
             )
-            .await
         }
         End::OfAllAccounts => command(&["end-all-sessions"]),
     }
