@@ -33,6 +33,9 @@ use crate::telemetry::metrics::HashingMetrics;
 
 /// Nice value of hashing threads: under contention a request thread gets about ten times their CPU time.
 const NICENESS: i32 = 10;
+/// Number of jobs for each thread that the queue has room for, however long they take. With room for one job, a
+/// client whose job is in the queue would keep out all others, none of which has a smaller share than that.
+const MIN_QUEUED_JOBS_PER_THREAD: u64 = 2;
 /// Divisor of a job's duration that yields the longest wait for further jobs of its batch.
 const BATCH_WAIT_DIVISOR: u32 = 4;
 /// Assumed duration of a hash of cost 0, until the first measurement.
@@ -286,13 +289,13 @@ async fn result_of<T>(receiver: oneshot::Receiver<Result<T, QueueFull>>) -> Resu
 impl Queue {
     fn push(&self, job: Job) -> Result<(), QueueFull> {
         let mut jobs = self.jobs.lock();
-        if self.expected_wait(jobs.len()) > self.max_wait {
+        if self.is_full(jobs.len()) {
             jobs.retain(|job| !job.work.is_cancelled());
         }
-        let wait = self.expected_wait(jobs.len());
-        if wait > self.max_wait {
+        if self.is_full(jobs.len()) {
             self.metrics.rejected.inc();
-            let queue_full = QueueFull { retry_after: wait };
+            let retry_after = self.expected_wait(jobs.len());
+            let queue_full = QueueFull { retry_after };
             let clients: Vec<_> = jobs.iter().map(|job| job.client).collect();
             let displaced = job_to_displace(&clients, &self.hashing.lock(), job.client)
                 .and_then(|index| jobs.remove(index));
@@ -305,6 +308,12 @@ impl Queue {
         self.metrics.queue_depth.set(to_gauge(jobs.len()));
         self.added.notify_one();
         Ok(())
+    }
+
+    /// Returns whether another job would have to wait for too long behind `queued` jobs.
+    fn is_full(&self, queued: usize) -> bool {
+        queued as u64 >= MIN_QUEUED_JOBS_PER_THREAD * self.threads
+            && self.expected_wait(queued) > self.max_wait
     }
 
     fn expected_wait(&self, queued: usize) -> Duration {
@@ -685,6 +694,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn slow_jobs_leave_room_for_two_of_each_thread() {
+        let metrics = Metrics::new();
+        let queue = &start(&metrics).queue;
+        let hour = u64::try_from(Duration::from_hours(1).as_nanos()).expect("it fits");
+        queue.job_nanos.store(hour, Ordering::Relaxed);
+        let room = usize::try_from(MIN_QUEUED_JOBS_PER_THREAD * queue.threads).expect("it fits");
+        assert!(!queue.is_full(room - 1));
+        assert!(queue.is_full(room));
+        queue.job_nanos.store(1, Ordering::Relaxed);
+        assert!(!queue.is_full(room));
     }
 
     #[tokio::test]
