@@ -3,7 +3,7 @@
 //!
 //! Invariant: a client cannot set the headers that the gateway sets. Its own under these names, in any
 //! spelling that a server could take for them, are removed. From a trusted proxy they are kept, and
-//! `X-Forwarded-For` is appended to; but the headers of the identity are removed whoever sent them.
+//! `X-Forwarded-For` is appended to; but the headers of the identity are removed from its requests too.
 
 use bytes::BufMut;
 use http::header::{CONTENT_LENGTH, COOKIE, FORWARDED, HOST, TE, TRAILER, TRANSFER_ENCODING};
