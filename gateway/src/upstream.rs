@@ -3,6 +3,7 @@
 mod balance;
 mod connection;
 mod connection_slots;
+mod connector;
 mod endpoint;
 mod endpoint_set;
 mod group;
@@ -25,8 +26,8 @@ use crate::config::{Config, UpstreamIndex, UpstreamSettings};
 use crate::telemetry::metrics::Metrics;
 pub(crate) use connection::{Connection, UpstreamError, UpstreamEvent};
 pub(crate) use connection_slots::Overflow;
-use endpoint::SharedConnector;
-pub(crate) use endpoint::{ChosenEndpoint, ConnectError, ConnectionReuse, Endpoint, InFlight};
+pub(crate) use connector::{ConnectError, SharedConnector};
+pub(crate) use endpoint::{ChosenEndpoint, ConnectionReuse, Endpoint, InFlight};
 pub(crate) use endpoint_set::EndpointSet;
 pub(crate) use group::{ProbeScope, UpstreamGroup};
 pub(crate) use health::HealthStatus;
@@ -64,6 +65,11 @@ impl Upstreams {
             groups: config.upstream_groups().map(group).collect::<Result<_>>()?,
             connector,
         })
+    }
+
+    /// Returns the TCP connector of the gateway, which outlives a reload.
+    pub(crate) fn connector(&self) -> &SharedConnector {
+        &self.connector
     }
 
     /// Returns all groups, the default one first.

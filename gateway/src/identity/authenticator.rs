@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use anyhow::Result;
 use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderMap, HeaderName, StatusCode};
 use session_invalidation::{Owner, SessionId, UserId};
@@ -22,7 +23,7 @@ use crate::identity::user_identity::{Identity, SESSION_ID, SharedIdentity, USER_
 use crate::runtime::clock::{Instant, unix_seconds};
 use crate::telemetry::event_interval::EventInterval;
 use crate::telemetry::metrics::IdentityMetrics;
-use crate::upstream::{OriginClient, OriginResponse};
+use crate::upstream::{OriginClient, OriginResponse, SharedConnector};
 
 /// Time for the check of a token at the verify endpoint, all attempts together.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -47,7 +48,7 @@ pub(crate) struct Authenticator {
     metrics: IdentityMetrics,
 }
 
-/// What is known about the identity of a request at once.
+/// Identity of a request, as far as it is known without a check.
 #[derive(Debug)]
 pub(crate) enum Found<'r> {
     /// The request has no token.
@@ -80,17 +81,26 @@ pub(crate) enum IdentityError {
 }
 
 impl Authenticator {
-    pub(crate) fn new(settings: &IdentitySettings, metrics: &IdentityMetrics) -> Self {
-        Self {
+    /// Creates an authenticator that remembers no token. `connector` is that of the gateway.
+    ///
+    /// # Errors
+    /// Returns an error if the authorities that the system trusts are needed and cannot be read.
+    pub(crate) fn new(
+        settings: &IdentitySettings,
+        metrics: &IdentityMetrics,
+        connector: &SharedConnector,
+    ) -> Result<Self> {
+        let key_source = |url| KeySource::new(url, connector);
+        Ok(Self {
             settings: settings.clone(),
-            keys: settings.keys.as_ref().map(KeySource::new),
-            verify: OriginClient::new(settings.verify.clone(), MAX_BODY_BYTES),
+            keys: settings.keys.as_ref().map(key_source).transpose()?,
+            verify: OriginClient::new(settings.verify.clone(), MAX_BODY_BYTES, connector)?,
             verified: settings.sessions.as_ref().map(VerifiedTokens::new),
             gates: CheckGates::default(),
             failures: FailureLimit::default(),
             failure_logged: EventInterval::default(),
             metrics: metrics.clone(),
-        }
+        })
     }
 
     /// Runs the background tasks without end: they stop when the future is dropped.

@@ -16,7 +16,7 @@ use crate::config::HttpUrl;
 use crate::identity::key_set::KeySet;
 use crate::runtime::clock::unix_seconds;
 use crate::telemetry::metrics::IdentityMetrics;
-use crate::upstream::OriginClient;
+use crate::upstream::{OriginClient, SharedConnector};
 
 /// Time after which a set is fetched again.
 const REFRESH_INTERVAL: Duration = Duration::from_mins(5);
@@ -36,13 +36,16 @@ pub(super) struct KeySource {
 
 impl KeySource {
     /// Creates a source whose set is empty until it was fetched.
-    pub(super) fn new(url: &HttpUrl) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// Returns an error, as [`OriginClient::new`].
+    pub(super) fn new(url: &HttpUrl, connector: &SharedConnector) -> Result<Self> {
+        Ok(Self {
             url: url.clone(),
-            client: OriginClient::new(url.clone(), MAX_SET_BYTES),
+            client: OriginClient::new(url.clone(), MAX_SET_BYTES, connector)?,
             current: ArcSwap::default(),
             unknown_key: Notify::new(),
-        }
+        })
     }
 
     pub(super) fn current(&self) -> Guard<Arc<KeySet>> {

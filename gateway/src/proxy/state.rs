@@ -61,8 +61,8 @@ impl GatewayState {
     /// Creates the state with `config` as the active configuration.
     ///
     /// # Errors
-    /// Returns an error if the path patterns together exceed the size limit of the matcher, or an upstream group
-    /// needs the authorities that the system trusts and they cannot be read.
+    /// Returns an error if the path patterns together exceed the size limit of the matcher, or an upstream group or
+    /// the identity needs the authorities that the system trusts and they cannot be read.
     pub(crate) fn new(config: Config, access_log: AccessLog) -> Result<Self> {
         let metrics = Arc::new(Metrics::new(&config.keyspace));
         let quotas = QuotaStore::new();
@@ -70,7 +70,7 @@ impl GatewayState {
         metrics.set_certificates(all_expiries(&certificates, &config));
         let upstreams = Upstreams::new(&config, &metrics, None)?;
         let routes = Routes::new(&config, &upstreams, &quotas, &metrics, None)?;
-        let authenticator = authenticator(&config, &metrics, None);
+        let authenticator = authenticator(&config, &metrics, &upstreams, None)?;
         let has_quota_store = config.quotas.store.is_some();
         let shared_quotas =
             has_quota_store.then(|| Arc::new(SharedQuotas::new(metrics.quota_store())));
@@ -130,7 +130,12 @@ impl GatewayState {
             &self.metrics,
             Some(&previous.routes),
         )?;
-        let authenticator = authenticator(&config, &self.metrics, previous.authenticator.as_ref());
+        let authenticator = authenticator(
+            &config,
+            &self.metrics,
+            &upstreams,
+            previous.authenticator.as_ref(),
+        )?;
         let is_same_authenticator = match (&authenticator, &previous.authenticator) {
             (Some(next), Some(previous)) => Arc::ptr_eq(next, previous),
             (next, previous) => next.is_none() && previous.is_none(),
@@ -190,10 +195,15 @@ fn all_expiries(certificates: &Certificates, config: &Config) -> Vec<(String, i6
 fn authenticator(
     config: &Config,
     metrics: &Metrics,
+    upstreams: &Upstreams,
     previous: Option<&Arc<Authenticator>>,
-) -> Option<Arc<Authenticator>> {
-    let settings = config.identity.as_ref()?;
-    let unchanged = previous.filter(|previous| previous.settings == *settings);
-    let create = || Arc::new(Authenticator::new(settings, &metrics.identity));
-    Some(unchanged.map_or_else(create, Arc::clone))
+) -> Result<Option<Arc<Authenticator>>> {
+    let Some(settings) = &config.identity else {
+        return Ok(None);
+    };
+    if let Some(unchanged) = previous.filter(|previous| previous.settings == *settings) {
+        return Ok(Some(Arc::clone(unchanged)));
+    }
+    let authenticator = Authenticator::new(settings, &metrics.identity, upstreams.connector())?;
+    Ok(Some(Arc::new(authenticator)))
 }

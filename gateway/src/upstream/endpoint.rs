@@ -2,35 +2,22 @@
 //! flight.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pingora::ErrorType;
-use pingora::connectors::TransportConnector;
-use pingora::protocols::l4::ext::TcpKeepalive;
-use pingora::upstreams::peer::HttpPeer;
-use thiserror::Error;
 
-use crate::config::{EndpointLimits, Scheme, Server};
+use crate::config::{EndpointLimits, Server};
 use crate::runtime::clock::Instant;
 use crate::telemetry::event_interval::EventInterval;
 use crate::telemetry::gauge_guard::GaugeGuard;
 use crate::telemetry::metrics::EndpointMetrics;
 use crate::upstream::connection::Connection;
 use crate::upstream::connection_slots::{ConnectionSlots, Overflow};
+use crate::upstream::connector::{ConnectError, Connector};
 use crate::upstream::health::{HealthStatus, ProbeHistory};
 use crate::upstream::pool::ConnectionPool;
-use crate::upstream::tls::TlsClient;
-
-/// TCP keep-alive of upstream connections: a vanished endpoint is noticed after one minute.
-const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive {
-    idle: Duration::from_secs(30),
-    interval: Duration::from_secs(10),
-    count: 3,
-    user_timeout: Duration::ZERO,
-};
 
 /// Endpoint of an attempt.
 #[derive(Debug)]
@@ -48,7 +35,6 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     /// Server whose name resolved to the address.
     pub(crate) server: Server,
-    peer: HttpPeer,
     pub(super) pool: ConnectionPool,
     in_flight: AtomicUsize,
     slots: ConnectionSlots,
@@ -66,14 +52,10 @@ impl Endpoint {
         server: &Server,
         metrics: EndpointMetrics,
     ) -> Self {
-        // TLS is not Pingora's.
-        let mut peer = HttpPeer::new(address, false, String::new());
-        peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);
         Self {
             upstream: upstream.to_owned(),
             address,
             server: server.clone(),
-            peer,
             pool: ConnectionPool::new(),
             in_flight: AtomicUsize::new(0),
             slots: ConnectionSlots::default(),
@@ -101,36 +83,7 @@ impl Endpoint {
             return Ok(connection);
         }
         // New connections are rare: boxing their future keeps that of every exchange small.
-        Box::pin(self.open(connector, self.address, timeout)).await
-    }
-
-    /// Establishes a connection to an address of the endpoint's server.
-    ///
-    /// # Errors
-    /// Returns an error if it is not established, TLS included, within `timeout`.
-    pub(super) async fn open(
-        &self,
-        connector: Connector<'_>,
-        address: SocketAddr,
-        timeout: Duration,
-    ) -> Result<Connection, ConnectError> {
-        let tls = connector.tls_to(&self.server)?;
-        let deadline = tokio::time::Instant::now() + timeout;
-        let mut peer = self.peer.clone();
-        peer._address = address.into();
-        peer.options.connection_timeout = Some(timeout);
-        peer.options.total_connection_timeout = Some(timeout);
-        let stream = connector.tcp.new_stream(&peer).await;
-        let stream = stream.map_err(|error| ConnectError::from(error.etype()))?;
-        let Some(tls) = tls else {
-            return Ok(Connection::new(stream, None));
-        };
-        let handshake = tls.handshake(&self.server, stream);
-        match tokio::time::timeout_at(deadline, handshake).await {
-            Ok(Ok(stream)) => Ok(Connection::new(stream, Some(tls))),
-            Ok(Err(error)) => Err(ConnectError::Tls(error.to_string())),
-            Err(_) => Err(ConnectError::TimedOut),
-        }
+        Box::pin(connector.open(&self.server, self.address, timeout)).await
     }
 
     /// Puts a connection into the pool after an exchange, or closes it if it is not reusable.
@@ -265,64 +218,9 @@ impl Drop for InFlight {
     }
 }
 
-/// Connector of all groups. Pingora's reads the certificates that the system trusts when it is created.
-pub(super) type SharedConnector = Arc<LazyLock<TransportConnector>>;
-
-/// Means of connecting to the endpoints of a group.
-#[derive(Clone, Copy)]
-pub(super) struct Connector<'c> {
-    pub(super) tcp: &'c TransportConnector,
-    /// `None` if the group has no https server.
-    pub(super) tls: Option<&'c Arc<TlsClient>>,
-}
-
-impl<'c> Connector<'c> {
-    /// Returns the TLS client of connections to a server, `None` for cleartext.
-    ///
-    /// # Errors
-    /// Returns an error if the server needs TLS and the group had no such server yet when the request began: it is
-    /// not sent in cleartext.
-    fn tls_to(self, server: &Server) -> Result<Option<&'c Arc<TlsClient>>, ConnectError> {
-        match (server.scheme, self.tls) {
-            (Scheme::Http, _) => Ok(None),
-            (Scheme::Https, Some(tls)) => Ok(Some(tls)),
-            (Scheme::Https, None) => Err(ConnectError::Tls(
-                "a reload has changed the scheme of the server".to_owned(),
-            )),
-        }
-    }
-}
-
 /// Permission to use an idle connection of the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnectionReuse {
     Allowed,
     Forbidden,
-}
-
-/// Reason why a connection to an endpoint was not established.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(crate) enum ConnectError {
-    #[error("connecting timed out")]
-    TimedOut,
-    #[error("the connection was refused, or the endpoint is unreachable")]
-    Failed,
-    /// The gateway has no socket: too many files are open, or all ports are in use.
-    #[error("no socket is available")]
-    NoSocket,
-    /// The TLS handshake failed, for this reason.
-    #[error("the TLS handshake failed: {0}")]
-    Tls(String),
-}
-
-impl From<&ErrorType> for ConnectError {
-    fn from(error: &ErrorType) -> Self {
-        match error {
-            ErrorType::ConnectTimedout => Self::TimedOut,
-            ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError => {
-                Self::NoSocket
-            }
-            _ => Self::Failed,
-        }
-    }
 }

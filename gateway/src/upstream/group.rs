@@ -13,9 +13,8 @@ use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::balance::NoEndpoint;
 use crate::upstream::connection::Connection;
-use crate::upstream::endpoint::{
-    ChosenEndpoint, ConnectError, ConnectionReuse, Connector, Endpoint, SharedConnector,
-};
+use crate::upstream::connector::{ConnectError, Connector, SharedConnector};
+use crate::upstream::endpoint::{ChosenEndpoint, ConnectionReuse, Endpoint};
 use crate::upstream::endpoint_set::EndpointSet;
 use crate::upstream::health::HealthStatus;
 use crate::upstream::resolver::Resolver;

@@ -7,22 +7,24 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Result;
 use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
-use pingora::connectors::TransportConnector;
-use pingora::upstreams::peer::HttpPeer;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::config::{HttpUrl, Scheme, Server};
+use crate::config::{HttpUrl, Scheme, Server, UpstreamTlsSettings};
 use crate::http::downstream::Backpressure;
 use crate::http::h1::encode::{put_header, put_request_line};
 use crate::http::message::{Framing, Upgrade};
 use crate::runtime::clock::Instant;
 use crate::upstream::connection::{Connection, UpstreamError, UpstreamEvent};
+use crate::upstream::connector::{ConnectError, Connector, SharedConnector};
+use crate::upstream::tls::TlsClient;
 
 /// Time in which an address has to accept a connection, and in which it has to respond.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -43,7 +45,9 @@ const USER_AGENT: &[u8] = b"gateway-identity";
 pub(crate) struct OriginClient {
     url: HttpUrl,
     max_body: usize,
-    connector: TransportConnector,
+    tcp: SharedConnector,
+    /// `None` if the server is not `https`.
+    tls: Option<Arc<TlsClient>>,
     addresses: Mutex<Addresses>,
     idle: Mutex<Vec<IdleConnection>>,
     concurrency: Semaphore,
@@ -82,8 +86,11 @@ pub(crate) struct OriginResponse {
 pub(crate) enum OriginError {
     #[error("the name cannot be resolved: {0}")]
     Lookup(#[from] io::Error),
-    #[error("no connection to {0}")]
-    Connect(SocketAddr),
+    #[error("no connection to {address}: {error}")]
+    Connect {
+        address: SocketAddr,
+        error: ConnectError,
+    },
     #[error("{address}: {error}")]
     Exchange {
         address: SocketAddr,
@@ -98,16 +105,25 @@ pub(crate) enum OriginError {
 }
 
 impl OriginClient {
-    /// Creates a client that requests `url` and rejects bodies of more than `max_body` bytes.
-    pub(crate) fn new(url: HttpUrl, max_body: usize) -> Self {
-        Self {
+    /// Creates a client that requests `url` and rejects bodies of more than `max_body` bytes. An `https` server is
+    /// verified by the authorities that the system trusts.
+    ///
+    /// # Errors
+    /// Returns an error if these are needed and cannot be read.
+    pub(crate) fn new(url: HttpUrl, max_body: usize, tcp: &SharedConnector) -> Result<Self> {
+        let tls = match url.server.scheme {
+            Scheme::Http => None,
+            Scheme::Https => Some(Arc::new(TlsClient::new(&UpstreamTlsSettings::default())?)),
+        };
+        Ok(Self {
             url,
             max_body,
-            connector: TransportConnector::new(None),
+            tcp: Arc::clone(tcp),
+            tls,
             addresses: Mutex::default(),
             idle: Mutex::default(),
             concurrency: Semaphore::new(MAX_CONCURRENT),
-        }
+        })
     }
 
     /// Returns the response to a GET request with `headers`. A response that says that the server cannot
@@ -272,14 +288,14 @@ impl OriginClient {
     }
 
     async fn connect(&self, address: SocketAddr) -> Result<Connection, OriginError> {
-        let Server { scheme, host, .. } = &self.url.server;
-        let mut peer = HttpPeer::new(address, *scheme == Scheme::Https, host.clone());
-        peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
-        peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
+        let connector = Connector {
+            tcp: &self.tcp,
+            tls: self.tls.as_ref(),
+        };
         // Boxed because it is rare: inline, it would enlarge the future of every request.
-        let stream = Box::pin(self.connector.new_stream(&peer)).await;
-        let stream = stream.map_err(|_| OriginError::Connect(address))?;
-        Ok(Connection::new(stream, None))
+        Box::pin(connector.open(&self.url.server, address, CONNECT_TIMEOUT))
+            .await
+            .map_err(|error| OriginError::Connect { address, error })
     }
 
     async fn exchange(

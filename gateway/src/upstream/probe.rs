@@ -13,7 +13,8 @@ use crate::http::downstream::Backpressure;
 use crate::http::h1::encode::{put_header, put_request_line};
 use crate::http::message::{Framing, Upgrade};
 use crate::upstream::connection::{Connection, UpstreamEvent};
-use crate::upstream::endpoint::{ConnectError, Connector, Endpoint};
+use crate::upstream::connector::{ConnectError, Connector};
+use crate::upstream::endpoint::Endpoint;
 use crate::upstream::health::HealthStatus;
 
 impl Endpoint {
@@ -102,7 +103,8 @@ impl Endpoint {
         settings: &HealthCheckSettings,
     ) -> Result<Connection> {
         let address = self.probe_address(settings);
-        self.open(connector, address, settings.timeout)
+        connector
+            .open(&self.server, address, settings.timeout)
             .await
             .map_err(|error| anyhow!(error).context("connection failed"))
     }

@@ -1,0 +1,111 @@
+//! Connector: establishes connections to servers, in cleartext or with TLS.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use pingora::ErrorType;
+use pingora::connectors::TransportConnector;
+use pingora::protocols::l4::ext::TcpKeepalive;
+use pingora::upstreams::peer::HttpPeer;
+use thiserror::Error;
+
+use crate::config::{Scheme, Server};
+use crate::upstream::connection::Connection;
+use crate::upstream::tls::TlsClient;
+
+/// TCP keep-alive of upstream connections: a vanished endpoint is noticed after one minute.
+const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive {
+    idle: Duration::from_secs(30),
+    interval: Duration::from_secs(10),
+    count: 3,
+    user_timeout: Duration::ZERO,
+};
+
+/// TCP connector of the gateway. Pingora's reads the certificates that the system trusts when it is created.
+pub(crate) type SharedConnector = Arc<LazyLock<TransportConnector>>;
+
+/// Means of connecting to servers.
+#[derive(Clone, Copy)]
+pub(super) struct Connector<'c> {
+    pub(super) tcp: &'c TransportConnector,
+    /// `None` if no server has `https`.
+    pub(super) tls: Option<&'c Arc<TlsClient>>,
+}
+
+impl<'c> Connector<'c> {
+    /// Establishes a connection to an address of a server.
+    ///
+    /// # Errors
+    /// Returns an error if it is not established, TLS included, within `timeout`.
+    pub(super) async fn open(
+        self,
+        server: &Server,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Connection, ConnectError> {
+        let tls = self.tls_to(server)?;
+        let deadline = tokio::time::Instant::now() + timeout;
+        // TLS is not Pingora's.
+        let mut peer = HttpPeer::new(address, false, String::new());
+        peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);
+        peer.options.connection_timeout = Some(timeout);
+        peer.options.total_connection_timeout = Some(timeout);
+        let stream = self.tcp.new_stream(&peer).await;
+        let stream = stream.map_err(|error| ConnectError::from(error.etype()))?;
+        let Some(tls) = tls else {
+            return Ok(Connection::new(stream, None));
+        };
+        let handshake = tls.handshake(server, stream);
+        match tokio::time::timeout_at(deadline, handshake).await {
+            Ok(Ok(stream)) => Ok(Connection::new(stream, Some(tls))),
+            Ok(Err(error)) => Err(ConnectError::Tls(error.to_string())),
+            Err(_) => Err(ConnectError::TimedOut),
+        }
+    }
+
+    /// Returns the TLS client of connections to a server, `None` for cleartext.
+    ///
+    /// # Errors
+    /// Returns an error if the server needs TLS and the group had no such server yet when the request began: it is
+    /// not sent in cleartext.
+    pub(super) fn tls_to(
+        self,
+        server: &Server,
+    ) -> Result<Option<&'c Arc<TlsClient>>, ConnectError> {
+        match (server.scheme, self.tls) {
+            (Scheme::Http, _) => Ok(None),
+            (Scheme::Https, Some(tls)) => Ok(Some(tls)),
+            (Scheme::Https, None) => Err(ConnectError::Tls(
+                "a reload has changed the scheme of the server".to_owned(),
+            )),
+        }
+    }
+}
+
+/// Reason a connection to a server was not established.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum ConnectError {
+    #[error("connecting timed out")]
+    TimedOut,
+    #[error("the connection was refused, or the endpoint is unreachable")]
+    Failed,
+    /// The gateway has no socket: too many files are open, or all ports are in use.
+    #[error("no socket is available")]
+    NoSocket,
+    /// The TLS handshake failed, for this reason.
+    #[error("the TLS handshake failed: {0}")]
+    Tls(String),
+}
+
+impl From<&ErrorType> for ConnectError {
+    fn from(error: &ErrorType) -> Self {
+        match error {
+            ErrorType::ConnectTimedout => Self::TimedOut,
+            ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError => {
+                Self::NoSocket
+            }
+            _ => Self::Failed,
+        }
+    }
+}
