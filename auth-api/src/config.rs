@@ -356,7 +356,7 @@ fn postgres(environment: &Environment) -> Result<PostgresSettings> {
 fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
     use fred::types::config::{Config, ServerConfig};
     if let Some(url) = environment.get("REDIS_URL")? {
-        return session_invalidation::parse_redis_url(&url)
+        return redis_connection::parse_redis_url(&url)
             .map_err(|error| anyhow!("REDIS_URL {error}"));
     }
     Ok(Config {

@@ -18,9 +18,9 @@ mod paths;
 mod pattern;
 mod premier;
 mod quotas;
+mod redis_url;
 mod schema;
 mod server;
-mod store_url;
 mod suggestion;
 mod upstream_tls;
 mod upstreams;
@@ -35,14 +35,14 @@ pub(crate) use model::{
     AuthRequirement, BalancingStrategy, CircuitBreakerSettings, Config, EndpointLimits,
     ErrorResponseSettings, Features, HealthCheckMethod, HealthCheckSettings, IdentitySettings,
     Limits, ListenAddresses, LoadBalancingSettings, MonitoringSettings, OnStoreFailure, PathRule,
-    QuotaKeyPart, RateLimitAlgorithm, RateLimitMode, RateLimitSettings, RetrySettings, SessionsUrl,
+    QuotaKeyPart, RateLimitAlgorithm, RateLimitMode, RateLimitSettings, RetrySettings,
     TimeoutSettings, UpstreamIndex, UpstreamSettings, UpstreamTlsSettings,
 };
 pub(crate) use path_prefix::PathPrefix;
 pub(crate) use pattern::{Matcher, pattern_syntax};
+pub(crate) use redis_url::RedisUrl;
 pub(crate) use schema::SCHEMA;
 pub(crate) use server::{Scheme, Server};
-pub(crate) use store_url::StoreUrl;
 
 #[cfg(test)]
 mod tests;

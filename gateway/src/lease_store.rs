@@ -8,6 +8,7 @@ mod connection;
 mod heartbeat;
 mod refills;
 mod scripts;
+mod store_link;
 #[cfg(test)]
 mod tests;
 
@@ -15,17 +16,18 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use crate::config::StoreUrl;
+use crate::config::RedisUrl;
 use crate::features::rate_limit::shared::SharedQuotas;
 use connection::Connection;
 use heartbeat::Heartbeat;
 use refills::Refills;
+use store_link::StoreLink;
 
 /// Task that connects a gateway's shared quotas with the store.
 #[derive(Debug)]
 pub(crate) struct LeaseStore {
     pub(crate) quotas: Arc<SharedQuotas>,
-    pub(crate) url: StoreUrl,
+    pub(crate) url: RedisUrl,
     /// Prefix of all keys.
     pub(crate) keyspace: String,
 }
@@ -37,16 +39,12 @@ impl LeaseStore {
     /// Returns an error if no client can be created.
     pub(crate) async fn run<T>(&self, ready: T) -> Result<()> {
         let connection = Connection::start(&self.url).context("connecting to the quota store")?;
-        let heartbeat = Heartbeat {
+        let link = StoreLink {
             quotas: &self.quotas,
             connection: &connection,
             keyspace: &self.keyspace,
         };
-        let refills = Refills {
-            quotas: &self.quotas,
-            connection: &connection,
-            keyspace: &self.keyspace,
-        };
+        let (heartbeat, refills) = (Heartbeat(link), Refills(link));
         tokio::join!(heartbeat.run(ready), refills.run());
         Ok(())
     }

@@ -14,9 +14,9 @@ use std::time::Instant;
 
 use fred::error::Error as RedisError;
 use parking_lot::Mutex;
+use redis_connection::RedisConnection;
 use tokio::sync::Notify;
 
-use crate::connection::RedisConnection;
 use crate::lease::LEASE_DURATION;
 use crate::message::{self, ParticipantId};
 

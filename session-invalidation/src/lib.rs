@@ -22,20 +22,16 @@
 
 mod acknowledgement;
 mod cache;
-mod connection;
 mod generation;
 mod ids;
 mod lease;
 mod message;
 mod recent;
-mod redis_url;
 mod subscriber;
 
 pub use acknowledgement::{InvalidationTracker, PendingInvalidation};
 pub use cache::{CacheVersion, LeasedCache, LookupSource};
-pub use connection::RedisConnection;
 pub use generation::{CacheEntry, Owner};
 pub use ids::{SessionId, UserId};
 pub use message::{INVALIDATION_CHANNEL, UNACKNOWLEDGED_HEADER};
-pub use redis_url::{InvalidRedisUrl, parse_redis_url};
 pub use subscriber::Subscriber;

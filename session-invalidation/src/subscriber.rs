@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use fred::clients::SubscriberClient;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use redis_connection::RedisConnection;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::MissedTickBehavior;
 
 use crate::acknowledgement::InvalidationTracker;
 use crate::cache::{Invalidate, LeasedCache};
-use crate::connection::RedisConnection;
 use crate::lease::HEARTBEAT_INTERVAL;
 use crate::message::{
     self, HEARTBEAT_CHANNEL, INVALIDATION_CHANNEL, Invalidated, Message, ParticipantId,

@@ -231,7 +231,7 @@ async fn a_paused_gateway_spends_nothing_late() -> Result<()> {
     }
     group.gateways[0].process.signal(Signal::CONT)?;
     let (mut late, _) = flood(&clients[..1], "/", 60).await?;
-    // What its lease had left goes back a short time after it continues.
+    // The unused units of its lease go back a short time after it continues.
     while first + second + late < 38 && start.elapsed() < WINDOW / 2 {
         late += flood(&clients[..1], "/", 60).await?.0;
     }

@@ -9,7 +9,7 @@ use fred::error::{Error as RedisError, ErrorKind};
 use fred::types::FromValue;
 use fred::types::config::Config;
 use fred::types::scripts::Script;
-use session_invalidation::RedisConnection;
+use redis_connection::{RedisConnection, is_read_only};
 
 use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
@@ -89,12 +89,6 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[1])
 /// Key that checks write, among those of sessions. No session has it, since it is no id.
 const CHECK_KEY: &str = "session:check";
 const CHECK_KEY_LIFETIME: Duration = Duration::from_mins(1);
-
-/// Returns whether the server is a replica. The error of a script has the code inside its text in
-/// Redis 6 and earlier.
-fn is_read_only(error: &RedisError) -> bool {
-    error.details().contains("READONLY")
-}
 
 /// Converts a value to an argument of a script.
 pub(crate) fn argument(value: impl Display) -> Bytes {

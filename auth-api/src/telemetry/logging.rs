@@ -31,6 +31,7 @@ fn filter(settings: LogSettings) -> Targets {
     Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("auth_api", settings.level)
+        .with_target("redis_connection", settings.level)
         .with_target("session_invalidation", settings.level)
         .with_target(ACCESS_LOG_TARGET, settings.level)
         .with_target("audit", settings.level.max(Level::INFO))

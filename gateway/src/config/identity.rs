@@ -1,8 +1,9 @@
 //! Parsing of `identity`.
 
 use crate::config::http_url::HttpUrl;
-use crate::config::model::{IdentitySettings, SessionsUrl};
+use crate::config::model::IdentitySettings;
 use crate::config::node::{Mapping, Node};
+use crate::config::redis_url::parse_optional_url;
 
 /// Path of auth-api that checks a token and its session.
 const VERIFY_PATH: &str = "/api/verify";
@@ -37,17 +38,7 @@ fn parse(value: &Node<'_, '_>) -> Option<IdentitySettings> {
     let parse_url = |value: &Node<'_, '_>| value.parse(str::parse::<HttpUrl>).map(Some);
     let keys = identity.get_or("keys", None, parse_url);
     let verify = identity.get_or("verify", None, parse_url);
-    let sessions = identity.get_or("sessions", None, |value| {
-        if value.is_empty() {
-            return Some(None);
-        }
-        value
-            .parse(|url| match session_invalidation::parse_redis_url(url) {
-                Ok(_) => Ok(SessionsUrl(url.to_owned())),
-                Err(error) => Err(error.to_string()),
-            })
-            .map(Some)
-    });
+    let sessions = parse_optional_url(&mut identity, "sessions");
     let issuer = identity.get_or("issuer", DEFAULT_ISSUER.to_owned(), Node::string);
     let audience = identity.get_or("audience", None, |value| value.string().map(Some));
     let verify = match (&keys, verify?) {

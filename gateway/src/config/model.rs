@@ -1,6 +1,5 @@
 //! Values of a valid configuration.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -16,8 +15,8 @@ use crate::config::host::HostPattern;
 use crate::config::http_url::HttpUrl;
 use crate::config::path_prefix::PathPrefix;
 use crate::config::pattern::PathPattern;
+use crate::config::redis_url::RedisUrl;
 use crate::config::server::Server;
-use crate::config::store_url::StoreUrl;
 
 /// Name of the upstream group that `servers` makes up.
 pub(crate) const DEFAULT_UPSTREAM: &str = "default";
@@ -233,28 +232,18 @@ pub(crate) struct IdentitySettings {
     /// Resource that checks a token and its session.
     pub(crate) verify: HttpUrl,
     /// Redis server on which the ends of sessions are published. Without it, `verify` is asked for each request.
-    pub(crate) sessions: Option<SessionsUrl>,
+    pub(crate) sessions: Option<RedisUrl>,
     /// Required `iss` of a token.
     pub(crate) issuer: String,
     /// Required `aud` of a token, if set.
     pub(crate) audience: Option<String>,
 }
 
-/// Valid URL of a Redis server, which may contain a password.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct SessionsUrl(pub(crate) String);
-
-impl fmt::Debug for SessionsUrl {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("SessionsUrl(…)")
-    }
-}
-
 /// Store that gateways share their quotas through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct QuotaStoreSettings {
     /// `None`: requests are counted in this process alone. Changes need a restart.
-    pub(crate) store: Option<StoreUrl>,
+    pub(crate) store: Option<RedisUrl>,
     pub(crate) on_store_failure: OnStoreFailure,
     /// Longest time that a request waits for the store.
     pub(crate) timeout: Duration,

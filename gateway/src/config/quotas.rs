@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::config::model::{OnStoreFailure, QuotaStoreSettings};
 use crate::config::node::{Mapping, Node};
-use crate::config::store_url::StoreUrl;
+use crate::config::redis_url::parse_optional_url;
 
 /// Parses `quotas`.
 pub(super) fn parse_quotas(premier: &mut Mapping<'_, '_>) -> Option<QuotaStoreSettings> {
@@ -20,10 +20,7 @@ pub(super) fn parse_quotas(premier: &mut Mapping<'_, '_>) -> Option<QuotaStoreSe
     let Some(mut mapping) = premier.mapping("quotas").ok()? else {
         return Some(default);
     };
-    let store = mapping
-        .get("store")
-        .filter(|value| !value.is_empty())
-        .map_or(Some(None), |value| value.parse(StoreUrl::parse).map(Some));
+    let store = parse_optional_url(&mut mapping, "store");
     let on_store_failure = mapping.get_or("on_store_failure", default.on_store_failure, |value| {
         value.one_of(&FAILURE_MODES)
     });

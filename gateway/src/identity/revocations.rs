@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use session_invalidation::{
-    CacheEntry, CacheVersion, LeasedCache, LookupSource, RedisConnection, Subscriber,
-    parse_redis_url,
-};
+use redis_connection::RedisConnection;
+use session_invalidation::{CacheEntry, CacheVersion, LeasedCache, LookupSource, Subscriber};
 use supervision::Supervisor;
 
-use crate::config::SessionsUrl;
+use crate::config::RedisUrl;
 use crate::identity::user_identity::SharedIdentity;
 use crate::telemetry::metrics::IdentityMetrics;
 
@@ -31,13 +29,13 @@ pub(super) type TokenHash = [u8; 32];
 /// Verified tokens, which are used while the gateway learns of the ends of sessions.
 #[derive(Debug)]
 pub(super) struct VerifiedTokens {
-    url: SessionsUrl,
+    url: RedisUrl,
     cache: Arc<LeasedCache<TokenHash, SharedIdentity>>,
 }
 
 impl VerifiedTokens {
     /// Creates an empty cache. It stays empty until [`Self::run`] has subscribed.
-    pub(super) fn new(url: &SessionsUrl) -> Self {
+    pub(super) fn new(url: &RedisUrl) -> Self {
         Self {
             url: url.clone(),
             cache: Arc::new(LeasedCache::new(LookupSource::CachingReplica, MAX_TOKENS)),
@@ -71,7 +69,7 @@ impl VerifiedTokens {
 
     /// Keeps the gateway subscribed without end. The subscription ends when the future is dropped.
     pub(super) async fn run(&self, supervisor: &Supervisor, metrics: &IdentityMetrics) {
-        let connection = match parse_redis_url(&self.url.0) {
+        let connection = match self.url.to_config() {
             Ok(config) => RedisConnection::start(config),
             Err(error) => {
                 return tracing::error!(%error, "premier.identity.sessions cannot be used");

@@ -2,21 +2,22 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
 use fred::clients::Client;
-use fred::error::Error as RedisError;
 use fred::interfaces::ClientLike;
-use fred::types::Builder;
-use fred::types::config::ReconnectPolicy;
+use redis_connection::{WaitLimits, client_builder};
 use tokio::time::timeout;
 
-use crate::config::StoreUrl;
+use crate::config::RedisUrl;
 
 /// Longest duration of a command. A request waits no longer than `quotas.timeout`; later responses still bring
 /// leases that are valid.
-pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause between attempts to connect: the store is used again within a second of its return.
-const RECONNECT_DELAY: Duration = Duration::from_millis(100);
-const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+const WAIT_LIMITS: WaitLimits = WaitLimits {
+    command_timeout: COMMAND_TIMEOUT,
+    // The store is used again within a second of its return.
+    reconnect_delay: Duration::from_millis(100),
+};
 
 /// One multiplexed connection.
 #[derive(Debug)]
@@ -26,26 +27,8 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Starts to connect, without waiting: the store may start after the gateway.
-    pub(super) fn start(url: &StoreUrl) -> Result<Self, RedisError> {
-        let mut builder = Builder::from_config(url.to_config()?);
-        builder
-            .with_connection_config(|connection| {
-                connection.connection_timeout = COMMAND_TIMEOUT;
-                connection.internal_command_timeout = COMMAND_TIMEOUT;
-                // A command that may have been executed must not be sent again.
-                connection.max_command_attempts = 1;
-                connection.reconnect_on_auth_error = true;
-                connection.unresponsive.max_timeout = Some(COMMAND_TIMEOUT);
-                connection.unresponsive.interval = UNRESPONSIVE_CHECK_INTERVAL;
-            })
-            .with_performance_config(|performance| {
-                performance.default_command_timeout = COMMAND_TIMEOUT;
-            })
-            .set_policy(ReconnectPolicy::new_constant(
-                0,
-                u32::try_from(RECONNECT_DELAY.as_millis()).expect("the delay fits 32 bits"),
-            ));
-        let client = builder.build()?;
+    pub(super) fn start(url: &RedisUrl) -> Result<Self> {
+        let client = client_builder(url.to_config()?, WAIT_LIMITS).build()?;
         client.connect();
         Ok(Self { client })
     }

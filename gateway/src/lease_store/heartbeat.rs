@@ -7,13 +7,14 @@ use std::time::Duration;
 use fred::error::{Error as RedisError, ErrorKind};
 use fred::interfaces::EventInterface;
 use fred::types::config::Server;
+use redis_connection::is_read_only;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::time::{sleep, timeout};
 
-use super::connection::Connection;
 use super::scripts::HEARTBEAT;
-use crate::features::rate_limit::shared::{HashKey, SharedQuotas};
+use super::store_link::StoreLink;
+use crate::features::rate_limit::shared::HashKey;
 
 const INTERVAL: Duration = Duration::from_millis(250);
 /// Longest time for which the store may not respond to a heartbeat.
@@ -23,17 +24,13 @@ const LIFETIME: Duration = Duration::from_secs(2);
 
 /// Heartbeat of this gateway.
 #[derive(Debug)]
-pub(super) struct Heartbeat<'s> {
-    pub(super) quotas: &'s SharedQuotas,
-    pub(super) connection: &'s Connection,
-    pub(super) keyspace: &'s str,
-}
+pub(super) struct Heartbeat<'s>(pub(super) StoreLink<'s>);
 
 impl Heartbeat<'_> {
     /// Sends heartbeats without end. `ready` is dropped after the first one.
     pub(super) async fn run<T>(&self, ready: T) {
         let mut ready = Some(ready);
-        let mut connection_errors = self.connection.client.error_rx();
+        let mut connection_errors = self.0.connection.client.error_rx();
         let id = format!("{:016x}", fastrand::u64(..));
         loop {
             let outcome = match timeout(TIMEOUT, self.send(&id)).await {
@@ -46,15 +43,15 @@ impl Heartbeat<'_> {
             drop(ready.take());
             match outcome {
                 Ok((key, gateways)) => {
-                    if self.quotas.record_heartbeat(key, gateways) {
+                    if self.0.quotas.record_heartbeat(key, gateways) {
                         tracing::info!(gateways, "quota store is available: quotas are shared");
                     }
                 }
                 Err(error) => {
                     let cause = last_error(&mut connection_errors).unwrap_or_else(|| error.clone());
-                    self.record_failure(&cause);
-                    if *error.kind() == ErrorKind::Timeout || error.details().contains("READONLY") {
-                        self.connection.replace().await;
+                    self.0.record_failure(&cause);
+                    if *error.kind() == ErrorKind::Timeout || is_read_only(&error) {
+                        self.0.connection.replace().await;
                     }
                 }
             }
@@ -63,14 +60,14 @@ impl Heartbeat<'_> {
     }
 
     async fn send(&self, id: &str) -> Result<(HashKey, u32), RedisError> {
-        let keys = vec![format!("{}:quota-gateways", self.keyspace)];
+        let keys = vec![format!("{}:quota-gateways", self.0.keyspace)];
         let arguments = vec![
             id.to_owned(),
-            self.quotas.proposed_hash_key().to_hex(),
+            self.0.quotas.proposed_hash_key().to_hex(),
             LIFETIME.as_micros().to_string(),
         ];
         let (key, gateways): (String, u32) = HEARTBEAT
-            .evalsha_with_reload(&self.connection.client, keys, arguments)
+            .evalsha_with_reload(&self.0.connection.client, keys, arguments)
             .await?;
         let key = HashKey::from_hex(&key).ok_or_else(|| {
             RedisError::new(
@@ -79,17 +76,6 @@ impl Heartbeat<'_> {
             )
         })?;
         Ok((key, gateways))
-    }
-
-    fn record_failure(&self, error: &RedisError) {
-        if self.quotas.record_failure() {
-            tracing::error!(
-                %error,
-                "quota store is unavailable: premier.quotas.on_store_failure applies"
-            );
-        } else {
-            tracing::debug!(%error, "quota store is unavailable");
-        }
     }
 }
 

@@ -10,9 +10,9 @@ use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::connection::Connection;
-use super::scripts::{self, CommandArguments, Reply};
-use crate::features::rate_limit::shared::{SharedQuotas, StoreCommand};
+use super::scripts;
+use super::store_link::StoreLink;
+use crate::features::rate_limit::shared::{ScriptArguments, StoreCommand};
 use crate::runtime::clock::Instant;
 
 /// Commands that are sent together.
@@ -24,16 +24,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Sender of the commands of this gateway.
 #[derive(Debug)]
-pub(super) struct Refills<'s> {
-    pub(super) quotas: &'s SharedQuotas,
-    pub(super) connection: &'s Connection,
-    pub(super) keyspace: &'s str,
-}
+pub(super) struct Refills<'s>(pub(super) StoreLink<'s>);
 
 impl Refills<'_> {
     /// Sends commands without end.
     pub(super) async fn run(&self) {
-        let mut queue = self.quotas.queue().await;
+        let mut queue = self.0.quotas.queue().await;
         let mut in_flight = FuturesUnordered::new();
         let mut sweep = interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -44,7 +40,7 @@ impl Refills<'_> {
                     in_flight.push(self.send(std::mem::take(&mut batch)));
                 }
                 Some(()) = in_flight.next() => {}
-                _ = sweep.tick() => self.quotas.return_idle(Instant::now()),
+                _ = sweep.tick() => self.0.quotas.return_idle(Instant::now()),
             }
         }
     }
@@ -52,8 +48,9 @@ impl Refills<'_> {
     /// Sends commands together and applies the replies. Commands are dropped that the store does not reply
     /// to: their requests go on without a lease.
     async fn send(&self, commands: Vec<StoreCommand>) {
-        if !self.connection.client.is_connected() {
-            self.quotas
+        if !self.0.connection.client.is_connected() {
+            self.0
+                .quotas
                 .metrics
                 .failed_commands
                 .inc_by(commands.len() as u64);
@@ -61,7 +58,7 @@ impl Refills<'_> {
         }
         let arguments: Vec<_> = commands
             .iter()
-            .map(|command| CommandArguments::new(command, self.quotas.gateways()))
+            .map(|command| ScriptArguments::new(command, self.0.quotas.gateways()))
             .collect();
         let sent = Instant::now();
         let mut replies = self.execute(&commands, &arguments).await;
@@ -82,23 +79,24 @@ impl Refills<'_> {
     fn apply(
         &self,
         command: &StoreCommand,
-        arguments: CommandArguments,
+        arguments: ScriptArguments,
         value: Value,
         sent: Instant,
         received: Instant,
     ) {
-        let Some(reply) = Reply::parse(value) else {
-            self.quotas.metrics.failed_commands.inc();
+        let Some(reply) = scripts::parse_reply(value) else {
+            self.0.quotas.metrics.failed_commands.inc();
             return;
         };
-        self.quotas.metrics.commands.inc();
-        self.quotas
+        self.0.quotas.metrics.commands.inc();
+        self.0
+            .quotas
             .metrics
             .returned_units
-            .inc_by(arguments.returned.into());
+            .inc_by(arguments.returned().into());
         if command.is_refill() {
             let grant = reply.to_grant(arguments.need, sent, received);
-            self.quotas.apply(command, &grant);
+            self.0.quotas.apply(command, &grant);
         }
     }
 
@@ -106,13 +104,13 @@ impl Refills<'_> {
     async fn execute(
         &self,
         commands: &[StoreCommand],
-        arguments: &[CommandArguments],
+        arguments: &[ScriptArguments],
     ) -> Vec<Result<Value, RedisError>> {
         let replies = commands.iter().zip(arguments).map(|(command, arguments)| {
-            let key = format!("{}:quota:{}", self.keyspace, command.key.to_hex());
+            let key = format!("{}:quota:{}", self.0.keyspace, command.key.to_hex());
             let hash = scripts::of(command.terms).sha1().clone();
-            let client = &self.connection.client;
-            client.evalsha(hash, vec![key], arguments.to_values())
+            let client = &self.0.connection.client;
+            client.evalsha(hash, vec![key], scripts::to_values(arguments))
         });
         join_all(replies).await
     }
@@ -122,11 +120,11 @@ impl Refills<'_> {
     async fn execute_with_reload(
         &self,
         commands: &[StoreCommand],
-        arguments: &[CommandArguments],
+        arguments: &[ScriptArguments],
         mut replies: Vec<Result<Value, RedisError>>,
     ) -> Vec<Result<Value, RedisError>> {
         for script in scripts::all() {
-            if script.load(&self.connection.client).await.is_err() {
+            if script.load(&self.0.connection.client).await.is_err() {
                 return replies;
             }
         }
@@ -145,14 +143,10 @@ impl Refills<'_> {
     }
 
     fn record_failure(&self, error: &RedisError) {
-        self.quotas.metrics.failed_commands.inc();
+        self.0.quotas.metrics.failed_commands.inc();
         // The next heartbeat notices other reasons.
-        let is_disconnected = matches!(error.kind(), ErrorKind::IO | ErrorKind::Canceled);
-        if is_disconnected && self.quotas.record_failure() {
-            tracing::error!(
-                %error,
-                "quota store is unavailable: premier.quotas.on_store_failure applies"
-            );
+        if matches!(error.kind(), ErrorKind::IO | ErrorKind::Canceled) {
+            self.0.record_failure(error);
         } else {
             tracing::debug!(%error, "quota store command failed");
         }

@@ -8,10 +8,10 @@ use fred::clients::Client;
 use fred::interfaces::{ClientLike, KeysInterface};
 use fred::types::{Builder, Value};
 
-use super::scripts::{self, CommandArguments, Reply};
+use super::scripts;
 use crate::config::{Config, Environment, RateLimitAlgorithm};
-use crate::features::rate_limit::shared::store_model::{ModelCommand, ModelReply, ModelStore};
-use crate::features::rate_limit::shared::{GiveBack, LeaseIdentity, LeaseTerms};
+use crate::features::rate_limit::shared::store_model::ModelStore;
+use crate::features::rate_limit::shared::{GiveBack, LeaseTerms, ScriptArguments};
 
 /// Server of one test.
 struct RedisServer {
@@ -55,18 +55,6 @@ impl Drop for RedisServer {
     }
 }
 
-fn to_model(reply: Reply) -> ModelReply {
-    ModelReply {
-        granted: reply.granted,
-        remaining: reply.remaining,
-        valid: reply.valid,
-        retry_after: reply.retry_after,
-        reset: reply.reset,
-        identity: reply.identity,
-        first_departure_ns: reply.first_departure_ns,
-    }
-}
-
 /// Runs commands of random content on one key by the script and by the model.
 async fn compare(client: &Client, key: &str, terms: LeaseTerms, commands: u32) {
     let mut random = fastrand::Rng::with_seed(u64::from(commands) ^ terms.period());
@@ -78,28 +66,20 @@ async fn compare(client: &Client, key: &str, terms: LeaseTerms, commands: u32) {
             (index < leases.len()).then(|| leases.swap_remove(index))
         });
         let give_back = give_back.flatten();
-        let arguments = CommandArguments {
+        let arguments = ScriptArguments {
             terms,
             gateways: random.u32(1..4),
             need: random.u32(0..3),
             want: random.u32(0..40),
-            returned: give_back.map_or(0, |one| one.units),
-            identity: give_back.map_or_else(LeaseIdentity::default, |one| one.identity),
-        };
-        let value: Value = scripts::of(terms)
-            .evalsha_with_reload(client, vec![key.to_owned()], arguments.to_values())
-            .await
-            .unwrap();
-        let reply = Reply::parse(value).unwrap();
-        let command = ModelCommand {
-            terms,
-            gateways: arguments.gateways,
-            need: arguments.need,
-            want: arguments.want,
             give_back,
         };
-        let expected = model.execute(reply.now, &command);
-        let mut actual = to_model(reply);
+        let value: Value = scripts::of(terms)
+            .evalsha_with_reload(client, vec![key.to_owned()], scripts::to_values(&arguments))
+            .await
+            .unwrap();
+        let reply = scripts::parse_reply(value).unwrap();
+        let expected = model.execute(reply.now, &arguments);
+        let mut actual = reply;
         if actual.identity.incarnation == reply.now || actual.identity.incarnation == 0 {
             // The key may have expired, which has no other effect than that the state is another one.
             actual.identity.incarnation = expected.identity.incarnation;
@@ -109,7 +89,7 @@ async fn compare(client: &Client, key: &str, terms: LeaseTerms, commands: u32) {
         }
         assert_eq!(
             actual, expected,
-            "command {number} of {terms:?}: {command:?}"
+            "command {number} of {terms:?}: {arguments:?}"
         );
         if reply.granted > 0 {
             leases.push(GiveBack {
@@ -175,16 +155,15 @@ async fn keys_expire() {
     ] {
         let terms = terms(algorithm, 5, 10.0, 5);
         let key = format!("test:{algorithm}");
-        let arguments = CommandArguments {
+        let arguments = ScriptArguments {
             terms,
             gateways: 1,
             need: 5,
             want: 0,
-            returned: 0,
-            identity: LeaseIdentity::default(),
+            give_back: None,
         };
         let _: Value = scripts::of(terms)
-            .evalsha_with_reload(&client, vec![key.clone()], arguments.to_values())
+            .evalsha_with_reload(&client, vec![key.clone()], scripts::to_values(&arguments))
             .await
             .unwrap();
         let lifetime: i64 = client.pttl(&key).await.unwrap();

@@ -14,6 +14,7 @@ pub(crate) fn start(settings: LogSettings, writer: LogWriter) {
     let filter = Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("gateway", settings.level)
+        .with_target("redis_connection", settings.level)
         .with_target("session_invalidation", settings.level)
         .with_target("pingora_core", LevelFilter::ERROR)
         // Logs an error for each second of waiting for the gateway that hands its sockets over.

@@ -13,6 +13,7 @@ mod command;
 mod key;
 mod lease;
 mod pause_detector;
+mod script;
 #[cfg(test)]
 pub(crate) mod store_model;
 mod table;
@@ -33,11 +34,12 @@ use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::QuotaStoreMetrics;
 #[cfg(test)]
 pub(crate) use command::GiveBack;
-use command::Prefetch;
-pub(crate) use command::{Grant, LeaseIdentity, StoreCommand};
+use command::{Grant, Prefetch};
+pub(crate) use command::{LeaseIdentity, StoreCommand};
 pub(crate) use key::{HashKey, KeyWriter, StoreKey};
-use lease::LeaseDecision;
+pub(super) use lease::LeaseDecision;
 use pause_detector::PauseDetector;
+pub(crate) use script::{ScriptArguments, ScriptReply};
 use table::{LeaseTable, TableDecision};
 pub(crate) use terms::LeaseTerms;
 
@@ -67,21 +69,6 @@ pub(crate) struct SharedQuotas {
     pub(crate) metrics: QuotaStoreMetrics,
 }
 
-/// Decision about one request under one key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SharedDecision {
-    Passed {
-        remaining: u32,
-        reset: Instant,
-        delay: Duration,
-    },
-    Rejected {
-        until: Instant,
-    },
-    /// The store cannot be used, or has not responded in time.
-    Unavailable,
-}
-
 impl SharedQuotas {
     pub(crate) fn new(metrics: QuotaStoreMetrics) -> Self {
         let (commands, queue) = mpsc::unbounded_channel();
@@ -105,19 +92,20 @@ impl SharedQuotas {
     }
 
     /// Decides about a request by the lease of a key. A request that finds none waits for one, until `timeout`
-    /// has passed. Requests of a key share one command.
+    /// has passed. Requests of a key share one command. Returns `None` if the store cannot be used, or has not
+    /// responded in time.
     pub(super) async fn take(
         &self,
         id: u64,
         key: impl Fn(&HashKey) -> StoreKey,
         terms: LeaseTerms,
         timeout: Duration,
-    ) -> SharedDecision {
+    ) -> Option<LeaseDecision> {
         let mut deadline = Instant::now().saturating_add(timeout);
         let mut is_extended = false;
         loop {
             match self.try_take(id, &key, terms, Instant::now()) {
-                TableDecision::Decided(decision) => return decision.into(),
+                TableDecision::Decided(decision) => return Some(decision),
                 TableDecision::Unavailable => {}
                 TableDecision::Wait(refill) => {
                     let completed = timeout_at(deadline.to_tokio(), refill.completed());
@@ -132,7 +120,7 @@ impl SharedQuotas {
                 deadline = now.saturating_add(timeout.max(RESUME_TIMEOUT));
             }
             if !is_extended || now >= deadline {
-                return SharedDecision::Unavailable;
+                return None;
             }
             sleep(RETRY_DELAY).await;
         }
@@ -253,22 +241,5 @@ impl SharedQuotas {
     /// Returns the number of gateways that share the store.
     pub(crate) fn gateways(&self) -> u32 {
         self.gateways.load(Ordering::Relaxed)
-    }
-}
-
-impl From<LeaseDecision> for SharedDecision {
-    fn from(decision: LeaseDecision) -> Self {
-        match decision {
-            LeaseDecision::Passed {
-                remaining,
-                reset,
-                delay,
-            } => Self::Passed {
-                remaining,
-                reset,
-                delay,
-            },
-            LeaseDecision::Rejected { until } => Self::Rejected { until },
-        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use super::algorithm::{AlgorithmDecision, QuotaState};
-use super::shared::{HashKey, KeyWriter, LeaseTerms, SharedDecision, SharedQuotas, StoreKey};
+use super::shared::{HashKey, KeyWriter, LeaseDecision, LeaseTerms, SharedQuotas, StoreKey};
 use super::store::{CountingRule, QuotaStore, SlotAccess};
 use super::{
     Count, Quota, QuotaDecision, QuotaSender, QuotaStatus, fixed_window, sliding_window,
@@ -50,9 +50,9 @@ impl Quota {
                 .await;
         }
         let key = |hash_key: &HashKey| self.store_key(request, hash_key);
-        let decision = shared.take(id, key, self.lease_terms(), timeout).await;
+        let decision = shared.take(id, key, self.lease_terms(), timeout).await?;
         self.record(store, id, access, decision);
-        status_of(decision, Instant::now())
+        Some(to_quota_decision(decision, Instant::now()))
     }
 
     /// Decides about a request of a client that has as many keys as it may, as
@@ -71,18 +71,18 @@ impl Quota {
             writer.part(&request.sender.client.bits().to_be_bytes());
             writer.finish(hash_key)
         };
-        let first = shared.take(rest, rest_key, terms, timeout).await;
+        let first = shared.take(rest, rest_key, terms, timeout).await?;
         self.record(store, rest, SlotAccess::Free, first);
-        let SharedDecision::Passed { .. } = first else {
-            return status_of(first, Instant::now());
-        };
+        if let LeaseDecision::Rejected { .. } = first {
+            return Some(to_quota_decision(first, Instant::now()));
+        }
         // The entry is apart from that of a key within the limit, which would not count for the rest.
         let id = self.key(store, request.sender, request.path, request.headers);
         let key = |hash_key: &HashKey| self.store_key(request, hash_key);
         let entry = store.hash((id, KEY_OF_REST));
-        let second = shared.take(entry, key, terms, timeout).await;
+        let second = shared.take(entry, key, terms, timeout).await?;
         self.record(store, id, SlotAccess::ExistingOnly, second);
-        status_of(first.and(second), Instant::now())
+        Some(to_quota_decision(first.and(second), Instant::now()))
     }
 
     fn lease_terms(&self) -> LeaseTerms {
@@ -90,8 +90,8 @@ impl Quota {
     }
 
     /// Counts a request that passed by a lease in the store of this process.
-    fn record(&self, store: &QuotaStore, id: u64, access: SlotAccess, decision: SharedDecision) {
-        if let SharedDecision::Passed { reset, .. } = decision {
+    fn record(&self, store: &QuotaStore, id: u64, access: SlotAccess, decision: LeaseDecision) {
+        if let LeaseDecision::Passed { reset, .. } = decision {
             let now = Instant::now();
             let count = Count { quota: self, now };
             let recording = Recording {
@@ -159,35 +159,9 @@ impl Quota {
     }
 }
 
-impl SharedDecision {
-    /// Returns the decision about a request that has to pass under two keys.
-    fn and(self, other: Self) -> Self {
-        match (self, other) {
-            (
-                Self::Passed {
-                    remaining,
-                    reset,
-                    delay,
-                },
-                Self::Passed {
-                    remaining: other_remaining,
-                    reset: other_reset,
-                    delay: other_delay,
-                },
-            ) => Self::Passed {
-                remaining: remaining.min(other_remaining),
-                reset: reset.max(other_reset),
-                delay: delay.max(other_delay),
-            },
-            (Self::Passed { .. }, other) => other,
-            (first, _) => first,
-        }
-    }
-}
-
-fn status_of(decision: SharedDecision, now: Instant) -> Option<QuotaDecision> {
+fn to_quota_decision(decision: LeaseDecision, now: Instant) -> QuotaDecision {
     match decision {
-        SharedDecision::Passed {
+        LeaseDecision::Passed {
             remaining,
             reset,
             delay,
@@ -196,21 +170,20 @@ fn status_of(decision: SharedDecision, now: Instant) -> Option<QuotaDecision> {
                 remaining,
                 reset: whole_seconds(reset.since(now)),
             };
-            Some(if delay.is_zero() {
+            if delay.is_zero() {
                 QuotaDecision::Passed(status)
             } else {
                 QuotaDecision::Delayed(status, delay)
-            })
+            }
         }
-        SharedDecision::Rejected { until } => {
+        LeaseDecision::Rejected { until } => {
             let seconds = whole_seconds(until.since(now)).max(1);
             let status = QuotaStatus {
                 remaining: 0,
                 reset: seconds,
             };
-            Some(QuotaDecision::Rejected(status, seconds))
+            QuotaDecision::Rejected(status, seconds)
         }
-        SharedDecision::Unavailable => None,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Commands for the store and what it responds.
+//! Commands for the store, and its grants.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -39,7 +39,7 @@ pub(crate) struct LeaseIdentity {
     pub(crate) slot: i64,
 }
 
-/// What the store granted.
+/// Units that the store granted, with their validity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Grant {
     /// Instant before the command was sent.

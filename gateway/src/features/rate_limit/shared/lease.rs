@@ -40,7 +40,7 @@ pub(super) struct LeaseState {
 
 /// Decision about a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LeaseDecision {
+pub(in crate::features::rate_limit) enum LeaseDecision {
     Passed {
         remaining: u32,
         reset: Instant,
@@ -49,6 +49,32 @@ pub(super) enum LeaseDecision {
     Rejected {
         until: Instant,
     },
+}
+
+impl LeaseDecision {
+    /// Returns the decision about a request that has to pass under two keys.
+    pub(in crate::features::rate_limit) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (
+                Self::Passed {
+                    remaining,
+                    reset,
+                    delay,
+                },
+                Self::Passed {
+                    remaining: other_remaining,
+                    reset: other_reset,
+                    delay: other_delay,
+                },
+            ) => Self::Passed {
+                remaining: remaining.min(other_remaining),
+                reset: reset.max(other_reset),
+                delay: delay.max(other_delay),
+            },
+            (Self::Passed { .. }, other) => other,
+            (first, _) => first,
+        }
+    }
 }
 
 impl LeaseState {

@@ -2,34 +2,10 @@
 //! the tests here run the protocol against it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use super::command::{GiveBack, Grant, LeaseIdentity};
-use super::terms::LeaseTerms;
+use super::command::LeaseIdentity;
+use super::script::{ScriptArguments, ScriptReply};
 use crate::config::RateLimitAlgorithm;
-use crate::runtime::clock::Instant;
-
-/// Arguments of a script.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ModelCommand {
-    pub(crate) terms: LeaseTerms,
-    pub(crate) gateways: u32,
-    pub(crate) need: u32,
-    pub(crate) want: u32,
-    pub(crate) give_back: Option<GiveBack>,
-}
-
-/// Reply of a script, in microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ModelReply {
-    pub(crate) granted: i64,
-    pub(crate) remaining: i64,
-    pub(crate) valid: i64,
-    pub(crate) retry_after: i64,
-    pub(crate) reset: i64,
-    pub(crate) identity: LeaseIdentity,
-    pub(crate) first_departure_ns: i64,
-}
 
 /// State of one key.
 #[derive(Debug, Default)]
@@ -60,26 +36,7 @@ struct Bucket {
     b_lowest: i64,
 }
 
-impl ModelReply {
-    pub(crate) fn to_grant(self, need: u32, sent: Instant, received: Instant) -> Grant {
-        let units = |number: i64| u32::try_from(number).unwrap();
-        let microseconds = |number: i64| Duration::from_micros(number.try_into().unwrap());
-        Grant {
-            sent,
-            received,
-            need,
-            granted: units(self.granted),
-            remaining: units(self.remaining),
-            valid: microseconds(self.valid),
-            retry_after: microseconds(self.retry_after),
-            reset: microseconds(self.reset),
-            identity: self.identity,
-            first_departure: Duration::from_nanos(self.first_departure_ns.try_into().unwrap()),
-        }
-    }
-}
-
-impl ModelCommand {
+impl ScriptArguments {
     fn grant(&self, left: i64) -> i64 {
         let share = left / (2 * i64::from(self.gateways));
         let prefetch = i64::from(self.want).min(share);
@@ -98,7 +55,7 @@ impl ModelCommand {
         self.terms.lease_time().as_micros().try_into().unwrap()
     }
 
-    fn returned(&self, matches: impl Fn(LeaseIdentity) -> bool) -> Option<(i64, i64)> {
+    fn returned_if(&self, matches: impl Fn(LeaseIdentity) -> bool) -> Option<(i64, i64)> {
         let give_back = self.give_back?;
         matches(give_back.identity).then(|| (give_back.units.into(), give_back.identity.slot))
     }
@@ -106,17 +63,24 @@ impl ModelCommand {
 
 impl ModelStore {
     /// Executes a command at the time `now` of the store.
-    pub(crate) fn execute(&mut self, now: i64, command: &ModelCommand) -> ModelReply {
-        match command.terms.algorithm {
+    pub(crate) fn execute(&mut self, now: i64, command: &ScriptArguments) -> ScriptReply {
+        let reply = match command.terms.algorithm {
             RateLimitAlgorithm::FixedWindow => self.fixed_window(now, command),
             RateLimitAlgorithm::SlidingWindow => self.sliding_window(now, command),
             RateLimitAlgorithm::TokenBucket | RateLimitAlgorithm::LeakyBucket => {
                 self.bucket(now, command)
             }
+        };
+        for number in [reply.granted, reply.remaining] {
+            assert!(u32::try_from(number).is_ok(), "{reply:?}");
         }
+        let times = [reply.valid, reply.retry_after, reply.reset];
+        assert!(times.iter().all(|time| *time >= 0), "{reply:?}");
+        assert!(reply.first_departure_ns >= 0, "{reply:?}");
+        reply
     }
 
-    fn fixed_window(&mut self, now: i64, command: &ModelCommand) -> ModelReply {
+    fn fixed_window(&mut self, now: i64, command: &ScriptArguments) -> ScriptReply {
         let period = command.period();
         let mut window = self
             .window
@@ -126,7 +90,7 @@ impl ModelStore {
                 used: 0,
             });
         window.end = window.end.min(now + period);
-        let returned = command.returned(|identity| identity.incarnation == window.end);
+        let returned = command.returned_if(|identity| identity.incarnation == window.end);
         if let Some((units, _)) = returned {
             window.used = (window.used - units).max(0);
         }
@@ -136,7 +100,8 @@ impl ModelStore {
             self.window = Some(window);
         }
         let left = window.end - now;
-        ModelReply {
+        ScriptReply {
+            now,
             granted,
             remaining: command.limit() - window.used,
             valid: left,
@@ -150,7 +115,7 @@ impl ModelStore {
         }
     }
 
-    fn sliding_window(&mut self, now: i64, command: &ModelCommand) -> ModelReply {
+    fn sliding_window(&mut self, now: i64, command: &ScriptArguments) -> ScriptReply {
         const SLOTS: u64 = 64;
         let period = command.period();
         let slot_length = i64::try_from(period.unsigned_abs().div_ceil(SLOTS))
@@ -168,7 +133,7 @@ impl ModelStore {
             }
         }
         if let Some((units, number)) =
-            command.returned(|identity| Some(identity.incarnation) == self.incarnation)
+            command.returned_if(|identity| Some(identity.incarnation) == self.incarnation)
             && let Some(count) = slots.get_mut(&number)
             && *count >= units
         {
@@ -183,7 +148,8 @@ impl ModelStore {
         let occupied = || slots.iter().filter(|(_, count)| **count > 0);
         let until =
             |number: Option<(&i64, &i64)>| number.map_or(0, |(number, _)| expiry(*number) - now);
-        let reply = ModelReply {
+        let reply = ScriptReply {
+            now,
             granted,
             remaining: command.limit() - used - granted,
             valid: command.lease(),
@@ -199,7 +165,7 @@ impl ModelStore {
         reply
     }
 
-    fn bucket(&mut self, now: i64, command: &ModelCommand) -> ModelReply {
+    fn bucket(&mut self, now: i64, command: &ScriptArguments) -> ScriptReply {
         let (limit, period, lease) = (command.limit(), command.period(), command.lease());
         let mut state = self.bucket.unwrap_or(Bucket {
             updated: now,
@@ -216,7 +182,7 @@ impl ModelStore {
         }
         state.advance(now, period);
         if let Some((units, slot)) =
-            command.returned(|identity| Some(identity.incarnation) == self.incarnation)
+            command.returned_if(|identity| Some(identity.incarnation) == self.incarnation)
         {
             let mut credit = units * period;
             if (state.b_start + lease..=state.b_end).contains(&slot) {
@@ -277,7 +243,8 @@ impl ModelStore {
         if is_changed {
             self.bucket = Some(state);
         }
-        ModelReply {
+        ScriptReply {
+            now,
             granted,
             remaining: left - granted,
             valid: lease,

@@ -7,7 +7,8 @@ use std::collections::BinaryHeap;
 use proptest::prelude::*;
 
 use super::command::StoreCommand;
-use super::store_model::{ModelCommand, ModelReply, ModelStore};
+use super::script::{ScriptArguments, ScriptReply};
+use super::store_model::ModelStore;
 use super::table::{LeaseTable, TableDecision};
 use super::*;
 use crate::config::RateLimitAlgorithm::{
@@ -78,7 +79,7 @@ enum Message {
         sent: Instant,
         need: u32,
         command: StoreCommand,
-        reply: ModelReply,
+        reply: ScriptReply,
     },
 }
 
@@ -301,14 +302,9 @@ impl Simulation {
                 back,
             } => {
                 let need = command.need();
-                let model = ModelCommand {
-                    terms: self.terms,
-                    gateways: u32::try_from(self.gateways.len()).unwrap(),
-                    need,
-                    want: command.want,
-                    give_back: command.give_back,
-                };
-                let reply = self.store.execute(self.store_time(), &model);
+                let gateways = u32::try_from(self.gateways.len()).unwrap();
+                let arguments = ScriptArguments::new(&command, gateways);
+                let reply = self.store.execute(self.store_time(), &arguments);
                 if reply.granted > 0
                     && self.windows.last() != Some(&reply.identity.incarnation.unsigned_abs())
                 {

@@ -8,7 +8,10 @@ use thiserror::Error;
 /// no part of the URL, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum InvalidRedisUrl {
-    #[error("must look like redis://user:password@host:6379/0 (rediss:// for TLS)")]
+    #[error(
+        "must look like redis://user:password@host:6379/0 (rediss:// for TLS), with special characters of \
+         the password as in %40 for @"
+    )]
     Malformed,
     /// A deployment that the protocol does not support, or that needs more than one address.
     #[error(

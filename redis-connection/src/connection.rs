@@ -1,4 +1,4 @@
-//! Connection to Redis, with bounded waits and automatic reconnection.
+//! Client with one multiplexed connection, which it replaces when it is dead.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,15 +14,27 @@ use tokio::sync::broadcast::error::RecvError;
 
 /// Name of the store in log messages.
 const STORE: &str = "Redis";
-/// Longest duration of a command, well within the three seconds of a request.
-const COMMAND_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Pause between connection attempts: Redis is used again within a second of its return.
-const RECONNECT_DELAY: Duration = Duration::from_millis(200);
+/// Limits of the connections of sessions.
+const WAIT_LIMITS: WaitLimits = WaitLimits {
+    // Well within the three seconds of a request.
+    command_timeout: Duration::from_millis(1500),
+    // Redis is used again within a second of its return.
+    reconnect_delay: Duration::from_millis(200),
+};
 const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Distinct errors of the connection that are logged until a command succeeds.
 const MAX_LOGGED_ERRORS: usize = 8;
 /// Received pub/sub messages that may wait for the subscriber. It bounds a burst of invalidations.
 const PUBSUB_BUFFER_MESSAGES: usize = 2048;
+
+/// Longest waits of a client.
+#[derive(Debug, Clone, Copy)]
+pub struct WaitLimits {
+    /// Longest duration of a command, and of connecting.
+    pub command_timeout: Duration,
+    /// Pause between two attempts to connect. Their number is not limited.
+    pub reconnect_delay: Duration,
+}
 
 /// Client with one multiplexed connection. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -57,7 +69,7 @@ impl RedisConnection {
     /// # Errors
     /// Returns an error if `config` is invalid.
     pub fn start(config: Config) -> Result<Self, RedisError> {
-        let client = builder(config.clone()).build()?;
+        let client = client_builder(config.clone(), WAIT_LIMITS).build()?;
         let state = Arc::new(Mutex::new(ConnectionState {
             last_response: Instant::now(),
             is_reconnecting: false,
@@ -79,8 +91,11 @@ impl RedisConnection {
     }
 
     /// Returns a client with a connection of its own for pub/sub. It is not connected yet.
-    pub(crate) fn subscriber(&self) -> Result<SubscriberClient, RedisError> {
-        builder(self.config.clone())
+    ///
+    /// # Errors
+    /// Returns an error if the configuration is invalid.
+    pub fn subscriber(&self) -> Result<SubscriberClient, RedisError> {
+        client_builder(self.config.clone(), WAIT_LIMITS)
             .with_performance_config(|performance| {
                 performance.broadcast_channel_capacity = PUBSUB_BUFFER_MESSAGES;
             })
@@ -115,7 +130,10 @@ impl RedisConnection {
     }
 
     /// Publishes a message. A caller that needs it delivered has to detect the loss.
-    pub(crate) async fn publish(&self, channel: &str, message: String) -> Result<(), RedisError> {
+    ///
+    /// # Errors
+    /// Returns an error if Redis has not accepted it.
+    pub async fn publish(&self, channel: &str, message: String) -> Result<(), RedisError> {
         let sent_at = Instant::now();
         let outcome = self.client.publish(channel, message).await;
         self.track(sent_at, &outcome);
@@ -159,27 +177,37 @@ async fn log_errors(
 
 /// Returns whether the server is a replica. The error of a script has the code inside its text in
 /// Redis 6 and earlier.
-fn is_read_only(error: &RedisError) -> bool {
+#[must_use]
+pub fn is_read_only(error: &RedisError) -> bool {
     error.details().contains("READONLY")
 }
 
-fn builder(config: Config) -> Builder {
+/// Returns the builder of a client for one server. A command that may have been executed is not sent again.
+///
+/// # Panics
+/// Panics if `reconnect_delay` is longer than 49 days.
+#[must_use]
+pub fn client_builder(config: Config, limits: WaitLimits) -> Builder {
+    let WaitLimits {
+        command_timeout,
+        reconnect_delay,
+    } = limits;
     let mut builder = Builder::from_config(config);
     builder
         .with_connection_config(|connection| {
-            connection.connection_timeout = COMMAND_TIMEOUT;
-            connection.internal_command_timeout = COMMAND_TIMEOUT;
+            connection.connection_timeout = command_timeout;
+            connection.internal_command_timeout = command_timeout;
             connection.max_command_attempts = 1;
             connection.reconnect_on_auth_error = true;
-            connection.unresponsive.max_timeout = Some(COMMAND_TIMEOUT);
+            connection.unresponsive.max_timeout = Some(command_timeout);
             connection.unresponsive.interval = UNRESPONSIVE_CHECK_INTERVAL;
         })
         .with_performance_config(|performance| {
-            performance.default_command_timeout = COMMAND_TIMEOUT;
+            performance.default_command_timeout = command_timeout;
         })
         .set_policy(ReconnectPolicy::new_constant(
             0,
-            u32::try_from(RECONNECT_DELAY.as_millis()).expect("the delay fits 32 bits"),
+            u32::try_from(reconnect_delay.as_millis()).expect("the delay fits 32 bits"),
         ));
     builder
 }
