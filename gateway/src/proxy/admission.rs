@@ -41,7 +41,8 @@ pub(super) async fn admit(
     downstream: &mut impl Downstream,
 ) -> Result<Duration, RequestOutcome> {
     find_route(peer, request, context)?;
-    let delay = if context.route().counts_users() {
+    let counts_users = context.route().counts_users();
+    if counts_users {
         match identify(gateway, request, context, downstream).await {
             Ok(identity) => context.identity = identity,
             Err(outcome) => {
@@ -49,17 +50,13 @@ pub(super) async fn admit(
                 return Err(outcome);
             }
         }
-        let delay = take_quota(gateway, request, context).await?;
-        check_path(request, context)?;
-        check_body_size(request, context)?;
-        delay
-    } else {
-        let delay = take_quota(gateway, request, context).await?;
-        check_path(request, context)?;
-        check_body_size(request, context)?;
+    }
+    let delay = take_quota(gateway, request, context).await?;
+    check_path(request, context)?;
+    check_body_size(request, context)?;
+    if !counts_users {
         context.identity = identify(gateway, request, context, downstream).await?;
-        delay
-    };
+    }
     context.route().retry_budget.deposit();
     Ok(delay)
 }
@@ -99,9 +96,14 @@ async fn take_quota(
     let Some(quota) = &route.quota else {
         return Ok(Duration::ZERO);
     };
+    let parts = QuotaRequest {
+        sender: context.quota_sender(),
+        path: request.target.path(),
+        headers: &request.headers,
+    };
     let decision = match &gateway.shared_quotas {
-        None => Some(decide_alone(gateway, quota, request, context)),
-        Some(shared) => decide_shared(gateway, shared, quota, request, context).await,
+        None => Some(decide_alone(gateway, quota, parts, context.started)),
+        Some(shared) => decide_shared(gateway, shared, quota, parts, context).await,
     };
     let metrics = &route.metrics;
     let (status, effect, result) = match (decision, quota.mode()) {
@@ -143,49 +145,36 @@ async fn take_quota(
 fn decide_alone(
     gateway: &GatewayState,
     quota: &Quota,
-    request: &RequestHeaders,
-    context: &RequestContext,
+    request: QuotaRequest<'_>,
+    now: Instant,
 ) -> QuotaDecision {
-    quota.take(
-        &gateway.quotas,
-        context.quota_sender(),
-        request.target.path(),
-        &request.headers,
-        context.started,
-    )
+    let QuotaRequest {
+        sender,
+        path,
+        headers,
+    } = request;
+    quota.take(&gateway.quotas, sender, path, headers, now)
 }
 
-/// Decides by what all gateways have counted. Returns `None` if that is unknown and the request is to be
-/// refused for it.
+/// Decides by the counts of all gateways. Returns `None` if these are unknown and the request is to be refused for it.
 async fn decide_shared(
     gateway: &GatewayState,
     shared: &SharedQuotas,
     quota: &Quota,
-    request: &RequestHeaders,
+    request: QuotaRequest<'_>,
     context: &RequestContext,
 ) -> Option<QuotaDecision> {
     let settings = &context.active.config.quotas;
-    let parts = QuotaRequest {
-        sender: context.quota_sender(),
-        path: request.target.path(),
-        headers: &request.headers,
-    };
     let decision = quota
-        .take_shared(&gateway.quotas, shared, parts, settings.timeout)
+        .take_shared(&gateway.quotas, shared, request, settings.timeout)
         .await;
     match (decision, settings.on_store_failure) {
         (Some(decision), _) => Some(decision),
         (None, OnStoreFailure::Refuse) => None,
         (None, OnStoreFailure::CountLocally) => {
             shared.metrics.local_decisions.inc();
-            let QuotaRequest {
-                sender,
-                path,
-                headers,
-            } = parts;
             // The request may have waited for the store.
-            let now = Instant::now();
-            Some(quota.take(&gateway.quotas, sender, path, headers, now))
+            Some(decide_alone(gateway, quota, request, Instant::now()))
         }
     }
 }
