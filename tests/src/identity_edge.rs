@@ -49,6 +49,8 @@ pub struct IdentityEdge {
     pub gateways: Vec<Gateway>,
     pub upstream: MockUpstream,
     pub replicas: Replicas,
+    /// Further settings of the gateways, as lines under `premier`.
+    settings: String,
 }
 
 impl IdentityEdge {
@@ -58,15 +60,37 @@ impl IdentityEdge {
     /// # Errors
     /// Returns an error with the program's log if one does not start.
     pub async fn start(store: Store, gateways: usize) -> Result<Self> {
+        Self::start_with(store, gateways, |_| String::new()).await
+    }
+
+    /// Starts the same on PostgreSQL and Redis, with gateways that share their quotas through that Redis.
+    ///
+    /// # Errors
+    /// Returns an error with the program's log if one does not start.
+    pub async fn start_sharing_quotas(gateways: usize) -> Result<Self> {
+        let settings = |redis: Option<SocketAddr>| {
+            redis.map_or_else(String::new, |redis| {
+                format!("  quotas: {{store: 'redis://{redis}/0', timeout: 5}}\n")
+            })
+        };
+        Self::start_with(Store::PostgresRedis, gateways, settings).await
+    }
+
+    async fn start_with(
+        store: Store,
+        gateways: usize,
+        settings_of_gateways: impl FnOnce(Option<SocketAddr>) -> String,
+    ) -> Result<Self> {
         let signing_key = settings([("SIGNING_KEY", SIGNING_KEY.to_owned())]);
         let replicas = Replicas::start_with(store, REPLICAS, signing_key).await?;
         let upstream = MockUpstream::always_ok().await?;
+        let redis = replicas.redis.as_ref().map(|redis| redis.address);
         let mut edge = Self {
             gateways: Vec::new(),
             upstream,
             replicas,
+            settings: settings_of_gateways(redis),
         };
-        let redis = edge.replicas.redis.as_ref().map(|redis| redis.address);
         for _ in 0..gateways {
             edge.start_gateway(redis).await?;
         }
@@ -82,7 +106,8 @@ impl IdentityEdge {
         let sessions = redis.map_or_else(String::new, |redis| format!("redis://{redis}/0"));
         let yaml = format!(
             "premier:\n  identity:\n    keys: http://{replica}/.well-known/jwks.json\n    \
-             sessions: '{sessions}'\n    issuer: auth-api\n{PATHS}"
+             sessions: '{sessions}'\n    issuer: auth-api\n{}{PATHS}",
+            self.settings
         );
         let gateway = Gateway::start(self.upstream.address, &yaml).await?;
         self.gateways.push(gateway);

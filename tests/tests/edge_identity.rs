@@ -344,6 +344,35 @@ async fn a_quota_for_users_counts_a_user_on_all_clients_and_a_client_without_ide
 }
 
 #[tokio::test]
+async fn a_user_has_one_quota_over_all_gateways_that_share_it() -> Result<()> {
+    let edge = IdentityEdge::start_sharing_quotas(2).await?;
+    let auth_api = edge.replicas.client(0)?;
+    let alice = auth_api.register_and_login("alice").await?;
+    let again = auth_api.login("alice").await?.access_token()?;
+    let bob = auth_api.register_and_login("bob-the-second").await?;
+    let (one, two) = (edge.gateways[0].client()?, edge.gateways[1].client()?);
+    for (client, token, expected) in [
+        (&one, Some(&*alice), 200),
+        (&two, Some(&*again), 200),
+        (&one, Some(&*alice), 429),
+        (&two, Some(&*again), 429),
+        (&two, Some(&*bob), 200),
+        (&one, Some(&*bob), 200),
+        (&one, Some(&*bob), 429),
+        // Requests without identity count for their client, which has another address at each gateway.
+        (&one, None, 200),
+        (&two, None, 200),
+    ] {
+        let response = match token {
+            Some(token) => client.get_with_token(token, "/few-of-user/a").await?,
+            None => client.get("/few-of-user/a").await?,
+        };
+        assert_eq!(response.status, expected, "{token:?}: {}", response.text);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_client_that_sends_many_invalid_tokens_harms_only_itself() -> Result<()> {
     let edge = IdentityEdge::start(Store::PostgresRedis, 1).await?;
     let token = edge.replicas.client(0)?.register_and_login("alice").await?;
