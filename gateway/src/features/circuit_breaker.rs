@@ -88,7 +88,7 @@ pub(crate) struct CircuitBreakers {
     upstream: String,
     settings: CircuitBreakerSettings,
     metrics: Arc<Metrics>,
-    /// A list: endpoints are few, and a scan is faster than hashing.
+    /// Sorted by address: a binary search is faster than hashing.
     by_endpoint: RwLock<Vec<(SocketAddr, Arc<CircuitBreaker>)>>,
 }
 
@@ -138,15 +138,16 @@ impl CircuitBreakers {
             return Arc::clone(breaker);
         }
         let mut by_endpoint = self.by_endpoint.write();
-        // Another request may have created it since the read lock was released.
-        if let Some(breaker) = find(&by_endpoint, endpoint) {
-            return Arc::clone(breaker);
-        }
+        let index = match position(&by_endpoint, endpoint) {
+            // Another request has created it since the read lock was released.
+            Ok(index) => return Arc::clone(&by_endpoint[index].1),
+            Err(index) => index,
+        };
         let gauge = self
             .metrics
             .breaker(&self.pattern, &self.upstream, &endpoint.to_string());
         let breaker = Arc::new(CircuitBreaker::new(self.settings, gauge));
-        by_endpoint.push((endpoint, Arc::clone(&breaker)));
+        by_endpoint.insert(index, (endpoint, Arc::clone(&breaker)));
         breaker
     }
 
@@ -184,8 +185,17 @@ fn find(
     breakers: &[(SocketAddr, Arc<CircuitBreaker>)],
     endpoint: SocketAddr,
 ) -> Option<&Arc<CircuitBreaker>> {
-    breakers
-        .iter()
-        .find(|(address, _)| *address == endpoint)
-        .map(|(_, breaker)| breaker)
+    let index = position(breakers, endpoint).ok()?;
+    Some(&breakers[index].1)
+}
+
+/// Returns the index of an endpoint's breaker.
+///
+/// # Errors
+/// Returns the index at which it is to be inserted if there is none.
+fn position(
+    breakers: &[(SocketAddr, Arc<CircuitBreaker>)],
+    endpoint: SocketAddr,
+) -> Result<usize, usize> {
+    breakers.binary_search_by(|(address, _)| address.cmp(&endpoint))
 }

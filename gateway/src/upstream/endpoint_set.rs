@@ -11,7 +11,7 @@ use crate::config::{LoadBalancingSettings, Server};
 use crate::features::circuit_breaker::Permission;
 use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::balance::{Candidates, NoEndpoint};
+use crate::upstream::balance::{self, NoEndpoint};
 use crate::upstream::endpoint::{ChosenEndpoint, Endpoint, InFlight};
 use crate::upstream::resolver::{Resolver, Urgency};
 
@@ -22,7 +22,7 @@ pub(crate) struct EndpointSet {
     /// Name of the group.
     name: String,
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
-    /// Number of round-robin choices so far.
+    /// Number of round-robin draws so far.
     round_robin: AtomicUsize,
     /// True once the names of the servers have been looked up.
     is_resolved: watch::Sender<bool>,
@@ -56,11 +56,16 @@ impl EndpointSet {
         permission: impl Fn(&Endpoint) -> Permission,
     ) -> Result<ChosenEndpoint, NoEndpoint> {
         let endpoints = self.endpoints.load();
-        let candidates = Candidates::select(&endpoints, previous, permission)?;
-        let endpoint = candidates.choose(load_balancing, &self.round_robin);
+        let choice = balance::choose(
+            &endpoints,
+            previous,
+            load_balancing,
+            &self.round_robin,
+            permission,
+        )?;
         Ok(ChosenEndpoint {
-            in_flight: InFlight::new(endpoint),
-            health: candidates.health(),
+            in_flight: InFlight::new(choice.endpoint),
+            health: choice.health,
         })
     }
 
