@@ -2,7 +2,7 @@
 
 use std::alloc::System;
 
-use gateway::bench::DecisionBench;
+use gateway::bench::{DecisionBench, QuotaCounters};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -10,8 +10,12 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 #[test]
 fn a_decision_does_not_allocate() {
-    for patterns in [1, 1000] {
-        let mut bench = DecisionBench::new(patterns, 1000);
+    for (patterns, counters) in [
+        (1, QuotaCounters::Local),
+        (1000, QuotaCounters::Local),
+        (1, QuotaCounters::Leased),
+    ] {
+        let mut bench = DecisionBench::new(patterns, 1000, counters);
         // Warm-up: the quota store allocates its buckets, the path matcher its states, metrics their counters.
         for _ in 0..2_000_000 {
             assert!(bench.decide());
@@ -21,6 +25,6 @@ fn a_decision_does_not_allocate() {
             assert!(bench.decide());
         }
         let allocations = region.change().allocations;
-        assert_eq!(allocations, 0, "{patterns} patterns");
+        assert_eq!(allocations, 0, "{patterns} patterns, {counters:?}");
     }
 }
