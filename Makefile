@@ -20,5 +20,5 @@ fuzz: ## send valid and invalid requests generated from the OpenAPI document to 
 e2e: ## test the production deployment in Docker under load: scaling, upgrades, crashes, restarts, on a Swarm and under systemd; WHAT=operations, faults, swarm or systemd for a part
 	@exec scripts/e2e $(WHAT)
 
-bench: ## benchmark beside nginx and haproxy into bench/RESULTS.md; WHAT=gateway, decisions, auth-api or faults for a part
+bench: ## benchmark beside nginx, haproxy and h2o into bench/RESULTS.md; WHAT=gateway, bodies, latency, configuration, decisions, identity, quotas, auth-api or faults for a part
 	@exec scripts/bench $(WHAT)

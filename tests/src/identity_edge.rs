@@ -17,12 +17,13 @@ use crate::settings::settings;
 use crate::wait;
 
 const REPLICAS: usize = 2;
-/// Private key of RFC 8037, appendix A.1: its seed, and in PKCS#8.
+/// Seed of the private key of RFC 8037, appendix A.1.
 const SEED: [u8; 32] = [
     0x9d, 0x61, 0xb1, 0x9d, 0xef, 0xfd, 0x5a, 0x60, 0xba, 0x84, 0x4a, 0xf4, 0x92, 0xec, 0x2c, 0xc4,
     0x44, 0x49, 0xc5, 0x69, 0x7b, 0x32, 0x69, 0x19, 0x70, 0x3b, 0xac, 0x03, 0x1c, 0xae, 0x7f, 0x60,
 ];
-const SIGNING_KEY: &str = "-----BEGIN PRIVATE KEY-----
+/// The private key of RFC 8037 in PKCS#8, as auth-api's setting. [`Signer::of_replicas`] has it too.
+pub const SIGNING_KEY: &str = "-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g
 -----END PRIVATE KEY-----
 ";
@@ -213,19 +214,19 @@ impl Signer {
     /// Returns a token with this header and these claims.
     #[must_use]
     pub fn sign(&self, header: &Value, claims: &Value) -> String {
-        let text = signed_text(header, claims);
-        let signature = URL_SAFE_NO_PAD.encode(self.pair.sign(text.as_bytes()));
-        format!("{text}.{signature}")
+        encode_token(header, claims, |text| {
+            self.pair.sign(text).as_ref().to_vec()
+        })
     }
 
     /// Returns a token whose HMAC has the public key as its secret.
     #[must_use]
     pub fn sign_with_public_key(&self, claims: &Value) -> String {
         let header = json!({"alg": "HS256", "typ": "at+jwt", "kid": self.key_id});
-        let text = signed_text(&header, claims);
         let secret = hmac::Key::new(hmac::HMAC_SHA256, self.pair.public_key().as_ref());
-        let signature = URL_SAFE_NO_PAD.encode(hmac::sign(&secret, text.as_bytes()));
-        format!("{text}.{signature}")
+        encode_token(&header, claims, |text| {
+            hmac::sign(&secret, text).as_ref().to_vec()
+        })
     }
 
     /// Returns a token without a signature.
@@ -242,6 +243,14 @@ impl Signer {
         let claims = token.split('.').nth(1).context("a JWT has claims")?;
         Ok(serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims)?)?)
     }
+}
+
+/// Returns a JWT with the signature that `sign` makes of its text.
+#[must_use]
+pub fn encode_token(header: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
+    let text = signed_text(header, claims);
+    let signature = URL_SAFE_NO_PAD.encode(sign(text.as_bytes()));
+    format!("{text}.{signature}")
 }
 
 fn signed_text(header: &Value, claims: &Value) -> String {
