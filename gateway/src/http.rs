@@ -4,6 +4,7 @@
 //! [`downstream::Downstream`]. They know neither the proxy nor the gateway's state.
 
 pub(crate) mod downstream;
+pub(crate) mod expectation;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod handler;

@@ -111,6 +111,8 @@ pub(crate) enum RequestError {
     HeadersTooLarge,
     #[error("The message framing is ambiguous")]
     Framing,
+    #[error("The expectation is not supported")]
+    Expectation,
     #[error("The Host header is missing, repeated or malformed")]
     Host,
     #[error("The method is not allowed")]
@@ -131,6 +133,7 @@ impl RequestError {
             // The status for a method that a server does not recognise (RFC 9110, section 15.6.2).
             Self::MethodTooLong => StatusCode::NOT_IMPLEMENTED,
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             _ => StatusCode::BAD_REQUEST,
         }

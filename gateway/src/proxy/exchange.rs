@@ -85,7 +85,9 @@ enum ResponseProgress {
 enum ContinueExpectation {
     /// The client waits for a 100 response before it sends the body.
     Pending,
-    /// The client sends the body without waiting.
+    /// The client sends the body although there was no 100 response yet.
+    Waived,
+    /// There is none, or a 100 response has met it.
     None,
 }
 
@@ -116,7 +118,13 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         upload: &'e mut Upload,
         timer: &'e mut IdleTimer,
     ) -> Self {
-        let expects_continue = upload.received_bytes == 0 && request.headers.contains_key(EXPECT);
+        let expectation = if !request.headers.contains_key(EXPECT) {
+            ContinueExpectation::None
+        } else if upload.received_bytes == 0 {
+            ContinueExpectation::Pending
+        } else {
+            ContinueExpectation::Waived
+        };
         Self {
             request,
             context,
@@ -125,11 +133,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             upload,
             timer,
             response: ResponseProgress::AwaitingHeaders,
-            expectation: if expects_continue {
-                ContinueExpectation::Pending
-            } else {
-                ContinueExpectation::None
-            },
+            expectation,
             downstream_pressure: Backpressure::Ready,
             upstream_pressure: Backpressure::Ready,
             wait: None,
@@ -251,7 +255,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
     fn is_body_awaited(&self) -> bool {
         !self.upload.is_complete
             && self.upstream_pressure == Backpressure::Ready
-            && self.expectation == ContinueExpectation::None
+            && self.expectation != ContinueExpectation::Pending
     }
 
     fn begin_wait(&mut self, awaited: AwaitedProgress) -> ProgressWait {
@@ -330,6 +334,10 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         mut response: ResponseHeaders,
     ) -> ControlFlow<ExchangeOutcome> {
         let now = Instant::now();
+        // An endpoint that has rejected the expectation may take a body that was on its way for another request.
+        if self.expectation != ContinueExpectation::None {
+            self.upstream.close_after_response();
+        }
         if let Some(attempt) = self.context.attempts.end_current(now) {
             let attempt = attempt.begin_response(&response, now);
             // An endpoint that sheds load would only get more of it.
@@ -372,7 +380,9 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         if self.response == ResponseProgress::Upgraded {
             return ControlFlow::Continue(());
         }
-        self.expectation = ContinueExpectation::None;
+        if self.expectation == ContinueExpectation::Pending {
+            self.expectation = ContinueExpectation::Waived;
+        }
         self.upload.receive(data, &self.request.method);
         if self.upload.received_bytes > self.context.limits().max_body_bytes {
             ControlFlow::Break(self.reject(ErrorResponse::BODY_TOO_LARGE))

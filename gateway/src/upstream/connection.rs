@@ -202,6 +202,11 @@ impl Connection {
         self.stream.read_size = size;
     }
 
+    /// Excludes another exchange after the response whose headers have been received.
+    pub(crate) fn close_after_response(&mut self) {
+        self.persistence = Persistence::Close;
+    }
+
     /// Returns the number of request bytes that wait to be sent.
     pub(crate) fn buffered_bytes(&self) -> usize {
         self.stream.buffered_bytes()

@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
+use crate::http::expectation::check_expectation;
 use crate::http::h1::hop_by_hop::{ConnectionHeaders, HeaderScope, Persistence};
 use crate::http::message::{Framing, RequestError, RequestHeaders, Upgrade};
 use crate::http::syntax::{
@@ -150,15 +151,16 @@ fn parse(bytes: &Bytes) -> Result<(RequestHeaders, Persistence), RequestError> {
         let host = HeaderValue::from_maybe_shared(bytes.slice_ref(host));
         headers.insert(HOST, host.map_err(|_| RequestError::Host)?);
     }
+    let framing = control.framing.unwrap_or(Framing::Empty);
+    check_expectation(&mut headers, version, framing)?;
     let persistence = connection.persistence(is_http_1_0);
-    let may_upgrade =
-        !is_http_1_0 && method == Method::GET && control.framing.is_none_or(Framing::is_empty);
+    let may_upgrade = !is_http_1_0 && method == Method::GET && framing.is_empty();
     let request = RequestHeaders {
         version,
         method,
         target: RequestTarget::new(bytes.slice_ref(target)),
         headers,
-        framing: control.framing.unwrap_or(Framing::Empty),
+        framing,
         upgrade: if may_upgrade {
             connection.upgrade()
         } else {

@@ -9,6 +9,7 @@ use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Version, request};
 
+use crate::http::expectation::check_expectation;
 use crate::http::message::{Framing, RequestError, RequestHeaders, Upgrade};
 use crate::http::syntax::{self, HTTP2_SETTINGS, MAX_HEADERS};
 use crate::path::RequestTarget;
@@ -36,6 +37,7 @@ pub(super) fn parse(
     syntax::check_target(target.as_str().as_bytes())?;
     let target = RequestTarget::new(Bytes::copy_from_slice(target.as_str().as_bytes()));
     let framing = take_framing(&mut headers, body)?;
+    check_expectation(&mut headers, Version::HTTP_2, framing)?;
     Ok(RequestHeaders {
         version: Version::HTTP_2,
         method: parts.method,
