@@ -74,10 +74,10 @@ impl ConnectionHeaders {
         self.options.len() > MAX_OPTIONS
     }
 
-    /// Removes the headers that `Connection` lists, except `Host`, which every request needs.
+    /// Removes the headers that `Connection` lists, except those that concern all recipients.
     pub(crate) fn remove_listed(&self, headers: &mut HeaderMap) {
         for name in &self.options {
-            if *name != HOST {
+            if !concerns_all_recipients(name) {
                 headers.remove(name);
             }
         }
@@ -105,6 +105,22 @@ impl ConnectionHeaders {
     }
 }
 
+/// Returns whether a header stays although `Connection` lists it. Every request needs `Host`. The others describe the
+/// client: a proxy in front of the gateway adds them, and may pass on a `Connection` of its client that lists them
+/// (CVE-2026-105299), which would let the client choose its identity (RFC 9110, section 7.6.1: options for headers
+/// that are intended for all recipients must not be sent).
+fn concerns_all_recipients(name: &HeaderName) -> bool {
+    const NAMES: [&str; 5] = [
+        "forwarded",
+        "x-real-ip",
+        "x-request-id",
+        "traceparent",
+        "tracestate",
+    ];
+    let text = name.as_str();
+    *name == HOST || text.starts_with("x-forwarded-") || NAMES.contains(&text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,14 +143,19 @@ mod tests {
     fn hop_by_hop_headers_are_not_forwarded() {
         let (connection, forwarded) = inspect(&[
             ("host", "a"),
-            ("connection", "Close, X-Secret ,host,, keep alive"),
+            (
+                "connection",
+                "Close, X-Secret ,host,, keep alive, X-Forwarded-For, traceparent",
+            ),
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),
             ("x-secret", "s"),
             ("x-other", "o"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("traceparent", "t"),
         ]);
         let names: Vec<_> = forwarded.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["host", "x-other"]);
+        assert_eq!(names, ["host", "x-other", "x-forwarded-for", "traceparent"]);
         assert_eq!(connection.persistence(false), Persistence::Close);
         assert_eq!(connection.upgrade(), Upgrade::None);
     }
