@@ -25,6 +25,8 @@ pub(crate) enum PathError {
     InvalidEncoding,
     #[error("The path has an encoded slash, backslash or null")]
     EncodedDelimiter,
+    #[error("The path has a dot segment with parameters")]
+    DotSegmentParameters,
 }
 
 /// Request target in origin form (RFC 9112, section 3.2.1): a path and an optional query, in ASCII.
@@ -57,7 +59,7 @@ impl RequestTarget {
     pub(crate) fn normalise(&mut self) -> Result<(), PathError> {
         let (path, query) = self.text.split_at(self.path_length);
         if let Cow::Owned(matched_path) = normalise(path)? {
-            let forwarded_path = remove_dot_segments(&decode(path, DecodedSet::Unreserved)?);
+            let forwarded_path = remove_dot_segments(&decode(path, DecodedSet::Unreserved)?)?;
             self.path_length = forwarded_path.len();
             self.text = [forwarded_path.as_bytes(), query].concat().into();
             self.matched_path = (matched_path != forwarded_path).then_some(matched_path);
@@ -141,7 +143,7 @@ pub(crate) fn normalise(path: &[u8]) -> Result<Cow<'_, str>, PathError> {
         return Ok(Cow::Borrowed(text));
     }
     let decoded = decode(path, DecodedSet::PathCharacters)?;
-    Ok(Cow::Owned(remove_dot_segments(&decoded)))
+    Ok(Cow::Owned(remove_dot_segments(&decoded)?))
 }
 
 /// Returns true if a path has no percent-encoding, no empty segment, no segment that begins with a
@@ -249,7 +251,11 @@ fn hex_value(digit: u8) -> Result<u8, PathError> {
 }
 
 /// Resolves dot segments (RFC 3986, section 5.2.4) and removes empty segments.
-fn remove_dot_segments(path: &str) -> String {
+///
+/// # Errors
+/// Returns an error if a dot segment has parameters, as in `..;a=b`: servlet containers remove parameters before they
+/// resolve the segment, and other servers take it for a name (CVE-2026-73551).
+fn remove_dot_segments(path: &str) -> Result<String, PathError> {
     let mut segments: Vec<&str> = Vec::new();
     let mut ends_in_slash = true;
     for segment in path.split('/') {
@@ -258,6 +264,9 @@ fn remove_dot_segments(path: &str) -> String {
             "" | "." => {}
             ".." => {
                 segments.pop();
+            }
+            _ if segment.starts_with(".;") || segment.starts_with("..;") => {
+                return Err(PathError::DotSegmentParameters);
             }
             _ => segments.push(segment),
         }
@@ -270,7 +279,15 @@ fn remove_dot_segments(path: &str) -> String {
     if ends_in_slash {
         normalised.push('/');
     }
-    normalised
+    Ok(normalised)
+}
+
+/// Returns the segments of a path without their parameters (RFC 3986, section 3.3), and without those that are then
+/// empty.
+pub(crate) fn segments_without_parameters(path: &str) -> impl Iterator<Item = &str> {
+    path.split('/')
+        .filter_map(|segment| segment.split(';').next())
+        .filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -331,8 +348,25 @@ mod tests {
     #[test]
     fn an_ambiguous_or_malformed_path_is_rejected() {
         for path in [
-            "/a%2fb", "/a%5Cb", "/a%00", "/a\\b", "/a%", "/a%2", "/a%zz", "/a b", "/a\tb", "/a#b",
-            "", "api", "*", "/für",
+            "/a%2fb",
+            "/a%5Cb",
+            "/a%00",
+            "/a\\b",
+            "/a%",
+            "/a%2",
+            "/a%zz",
+            "/a b",
+            "/a\tb",
+            "/a#b",
+            "",
+            "api",
+            "*",
+            "/für",
+            "/a/..;/b",
+            "/a/.;x/b",
+            "/..;a=b",
+            "/a/%2e%2e;/b",
+            "/a/..%3b/b",
         ] {
             assert!(normalised(path).is_err(), "{path}");
         }

@@ -8,7 +8,7 @@ use crate::features::rate_limit::sharing::QuotaRequest;
 use crate::features::rate_limit::{Quota, QuotaDecision};
 use crate::http::downstream::Downstream;
 use crate::http::message::{Framing, RequestHeaders};
-use crate::path::strip_segments;
+use crate::path::{segments_without_parameters, strip_segments};
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_response::ErrorResponse;
 use crate::proxy::identification::identify;
@@ -18,8 +18,8 @@ use crate::runtime::clock::Instant;
 use crate::telemetry::access_log::QuotaEffect;
 use crate::tls::handshake::Peer;
 
-/// Paths of an endpoint that are for operators only.
-const INTERNAL_PATHS: [&str; 4] = ["/ready", "/ready/", "/metrics", "/metrics/"];
+/// Paths of an endpoint that are for operators only, each a single segment.
+const INTERNAL_PATHS: [&str; 2] = ["ready", "metrics"];
 /// Time after which a client that was refused because there is no quota store should try again: the store is
 /// used again within a second of its return.
 const STORE_RETRY_AFTER_SECONDS: u64 = 1;
@@ -184,13 +184,22 @@ fn check_path(request: &RequestHeaders, context: &RequestContext) -> Result<(), 
     let path = request.target.path();
     let prefix = context.route().strip_prefix.as_ref();
     let stripped = prefix.and_then(|prefix| strip_segments(path, prefix.as_str()));
-    if INTERNAL_PATHS.contains(&path)
-        || stripped.is_some_and(|stripped| INTERNAL_PATHS.contains(&stripped))
-    {
+    if is_internal(path) || stripped.is_some_and(is_internal) {
         Err(ErrorResponse::NOT_FOUND)
     } else {
         Ok(())
     }
+}
+
+/// Returns whether any endpoint would take a path for an internal one: some ignore letter case and parameters of
+/// segments.
+fn is_internal(path: &str) -> bool {
+    let mut segments = segments_without_parameters(path);
+    let first = segments.next().is_some_and(|first| {
+        let mut internal = INTERNAL_PATHS.iter();
+        internal.any(|path| path.eq_ignore_ascii_case(first))
+    });
+    first && segments.next().is_none()
 }
 
 /// Rejects a body whose announced length exceeds the limit. Chunked bodies are counted as they arrive.
