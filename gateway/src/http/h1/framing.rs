@@ -14,6 +14,9 @@ use crate::telemetry::text;
 
 /// Maximum length of a chunk size with its extensions, in bytes.
 const MAX_CHUNK_SIZE_LINE_BYTES: usize = 256;
+/// Maximum length of all chunk extensions of a request together, in bytes: otherwise a body that is within its size
+/// limit could be a hundred times as much to receive (CVE-2023-39326).
+const MAX_EXTENSION_BYTES: usize = 8 * 1024;
 /// Maximum length of all trailers together, in bytes.
 const MAX_TRAILER_BYTES: usize = 8 * 1024;
 /// Hexadecimal digits of the largest chunk size, 2^64 - 1.
@@ -46,8 +49,14 @@ pub(crate) struct BodyError;
 /// Incremental decoder of a message body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyDecoder {
-    Length { remaining: u64 },
-    Chunked(ChunkState),
+    Length {
+        remaining: u64,
+    },
+    Chunked {
+        state: ChunkState,
+        /// Length of all chunk extensions so far.
+        extension_bytes: usize,
+    },
     UntilClose,
     Done,
 }
@@ -64,6 +73,8 @@ pub(crate) enum ChunkState {
     Trailers {
         bytes: usize,
     },
+    /// Nothing: the body is complete.
+    End,
 }
 
 impl From<Framing> for BodyDecoder {
@@ -71,7 +82,10 @@ impl From<Framing> for BodyDecoder {
         match framing {
             Framing::Empty | Framing::Length(0) => Self::Done,
             Framing::Length(remaining) => Self::Length { remaining },
-            Framing::Chunked => Self::Chunked(ChunkState::Size),
+            Framing::Chunked => Self::Chunked {
+                state: ChunkState::Size,
+                extension_bytes: 0,
+            },
             Framing::UntilClose => Self::UntilClose,
         }
     }
@@ -100,7 +114,7 @@ impl BodyDecoder {
         let mut joined: Option<BytesMut> = None;
         // An error is not lost: malformed input stays in the buffer, and the next call returns it.
         while !input.is_empty()
-            && matches!(self, Self::Chunked(_))
+            && matches!(self, Self::Chunked { .. })
             && let Ok(Some(BodyEvent::Data(more))) = self.decode_one(input, syntax)
         {
             joined
@@ -128,16 +142,16 @@ impl BodyDecoder {
                     }
                     return Ok(data.map(BodyEvent::Data));
                 }
-                Self::Chunked(ChunkState::Data { remaining }) => {
-                    let data = take_up_to(input, *remaining);
-                    *remaining -= data.as_ref().map_or(0, Bytes::len) as u64;
-                    if *remaining == 0 {
-                        *self = Self::Chunked(ChunkState::DataEnd);
-                    }
-                    return Ok(data.map(BodyEvent::Data));
-                }
-                Self::Chunked(state) => match state.parse_line(input, syntax)? {
-                    Some(next) => *self = next,
+                Self::Chunked {
+                    state: state @ ChunkState::Data { .. },
+                    ..
+                } => return Ok(state.take_data(input).map(BodyEvent::Data)),
+                Self::Chunked {
+                    state,
+                    extension_bytes,
+                } => match state.parse_line(input, syntax, extension_bytes)? {
+                    Some(ChunkState::End) => *self = Self::Done,
+                    Some(next) => *state = next,
                     None => return Ok(None),
                 },
             }
@@ -154,23 +168,37 @@ impl BodyDecoder {
                 *self = Self::Done;
                 Ok(BodyEvent::End)
             }
-            Self::Length { .. } | Self::Chunked(_) => Err(BodyError),
+            Self::Length { .. } | Self::Chunked { .. } => Err(BodyError),
         }
     }
 }
 
 impl ChunkState {
+    /// Takes data of the current chunk from `input`. Returns `None` if that is empty.
+    fn take_data(&mut self, input: &mut BytesMut) -> Option<Bytes> {
+        let Self::Data { remaining } = self else {
+            return None;
+        };
+        let data = take_up_to(input, *remaining)?;
+        *remaining -= data.len() as u64;
+        if *remaining == 0 {
+            *self = Self::DataEnd;
+        }
+        Some(data)
+    }
+
     /// Parses a line of the encoding, which is no data, and returns the next state. Returns `None` if
-    /// the line is incomplete.
+    /// the line is incomplete. Adds the length of a chunk extension to `extension_bytes`.
     fn parse_line(
         self,
         input: &mut BytesMut,
         syntax: ChunkSyntax,
-    ) -> Result<Option<BodyDecoder>, BodyError> {
+        extension_bytes: &mut usize,
+    ) -> Result<Option<Self>, BodyError> {
         let max_bytes = match self {
             Self::DataEnd => b"\r\n".len(),
             Self::Trailers { .. } => MAX_TRAILER_BYTES,
-            Self::Size | Self::Data { .. } => MAX_CHUNK_SIZE_LINE_BYTES,
+            Self::Size | Self::Data { .. } | Self::End => MAX_CHUNK_SIZE_LINE_BYTES,
         };
         let Some(line_feed) = memchr::memchr(b'\n', input) else {
             return if input.len() < max_bytes {
@@ -184,18 +212,21 @@ impl ChunkState {
             return Err(BodyError);
         }
         let next = match self {
-            Self::Size | Self::Data { .. } => match parse_chunk_size(line, syntax)? {
-                0 => BodyDecoder::Chunked(Self::Trailers { bytes: 0 }),
-                remaining => BodyDecoder::Chunked(Self::Data { remaining }),
-            },
-            Self::DataEnd if line.is_empty() => BodyDecoder::Chunked(Self::Size),
-            Self::Trailers { .. } if line.is_empty() => BodyDecoder::Done,
+            Self::Size | Self::Data { .. } | Self::End => {
+                let size = parse_chunk_size(line, syntax, extension_bytes)?;
+                match size {
+                    0 => Self::Trailers { bytes: 0 },
+                    remaining => Self::Data { remaining },
+                }
+            }
+            Self::DataEnd if line.is_empty() => Self::Size,
+            Self::Trailers { .. } if line.is_empty() => Self::End,
             Self::Trailers { bytes }
                 if bytes + line_feed < MAX_TRAILER_BYTES && is_trailer(line, syntax) =>
             {
-                BodyDecoder::Chunked(Self::Trailers {
+                Self::Trailers {
                     bytes: bytes + line_feed + 1,
-                })
+                }
             }
             Self::DataEnd | Self::Trailers { .. } => return Err(BodyError),
         };
@@ -212,13 +243,26 @@ fn is_trailer(line: &[u8], syntax: ChunkSyntax) -> bool {
             .is_some_and(|colon| colon > 0 && line[..colon].iter().all(|byte| is_token_byte(*byte)))
 }
 
-/// Parses a chunk size: hexadecimal digits, and extensions, which are ignored.
-fn parse_chunk_size(line: &[u8], syntax: ChunkSyntax) -> Result<u64, BodyError> {
+/// Parses a chunk size: hexadecimal digits, and extensions, which are ignored. Adds their length to
+/// `extension_bytes`.
+fn parse_chunk_size(
+    line: &[u8],
+    syntax: ChunkSyntax,
+    extension_bytes: &mut usize,
+) -> Result<u64, BodyError> {
     let digits = match (memchr::memchr(b';', line), syntax) {
         (Some(end), ChunkSyntax::Strict) => &line[..end],
         (Some(end), ChunkSyntax::Lenient) => trim_whitespace_end(&line[..end]),
         (None, _) => line,
     };
+    // A response of any length may have extensions, and they are not forwarded.
+    if syntax == ChunkSyntax::Strict {
+        let extensions = &line[digits.len()..];
+        *extension_bytes += extensions.len();
+        if *extension_bytes > MAX_EXTENSION_BYTES || !are_extensions(extensions) {
+            return Err(BodyError);
+        }
+    }
     if digits.is_empty()
         || digits.len() > MAX_CHUNK_SIZE_DIGITS
         || !digits.iter().all(u8::is_ascii_hexdigit)
@@ -227,6 +271,44 @@ fn parse_chunk_size(line: &[u8], syntax: ChunkSyntax) -> Result<u64, BodyError> 
     }
     let digits = str::from_utf8(digits).map_err(|_| BodyError)?;
     u64::from_str_radix(digits, 16).map_err(|_| BodyError)
+}
+
+/// Returns whether the rest of a chunk size line consists of extensions (RFC 9112, section 7.1.1), without whitespace
+/// between their parts. A parser that finds the end of a quoted string that is not closed in a later line sees another
+/// message boundary (CVE-2026-24880).
+fn are_extensions(mut rest: &[u8]) -> bool {
+    let token_length = |text: &[u8]| {
+        let end = text.iter().position(|byte| !is_token_byte(*byte));
+        end.unwrap_or(text.len())
+    };
+    while let Some(extension) = rest.strip_prefix(b";") {
+        let name_length = token_length(extension);
+        rest = &extension[name_length..];
+        let mut is_valid = name_length > 0;
+        if let Some(value) = rest.strip_prefix(b"=") {
+            let length = quoted_string_length(value).unwrap_or_else(|| token_length(value));
+            rest = &value[length..];
+            is_valid &= length > 0;
+        }
+        if !is_valid {
+            return false;
+        }
+    }
+    rest.is_empty()
+}
+
+/// Returns the length of the quoted string at the start of a text (RFC 9110, section 5.6.4), `None` if there is none.
+fn quoted_string_length(text: &[u8]) -> Option<usize> {
+    let mut bytes = text.strip_prefix(b"\"")?.iter().enumerate();
+    while let Some((index, byte)) = bytes.next() {
+        match byte {
+            // The opening and the closing quotation mark.
+            b'"' => return Some(index + 2),
+            b'\\' => bytes.next().map(drop)?,
+            _ => {}
+        }
+    }
+    None
 }
 
 fn trim_whitespace_end(text: &[u8]) -> &[u8] {
@@ -332,6 +414,15 @@ mod tests {
             "1\r\na\r\n0\r\n\n",
             "1\r\na\r\n0\n\r\n",
             "1;a\rb\r\na\r\n0\r\n\r\n",
+            "1;\r\na\r\n0\r\n\r\n",
+            "1; a\r\na\r\n0\r\n\r\n",
+            "1;a \r\na\r\n0\r\n\r\n",
+            "1;a=\r\na\r\n0\r\n\r\n",
+            "1;=b\r\na\r\n0\r\n\r\n",
+            "1;a=\"\r\na\r\n0\r\n\r\n",
+            "1;a=\"b\\\"\r\na\r\n0\r\n\r\n",
+            "1;a=\"b\"c\r\na\r\n0\r\n\r\n",
+            "1a;b\"\r\na\r\n0\r\n\r\n",
             "1;a\0\r\na\r\n0\r\n\r\n",
             "ffffffffffffffffff\r\n",
             "10000000000000000\r\n",
@@ -384,8 +475,22 @@ mod tests {
     }
 
     #[test]
+    fn chunk_extensions_of_a_request_are_limited_together() {
+        let extension = "x".repeat(MAX_CHUNK_SIZE_LINE_BYTES / 2);
+        let count = MAX_EXTENSION_BYTES / extension.len();
+        let chunk = format!("1;{extension}\r\na\r\n");
+        for (chunks, is_valid) in [(count - 1, true), (count, false)] {
+            let body = format!("{}0\r\n\r\n", chunk.repeat(chunks));
+            let strict = decode(Framing::Chunked, body.as_bytes(), 1000);
+            assert_eq!(strict.is_ok(), is_valid);
+            let syntax = ChunkSyntax::Lenient;
+            assert!(decode_with(syntax, Framing::Chunked, body.as_bytes(), 1000).is_ok());
+        }
+    }
+
+    #[test]
     fn chunk_extensions_and_trailers_are_dropped() {
-        let chunks = b"1;x=\"y\"\r\na\r\n002\r\nbc\r\n0;z\r\nx: y\r\n\r\nGET";
+        let chunks = b"1;x=\"y;\\\" z\";a;b=c\r\na\r\n002\r\nbc\r\n0;z\r\nx: y\r\n\r\nGET";
         let (body, rest) = decode(Framing::Chunked, chunks, 3).unwrap();
         assert_eq!((&body[..], &rest[..]), (&b"abc"[..], &b"GET"[..]));
     }

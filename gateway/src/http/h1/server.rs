@@ -256,7 +256,7 @@ impl Http1Connection {
             BodyDecoder::Length { remaining } => {
                 !self.expects_continue && remaining <= MAX_DISCARDED_BODY
             }
-            BodyDecoder::Chunked(_) | BodyDecoder::UntilClose => false,
+            BodyDecoder::Chunked { .. } | BodyDecoder::UntilClose => false,
         }
     }
 
