@@ -14,6 +14,10 @@ use crate::http::message::{Framing, RequestError, RequestHeaders, Upgrade};
 use crate::http::syntax::{self, HTTP2_SETTINGS, MAX_HEADERS};
 use crate::path::RequestTarget;
 
+/// Maximum number of headers into which a client may split its cookies, more than browsers keep cookies for a site
+/// (RFC 6265, section 6.1). HPACK encodes a repeated header in one byte, so that their size alone is no limit for
+/// the memory that they take (CVE-2026-49975).
+const MAX_COOKIE_HEADERS: usize = 200;
 /// Bytes besides name and value that a header counts for: colon and space, as in HTTP/1.1.
 const HEADER_SEPARATOR: usize = 2;
 
@@ -96,7 +100,7 @@ fn check_headers(headers: &HeaderMap, max_bytes: usize) -> Result<(), RequestErr
     // A cookie may be split into several headers, which are forwarded as one (RFC 9113, section 8.2.3).
     let cookies = headers.get_all(COOKIE).iter().count();
     let count = headers.len() - cookies.saturating_sub(1);
-    if count > MAX_HEADERS || size > max_bytes {
+    if count > MAX_HEADERS || cookies > MAX_COOKIE_HEADERS || size > max_bytes {
         return Err(RequestError::HeadersTooLarge);
     }
     Ok(())
