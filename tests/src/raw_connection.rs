@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -76,6 +76,21 @@ impl RawConnection {
         Self::handshake_with(provider, gateway, name, certificate, Vec::new()).await
     }
 
+    /// Connects to a gateway under the name `name` (SNI) with a TLS configuration of the test.
+    ///
+    /// # Errors
+    /// Returns an error if the connection or the TLS handshake fails.
+    pub async fn connect_with_config(
+        gateway: &Gateway,
+        name: &str,
+        config: Arc<ClientConfig>,
+    ) -> Result<Self> {
+        let stream = TcpStream::connect(gateway.address).await?;
+        let name = ServerName::try_from(name.to_owned())?;
+        let connector = TlsConnector::from(config);
+        Ok(Self(connector.connect(name, stream).await?))
+    }
+
     /// Sends bytes on a new connection ([`RawConnection::connect`]) and reads until the gateway
     /// closes it.
     ///
@@ -111,10 +126,21 @@ impl RawConnection {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = alpn_protocols;
-        let stream = TcpStream::connect(gateway.address).await?;
-        let name = ServerName::try_from(name.to_owned())?;
-        let connector = TlsConnector::from(Arc::new(config));
-        Ok(Self(connector.connect(name, stream).await?))
+        Self::connect_with_config(gateway, name, Arc::new(config)).await
+    }
+
+    /// Returns whether the handshake has resumed a session.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        let (_, connection) = self.0.get_ref();
+        connection.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// Returns whether the gateway has accepted early data (RFC 8446, section 2.3).
+    #[must_use]
+    pub fn has_sent_early_data(&self) -> bool {
+        let (_, connection) = self.0.get_ref();
+        connection.is_early_data_accepted()
     }
 
     /// Returns the negotiated key exchange group by rustls's name, empty if there is none.

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use reqwest::Method;
 use reqwest::header::AUTHORIZATION;
 use tests::client::{Client, PASSWORD, Response, credentials, send};
-use tests::command::{bound_command, chown_to_unprivileged, unprivileged_command};
+use tests::command::bound_command;
+use tests::nginx::Nginx;
 use tests::process::Process;
 use tests::replicas::Replicas;
 use tests::{MockUpstream, Store, address, on_both_stores};
@@ -212,27 +212,7 @@ async fn nginx_passes_on_verified_identities_only() -> Result<()> {
         replicas.instances[0].address,
         service.address,
     )?;
-    let folder = tempfile::Builder::new().prefix("nginx-").tempdir()?;
-    let path = folder.path().display();
-    let paths: Vec<_> = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|name| format!("{name}_temp_path {path}/{name};"))
-        .collect();
-    let paths = paths.join("\n");
-    let config = format!(
-        "daemon off;\nmaster_process off;\npid {path}/pid;\nerror_log stderr;\nevents {{}}\n\
-         http {{\naccess_log off;\n{paths}\n{block}\n}}\n"
-    );
-    let config_file = folder.path().join("nginx.conf");
-    fs::write(&config_file, config)?;
-    chown_to_unprivileged(folder.path())?;
-    let mut command = unprivileged_command("/usr/sbin/nginx");
-    command
-        .args(["-e", "stderr", "-c"])
-        .arg(&config_file)
-        .arg("-p")
-        .arg(folder.path());
-    let _proxy = start("nginx", &mut command, folder.path(), listen)?;
+    let _proxy = Nginx::start(&block, listen)?;
     assert_only_verified_identities_reach(listen, &mut replicas, &service).await
 }
 
@@ -257,17 +237,8 @@ async fn caddy_passes_on_verified_identities_only() -> Result<()> {
         .env("HOME", folder.path())
         .env("XDG_DATA_HOME", folder.path())
         .env("XDG_CONFIG_HOME", folder.path());
-    let _proxy = start("caddy", &mut command, folder.path(), listen)?;
+    let log_file = folder.path().join("log");
+    let mut proxy = Process::start("caddy", &mut command, &log_file)?;
+    proxy.wait_until_listening(listen)?;
     assert_only_verified_identities_reach(listen, &mut replicas, &service).await
-}
-
-fn start(
-    name: &str,
-    command: &mut Command,
-    folder: &std::path::Path,
-    listen: SocketAddr,
-) -> Result<Process> {
-    let mut process = Process::start(name, command, &folder.join("log"))?;
-    process.wait_until_listening(listen)?;
-    Ok(process)
 }

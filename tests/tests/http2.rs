@@ -5,9 +5,10 @@ use reqwest::Method;
 use rustix::process::Signal;
 use tests::client::{Protocol, send};
 use tests::http2_frames::{
-    CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
-    WINDOW_UPDATE, connect, frame, frame_types, get, goaway, header_block, literal_header, ping,
-    post, read_frame_types, read_until_frame, read_until_frames, request, reset, stream_ids,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, connect, frame, frame_types, get, goaway, header_block,
+    literal_header, ping, post, read_frame_types, read_until_frame, read_until_frames, request,
+    reset, stream_ids,
 };
 use tests::mock_upstream::request_target;
 use tests::raw_connection::{RawConnection, parse_status};
@@ -363,6 +364,43 @@ async fn rejected_requests_get_the_usual_error_response() -> Result<()> {
     let long_path = format!("/{}", "a".repeat(9000));
     let response = send(client.request(Method::HEAD, &long_path)).await?;
     assert_eq!((response.status, response.text.as_str()), (414, ""));
+    Ok(())
+}
+
+#[tokio::test]
+async fn bodies_that_are_too_long_or_too_slow_are_rejected() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::start(
+        upstream.address,
+        "premier: {limits: {body_timeout: 0.5, max_body_bytes: 1000}}",
+    )
+    .await?;
+    let declared = {
+        let mut block = header_block(&[("content-length", "1001")]);
+        // `:method: POST` in the static table, in place of GET.
+        block[0] = 0x83;
+        frame(HEADERS, END_HEADERS, 1, &block)
+    };
+    let received = [
+        post(1, "/"),
+        frame(DATA, 0, 1, &[b'x'; 600]),
+        frame(DATA, END_STREAM, 1, &[b'x'; 600]),
+    ];
+    let paused = [post(1, "/"), frame(DATA, 0, 1, b"x")];
+    for (request, status) in [
+        (declared, 413),
+        (received.concat(), 413),
+        (paused.concat(), 408),
+    ] {
+        let response = format!("\"status\":{status}");
+        let count = || gateway.process.log().matches(&response).count();
+        let before = count();
+        let mut connection = connect(&gateway).await?;
+        connection.send(request).await?;
+        read_until_frame(HEADERS, &mut connection).await?;
+        wait::until(&response, async || count() > before).await?;
+    }
+    assert_eq!(upstream.received_requests(), Vec::<String>::new());
     Ok(())
 }
 
