@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import random
 import unicodedata
 import urllib.request
@@ -65,6 +66,10 @@ def session_id(token):
     return json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["sid"]
 
 
+def is_of_oauth(case):
+    return case.operation.path.startswith("/oauth/")
+
+
 @schemathesis.hook
 def before_call(context, case, kwargs):
     """Makes half of the valid requests refer to an existing account or session."""
@@ -76,6 +81,9 @@ def before_call(context, case, kwargs):
     elif operation == "POST /api/refresh":
         _, tokens = create_account(case)
         case.body = {"refresh_token": tokens["refresh_token"]}
+    elif is_of_oauth(case):
+        _, tokens = create_account(case)
+        case.body = {"token": tokens[random.choice(["access_token", "refresh_token"])]}
     elif operation == "POST /api/password" and isinstance(case.body, dict):
         case.body["current_password"] = PASSWORD
     elif operation == "DELETE /api/sessions/{id}" and "Authorization" in (case.headers or {}):
@@ -84,12 +92,15 @@ def before_call(context, case, kwargs):
 
 @schemathesis.auth(refresh_interval=None)
 class AccessToken:
-    """Gives each request its own account, so that no request ends the session of another."""
+    """Gives each request its own account, so that no request ends the session of another, or the client of the run."""
 
     def get(self, case, context):
+        if is_of_oauth(case):
+            client = f"{os.environ['FUZZ_CLIENT_ID']}:{os.environ['FUZZ_CLIENT_SECRET']}"
+            return f"Basic {base64.b64encode(client.encode()).decode()}"
         _, tokens = create_account(case)
-        return tokens["access_token"]
+        return f"Bearer {tokens['access_token']}"
 
     def set(self, case, data, context):
         case.headers = case.headers or {}
-        case.headers["Authorization"] = f"Bearer {data}"
+        case.headers["Authorization"] = data

@@ -3,6 +3,8 @@
 //! A wrong password, an unknown login, a disabled account and one whose stored hash cannot be verified are
 //! indistinguishable by response and by response time.
 
+pub(crate) mod oauth_client;
+
 use crate::domain::login::{Login, PresentedLogin};
 use crate::domain::password::Password;
 use crate::domain::password_hash::PasswordHash;

@@ -1,6 +1,8 @@
 //! Command line.
 
+mod client;
 mod healthcheck;
+mod output;
 mod password_prompt;
 mod serve;
 mod stores;
@@ -34,6 +36,9 @@ enum Command {
     /// List, inspect and change accounts
     #[command(subcommand)]
     User(user::UserCommand),
+    /// Register services that may introspect and revoke tokens
+    #[command(subcommand)]
+    Client(client::ClientCommand),
     /// Print the OpenAPI document of the endpoints
     Openapi,
     /// Check that the running program is alive, for containers without a shell
@@ -67,6 +72,7 @@ fn execute(command: Command) -> Result<()> {
         }
         Command::Migrate => runtime()?.block_on(stores::migrate(&environment)),
         Command::User(command) => runtime()?.block_on(user::run(&environment, command)),
+        Command::Client(command) => runtime()?.block_on(client::run(&environment, command)),
         Command::Serve => runtime()?.block_on(serve::run(&environment)),
     }
 }

@@ -7,6 +7,7 @@ mod common_passwords;
 pub(crate) mod digest;
 pub(crate) mod login;
 pub(crate) mod login_pseudonym;
+pub(crate) mod oauth_client;
 pub(crate) mod password;
 pub(crate) mod password_hash;
 pub(crate) mod principal;

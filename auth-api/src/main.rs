@@ -8,6 +8,7 @@ mod domain;
 mod hashing;
 mod http;
 mod lifecycle;
+mod oauth_clients;
 mod readiness;
 mod router;
 mod routes;

@@ -10,8 +10,8 @@ use crate::http::error::{self, ApiError, only};
 use crate::http::middleware;
 use crate::http::openapi::Api;
 use crate::routes::{
-    delete, end_session, health, jwk_set, list_sessions, login, logout, logout_all, metrics,
-    password, profile, ready, refresh, register, verify,
+    delete, end_session, health, introspect, jwk_set, list_sessions, login, logout, logout_all,
+    metrics, password, profile, ready, refresh, register, revoke, verify,
 };
 use crate::state::AppState;
 
@@ -41,6 +41,12 @@ fn api() -> Api {
         .get("/api/profile", profile::handle, profile::operation())
         .post("/api/delete", delete::handle, delete::operation())
         .any("/api/verify", verify::handle, verify::operation())
+        .post(
+            "/oauth/introspect",
+            introspect::handle,
+            introspect::operation(),
+        )
+        .post("/oauth/revoke", revoke::handle, revoke::operation())
         .get(
             "/.well-known/jwks.json",
             jwk_set::handle,

@@ -3,6 +3,7 @@
 pub(crate) mod delete;
 pub(crate) mod end_session;
 pub(crate) mod health;
+pub(crate) mod introspect;
 pub(crate) mod jwk_set;
 pub(crate) mod list_sessions;
 pub(crate) mod login;
@@ -14,4 +15,5 @@ pub(crate) mod profile;
 pub(crate) mod ready;
 pub(crate) mod refresh;
 pub(crate) mod register;
+pub(crate) mod revoke;
 pub(crate) mod verify;

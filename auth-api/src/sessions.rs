@@ -15,7 +15,8 @@ use chrono::Utc;
 
 use crate::domain::principal::Principal;
 use crate::domain::session::{
-    ActiveSession, EndOutcome, NewSession, Rotation, RotationOutcome, SessionPolicy,
+    ActiveSession, EndOutcome, NewSession, RefreshTokenQuery, RefreshTokenValidity, Rotation,
+    RotationOutcome, SessionPolicy,
 };
 use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::UserId;
@@ -64,6 +65,15 @@ impl Sessions {
     /// Everything else is reuse: two parties hold the token (RFC 9700, section 4.14.2).
     pub(crate) async fn rotate(&self, rotation: &Rotation) -> Result<RotationOutcome, Unavailable> {
         dispatch!(self.rotate(rotation))
+    }
+
+    /// Returns the validity of a refresh token, `None` unless it is unused and its session is active. It is not
+    /// used up, and one that was used does not count as reused.
+    pub(crate) async fn refresh_token_validity(
+        &self,
+        query: &RefreshTokenQuery,
+    ) -> Result<Option<RefreshTokenValidity>, Unavailable> {
+        dispatch!(self.refresh_token_validity(query))
     }
 
     /// Ends one session. Of several concurrent calls for one session, one returns `Ended`.

@@ -8,6 +8,7 @@ use crate::domain::refresh_token::RefreshTokenKeys;
 use crate::domain::session::SessionPolicy;
 use crate::hashing::Hasher;
 use crate::lifecycle::Lifecycle;
+use crate::oauth_clients::OAuthClients;
 use crate::readiness::Readiness;
 use crate::sessions::Sessions;
 use crate::telemetry::audit::AuditLog;
@@ -24,6 +25,7 @@ pub(crate) struct App {
     pub(crate) users: Users,
     pub(crate) sessions: Sessions,
     pub(crate) throttle: Throttle,
+    pub(crate) oauth_clients: OAuthClients,
     pub(crate) hasher: Hasher,
     pub(crate) access_tokens: AccessTokenKeys,
     pub(crate) refresh_tokens: RefreshTokenKeys,

@@ -1,4 +1,4 @@
-//! Throttling of failed password verifications, per [`ThrottleScope`] (ASVS V6.3.1).
+//! Throttling of failed verifications of passwords and of clients' secrets, per [`ThrottleScope`] (ASVS V6.3.1).
 //!
 //! After 10 failed attempts within 15 minutes every further attempt is rejected until the window
 //! has passed, whatever the client's address and whether or not the login exists. Active sessions of
@@ -22,6 +22,7 @@ pub(crate) use sqlite::SqliteThrottle;
 
 use crate::domain::digest::sha256;
 use crate::domain::login::PresentedLogin;
+use crate::domain::oauth_client::OAuthClientId;
 use crate::domain::principal::SessionId;
 use crate::store::unavailable::Unavailable;
 use policy::ScopeKey;
@@ -34,6 +35,9 @@ pub(crate) enum ThrottleScope {
     /// Verifications within a session of the account whose password is verified. Only that session's
     /// client can fail them, and it cannot get another session without the password.
     Session(SessionId),
+    /// Authentications as an OAuth client from one address, so that strangers elsewhere cannot add to the
+    /// failures of a service.
+    OAuthClient { id: OAuthClientId, address: String },
 }
 
 impl ThrottleScope {
@@ -42,6 +46,9 @@ impl ThrottleScope {
             Self::Login(login) => sha256(&[login.normalized().as_bytes()]),
             // No login contains NUL.
             Self::Session(session) => sha256(&[b"session\0", session.as_bytes()]),
+            Self::OAuthClient { id, address } => {
+                sha256(&[b"oauth client\0", id.as_bytes(), address.as_bytes()])
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod identity_edge;
 pub mod load;
 pub mod mock_upstream;
 pub mod nginx;
+pub mod oauth_client;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod process;

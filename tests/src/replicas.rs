@@ -246,6 +246,15 @@ impl Replicas {
         command
     }
 
+    /// Runs `auth-api client` with `arguments` and waits until it exits.
+    ///
+    /// # Errors
+    /// Returns an error if the program cannot be started.
+    pub fn client_command(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.command("auth-api");
+        Ok(command.arg("client").args(arguments).output()?)
+    }
+
     /// Runs `auth-api user` with `arguments` and a line of `input`, and waits until it exits.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ async fn documentation_pages_and_try_it_out_work_offline_under_a_strict_policy()
     browser.navigate(&format!("{base}/docs")).await?;
     let operation_count = "document.querySelectorAll('.opblock').length";
     browser
-        .wait_until(&format!("return {operation_count} === 13"))
+        .wait_until(&format!("return {operation_count} === 15"))
         .await?;
     let register = "document.querySelector('[id$=post_register]')";
     for (button, next_element) in [

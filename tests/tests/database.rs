@@ -220,10 +220,11 @@ async fn the_embedded_store_is_accessible_only_to_its_owner() -> Result<()> {
 }
 
 /// Schema of the first versions, which a database that is not UTF-8 may have.
-const SCHEMA: [&str; 3] = [
+const SCHEMA: [&str; 4] = [
     include_str!("../../migrations/postgres/0001_users.sql"),
     include_str!("../../migrations/postgres/0002_disabled_accounts.sql"),
     include_str!("../../migrations/postgres/0003_sessions_valid_after.sql"),
+    include_str!("../../migrations/postgres/0004_oauth_clients.sql"),
 ];
 
 #[tokio::test]
@@ -340,6 +341,7 @@ async fn a_role_that_may_not_create_tables_can_start_if_no_migration_is_pending(
              REVOKE CREATE ON SCHEMA public FROM PUBLIC;
              GRANT SELECT ON _sqlx_migrations TO {role};
              GRANT SELECT, INSERT, UPDATE, DELETE ON users TO {role};
+             GRANT SELECT ON oauth_clients TO {role};
              GRANT USAGE ON SEQUENCE users_id_seq TO {role}"
         ))
         .await?;

@@ -11,6 +11,7 @@ use serde_json::json;
 use tests::client::{NEW_PASSWORD, PASSWORD, Response, credentials};
 use tests::fault_proxy::FaultProxy;
 use tests::identity_edge::IdentityEdge;
+use tests::oauth_client::OAuthClient;
 use tests::raw_connection::{RawConnection, parse_status};
 use tests::{Client, Gateway, Store, wait};
 use tokio::task::JoinSet;
@@ -303,6 +304,8 @@ enum End {
     Deletion,
     Disabling,
     RefreshReuse,
+    /// Of the refresh token, by a registered client.
+    Revocation,
     OfAllAccounts,
 }
 
@@ -390,6 +393,12 @@ async fn end(how: End, edge: &IdentityEdge, login: &str, response: &Response) ->
                 401,
             )
         }
+        End::Revocation => {
+            let service = OAuthClient::create(&edge.replicas, "shop")?;
+            let refresh_token = response.json()["refresh_token"].clone();
+            let refresh_token = refresh_token.as_str().context("a refresh token")?;
+            service.revoke(&replica, refresh_token).await
+        }
         End::OfAllAccounts => command(&["end-all-sessions"]),
     }
 }
@@ -406,6 +415,7 @@ async fn every_way_to_end_a_session_takes_effect_at_every_gateway() -> Result<()
         End::Deletion,
         End::Disabling,
         End::RefreshReuse,
+        End::Revocation,
         End::OfAllAccounts,
     ] {
         let login = format!("user-of-{how:?}");

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::stores;
+use super::stores::{self, Stores};
 use crate::config::{self, Config, Environment};
 use crate::costliest_hash;
 use crate::domain::access_token::AccessTokenKeys;
@@ -28,7 +28,12 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
             "BCRYPT_COST is too low for production"
         );
     }
-    let (users, sessions, throttle) = stores::open(&config.store, config.migrate, &metrics).await?;
+    let Stores {
+        users,
+        sessions,
+        throttle,
+        oauth_clients,
+    } = stores::open(&config.store, config.migrate, &metrics).await?;
     let hasher = Hasher::start(config.hashing, metrics.hashing.clone(), &metrics.supervisor)
         .context("starting the hashing threads")?;
     costliest_hash::watch(&users, &hasher, &metrics.supervisor).await;
@@ -37,6 +42,7 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
         users,
         sessions,
         throttle,
+        oauth_clients,
         hasher,
         access_tokens: AccessTokenKeys::new(
             &config.secret_keys,

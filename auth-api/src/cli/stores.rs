@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::config::{self, Environment, MigrateMode, StoreSettings};
+use crate::oauth_clients::{OAuthClients, PostgresOAuthClients, SqliteOAuthClients};
 use crate::sessions::{RedisSessions, Sessions, SqliteSessions};
 use crate::store::postgres::Postgres;
 use crate::store::redis::Redis;
@@ -28,21 +29,30 @@ pub(super) async fn migrate(environment: &Environment) -> Result<()> {
     }
 }
 
-/// Opens the stores of users, sessions and failed logins.
+/// Opened stores.
+pub(super) struct Stores {
+    pub(super) users: Users,
+    pub(super) sessions: Sessions,
+    pub(super) throttle: Throttle,
+    pub(super) oauth_clients: OAuthClients,
+}
+
+/// Opens the stores.
 pub(super) async fn open(
     settings: &StoreSettings,
     migrate: MigrateMode,
     metrics: &Metrics,
-) -> Result<(Users, Sessions, Throttle)> {
+) -> Result<Stores> {
     match settings {
         StoreSettings::File(file) => {
             let sqlite = open_sqlite(file, metrics).await?;
             tracing::info!(file = %file.display(), "users and sessions are stored in one SQLite file");
-            Ok((
-                Users::Sqlite(SqliteUsers(sqlite.clone())),
-                Sessions::Sqlite(SqliteSessions(sqlite.clone())),
-                Throttle::Sqlite(SqliteThrottle(sqlite)),
-            ))
+            Ok(Stores {
+                users: Users::Sqlite(SqliteUsers(sqlite.clone())),
+                sessions: Sessions::Sqlite(SqliteSessions(sqlite.clone())),
+                throttle: Throttle::Sqlite(SqliteThrottle(sqlite.clone())),
+                oauth_clients: OAuthClients::Sqlite(SqliteOAuthClients(sqlite)),
+            })
         }
         StoreSettings::Servers { postgres, redis } => {
             let postgres = Postgres::new((**postgres).clone(), metrics.store("postgres"));
@@ -50,11 +60,12 @@ pub(super) async fn open(
                 apply_migrations(&postgres).await?;
             }
             let redis = Redis::start((**redis).clone(), metrics.store("redis"))?;
-            Ok((
-                Users::Postgres(PostgresUsers::new(postgres, &metrics.supervisor)),
-                Sessions::Redis(RedisSessions::start(redis.clone(), &metrics.supervisor)),
-                Throttle::Redis(RedisThrottle(redis)),
-            ))
+            Ok(Stores {
+                users: Users::Postgres(PostgresUsers::new(postgres.clone(), &metrics.supervisor)),
+                sessions: Sessions::Redis(RedisSessions::start(redis.clone(), &metrics.supervisor)),
+                throttle: Throttle::Redis(RedisThrottle(redis)),
+                oauth_clients: OAuthClients::Postgres(PostgresOAuthClients(postgres)),
+            })
         }
     }
 }

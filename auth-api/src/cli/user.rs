@@ -3,17 +3,17 @@
 //! Passwords are read from standard input, because every user of the machine can see the arguments
 //! of a process. A terminal does not show them.
 
-use std::io::Write;
-
 use anyhow::{Context, Result, anyhow, bail};
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::Utc;
 use clap::{Args, Subcommand};
 use logging::LogSettings;
 use tracing::Level;
 
-use super::{password_prompt, stores};
+use super::output::{NOT_AUDITED, escape, format_time, print, unescape};
+use super::password_prompt;
+use super::stores::{self, Stores};
 use crate::config::{self, Environment, MigrateMode};
-use crate::domain::login::{Login, PresentedLogin, is_invisible_or_unassigned};
+use crate::domain::login::{Login, PresentedLogin};
 use crate::domain::password::NewPassword;
 use crate::domain::session::{ActiveSession, SessionPolicy};
 use crate::domain::user::{Account, AccountStatus, AccountSummary, UserId};
@@ -75,8 +75,12 @@ pub(super) async fn run(environment: &Environment, command: UserCommand) -> Resu
     let audit = config::audit(environment)?;
     let audit = OperatorAuditLog::open(audit).context("AUDIT_LOG: opening the file")?;
     let metrics = Metrics::new();
-    let (users, sessions, throttle) =
-        stores::open(&store, MigrateMode::ByCommand, &metrics).await?;
+    let Stores {
+        users,
+        sessions,
+        throttle,
+        ..
+    } = stores::open(&store, MigrateMode::ByCommand, &metrics).await?;
     let administration = Administration {
         users,
         sessions,
@@ -314,9 +318,6 @@ fn lock_of(login: &Login) -> ThrottleScope {
     ThrottleScope::Login(login.into())
 }
 
-/// The action has been carried out, and its record is on standard error.
-const NOT_AUDITED: &str = "done, but not recorded in the file of AUDIT_LOG";
-
 async fn read_password(login: &Login) -> Result<NewPassword> {
     let text = password_prompt::read(&escape(login.as_str())).await?;
     NewPassword::new(&text)
@@ -348,92 +349,4 @@ fn session_line(session: &ActiveSession) -> String {
         session.client.address,
         session.client.user_agent.escape_debug(),
     )
-}
-
-/// Escapes control and invisible characters, which the Python service accepted in logins: they could move
-/// a terminal's cursor, look like further lines, or make different logins look alike.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() || is_invisible_or_unassigned(character) {
-            escaped.extend(character.escape_default());
-        } else {
-            escaped.push(character);
-        }
-    }
-    escaped
-}
-
-/// Reverts [`escape`]. Returns `None` if there is nothing to revert.
-fn unescape(text: &str) -> Option<String> {
-    let mut parts = text.split('\\');
-    let mut unescaped = parts.next()?.to_owned();
-    for part in parts {
-        let (character, rest) = unescape_character(part).unwrap_or(('\\', part));
-        unescaped.push(character);
-        unescaped.push_str(rest);
-    }
-    (unescaped != text).then_some(unescaped)
-}
-
-/// Returns the character of the escape sequence that `text` continues after its backslash, and the rest.
-fn unescape_character(text: &str) -> Option<(char, &str)> {
-    if let Some(rest) = text.strip_prefix("u{") {
-        let (digits, rest) = rest.split_once('}')?;
-        let character = u32::from_str_radix(digits, 16)
-            .ok()
-            .and_then(char::from_u32);
-        return Some((character?, rest));
-    }
-    let mut characters = text.chars();
-    let character = match characters.next()? {
-        'n' => '\n',
-        'r' => '\r',
-        't' => '\t',
-        _ => return None,
-    };
-    Some((character, characters.as_str()))
-}
-
-fn format_time(time: Option<DateTime<Utc>>) -> String {
-    time.map_or_else(
-        || "never".to_owned(),
-        |time| time.to_rfc3339_opts(SecondsFormat::Secs, true),
-    )
-}
-
-fn print(text: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{text}").context("writing to standard output")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_login_is_shown_on_one_line_without_control_characters() {
-        let login = "O'Brien \u{1b}[2J\n999  admin\u{9b}1m \u{200b}\u{202e}";
-        let escaped = escape(login);
-        assert_eq!(
-            escaped,
-            "O'Brien \\u{1b}[2J\\n999  admin\\u{9b}1m \\u{200b}\\u{202e}"
-        );
-        assert_eq!(unescape(&escaped).as_deref(), Some(login));
-    }
-
-    #[test]
-    fn what_is_no_escape_sequence_is_kept() {
-        for text in [
-            "alice",
-            "a\\b",
-            "a\\",
-            "\\u{110000}",
-            "\\u{1",
-            "\\u{}",
-            "\\\\",
-        ] {
-            assert_eq!(unescape(text), None, "{text}");
-        }
-        assert_eq!(unescape("\\x\\t").as_deref(), Some("\\x\t"));
-    }
 }

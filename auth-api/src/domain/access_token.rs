@@ -19,7 +19,7 @@ use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
-pub(crate) use claims::DEFAULT_ISSUER;
+pub(crate) use claims::{DEFAULT_ISSUER, VerifiedClaims};
 pub(crate) use invalid_access_token::InvalidAccessToken;
 
 use self::claims::{PublicKeyClaims, ReceivedClaims, SymmetricClaims, Validity};
@@ -139,6 +139,28 @@ impl AccessTokenKeys {
     /// Returns an error if the token is malformed, has expired or was not signed by this service.
     pub(crate) fn verify(&self, token: &str) -> Result<Principal, InvalidAccessToken> {
         self.verify_at(token, Utc::now())
+    }
+
+    /// Like [`Self::verify`], and returns what the token says beside its principal.
+    ///
+    /// # Errors
+    /// Returns an error if the token is malformed, has expired or was not signed by this service.
+    pub(crate) fn verify_claims(
+        &self,
+        token: &str,
+    ) -> Result<(Principal, VerifiedClaims), InvalidAccessToken> {
+        let principal = self.verify(token)?;
+        let jws = Jws::parse(token).ok_or(InvalidAccessToken::Malformed)?;
+        let claims = VerifiedClaims::of(jws.payload).ok_or(InvalidAccessToken::Malformed)?;
+        Ok((principal, claims))
+    }
+
+    /// Returns the issuer of the tokens that are signed now.
+    pub(crate) fn issuer(&self) -> &str {
+        match self.private.current() {
+            Some(_) => &self.policy.issuer,
+            None => DEFAULT_ISSUER,
+        }
     }
 
     fn verify_at(&self, token: &str, now: DateTime<Utc>) -> Result<Principal, InvalidAccessToken> {

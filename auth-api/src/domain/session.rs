@@ -74,6 +74,25 @@ pub(crate) struct Rotation {
     pub(crate) policy: SessionPolicy,
 }
 
+/// Question whether a refresh token could be exchanged. It changes nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RefreshTokenQuery {
+    pub(crate) principal: Principal,
+    pub(crate) presented: RefreshTokenHash,
+    pub(crate) presented_generation: RefreshTokenGeneration,
+    /// A session that it does not permit is not found.
+    pub(crate) cutoff: SessionCutoff,
+    pub(crate) policy: SessionPolicy,
+}
+
+/// Time for which an unused refresh token of an active session is valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RefreshTokenValidity {
+    /// `None` if the token is not the last one that was issued in its session.
+    pub(crate) issued_at: Option<DateTime<Utc>>,
+    pub(crate) expires_at: DateTime<Utc>,
+}
+
 /// Outcome of a rotation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RotationOutcome {
@@ -109,7 +128,15 @@ impl SessionPolicy {
         created_at: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> DateTime<Utc> {
-        let expires_at = now + self.lifetime;
+        self.limit_to_max_age(created_at, now + self.lifetime)
+    }
+
+    /// Returns the time at which a session ends that would expire at `expires_at`.
+    pub(crate) fn limit_to_max_age(
+        &self,
+        created_at: DateTime<Utc>,
+        expires_at: DateTime<Utc>,
+    ) -> DateTime<Utc> {
         match self.max_age {
             Some(max_age) => TimeDelta::from_std(max_age)
                 .ok()

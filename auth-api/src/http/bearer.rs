@@ -13,6 +13,7 @@ use crate::domain::access_token::InvalidAccessToken;
 use crate::domain::principal::Principal;
 use crate::domain::user::AccountSummary;
 use crate::state::AppState;
+use crate::store::unavailable::Unavailable;
 
 /// Principal of a valid access token. Its session may have ended.
 #[derive(Debug)]
@@ -38,14 +39,46 @@ impl FromRequestParts<AppState> for Authenticated {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let BearerToken(principal) = BearerToken::from_request_parts(parts, state).await?;
+        Ok(Self::find(principal, state).await??)
+    }
+}
+
+impl Authenticated {
+    /// Returns the account of `principal`, whose token was verified.
+    ///
+    /// # Errors
+    /// The inner error says that the session is not active, the outer one that it is not known whether it is.
+    pub(crate) async fn find(
+        principal: Principal,
+        state: &AppState,
+    ) -> Result<Result<Self, SessionInactive>, Unavailable> {
         let session = state.sessions.auth_time(principal, state.session_policy);
-        let auth_time = session.await?.ok_or(InvalidAccessToken::SessionNotFound)?;
-        let account = state.users.summary(principal.user).await?;
-        let account = account.ok_or(ApiError::UserNotFound)?;
+        let Some(auth_time) = session.await? else {
+            return Ok(Err(SessionInactive::Ended));
+        };
+        let Some(account) = state.users.summary(principal.user).await? else {
+            return Ok(Err(SessionInactive::UserNotFound));
+        };
         if !account.standing.permits(auth_time) {
-            return Err(InvalidAccessToken::SessionNotFound.into());
+            return Ok(Err(SessionInactive::Ended));
         }
-        Ok(Self { principal, account })
+        Ok(Ok(Self { principal, account }))
+    }
+}
+
+/// Reason a session may not act for its account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionInactive {
+    Ended,
+    UserNotFound,
+}
+
+impl From<SessionInactive> for ApiError {
+    fn from(reason: SessionInactive) -> Self {
+        match reason {
+            SessionInactive::Ended => InvalidAccessToken::SessionNotFound.into(),
+            SessionInactive::UserNotFound => Self::UserNotFound,
+        }
     }
 }
 

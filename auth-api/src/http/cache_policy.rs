@@ -10,7 +10,7 @@ pub(super) enum CachePolicy {
 
 impl CachePolicy {
     pub(super) fn of_path(path: &str) -> Self {
-        if path.starts_with("/api/") {
+        if path.starts_with("/api/") || path.starts_with("/oauth/") {
             Self::NoStore
         } else {
             Self::Public

@@ -12,6 +12,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
 use serde_json::{Value, json};
 
+use super::body::BodyError;
+use super::oauth_error::OAuthError;
 use crate::authentication::AuthenticationError;
 use crate::domain::access_token::InvalidAccessToken;
 use crate::domain::problem::Problem;
@@ -25,11 +27,7 @@ use crate::throttle::LockedOut;
 pub(crate) enum ApiError {
     /// The body does not have the form or the values that the endpoint requires.
     InvalidBody(Vec<Problem>),
-    BodyTooLarge,
-    /// The connection ended within the body.
-    BodyIncomplete,
-    /// The body was not received in time.
-    BodyTimeout,
+    Body(BodyError),
     LoginTaken,
     InvalidCredentials,
     /// No `Authorization` header.
@@ -54,6 +52,8 @@ pub(crate) enum ApiError {
     MethodNotAllowed(&'static str),
     /// `Host` of a request to the internal port is a public name.
     PublicHost,
+    /// Error of an endpoint of OAuth, which has the form of RFC 6749.
+    OAuth(OAuthError),
 }
 
 /// `Retry-After` while a store is unavailable.
@@ -76,13 +76,8 @@ impl From<ApiError> for ErrorResponse {
                 body: json!({"detail": problems}),
                 header: None,
             },
-            ApiError::BodyTooLarge => detail(Status::PAYLOAD_TOO_LARGE, "Request body too large"),
-            ApiError::BodyIncomplete => detail(Status::BAD_REQUEST, "Request body incomplete"),
-            ApiError::BodyTimeout => Self {
-                // The rest of the body must not be parsed as the next request.
-                header: Some((CONNECTION, HeaderValue::from_static("close"))),
-                ..detail(Status::REQUEST_TIMEOUT, "Request body not sent in time")
-            },
+            ApiError::Body(error) => of_body_error(error, detail),
+            ApiError::OAuth(error) => error.into(),
             ApiError::LoginTaken => detail(Status::CONFLICT, "Login already taken"),
             ApiError::InvalidCredentials => Self {
                 status: Status::UNAUTHORIZED,
@@ -156,12 +151,49 @@ fn unauthorized(text: &str, challenge: HeaderValue) -> ErrorResponse {
 }
 
 fn retry_later(status: StatusCode, retry_after: Duration, text: &str) -> ErrorResponse {
+    with_retry_after(retry_after, detail(status, text))
+}
+
+fn with_retry_after(retry_after: Duration, response: ErrorResponse) -> ErrorResponse {
     let seconds = retry_after.as_secs_f64().ceil().max(1.0);
     let seconds =
         HeaderValue::from_str(&format!("{seconds:.0}")).expect("digits are a valid header value");
     ErrorResponse {
         header: Some((RETRY_AFTER, seconds)),
-        ..detail(status, text)
+        ..response
+    }
+}
+
+/// Error codes of RFC 6749, sections 5.2 and 4.1.2.1.
+const INVALID_REQUEST: &str = "invalid_request";
+const INVALID_CLIENT: &str = "invalid_client";
+const TEMPORARILY_UNAVAILABLE: &str = "temporarily_unavailable";
+
+/// Challenge for clients (RFC 7617).
+const CLIENT_CHALLENGE: HeaderValue =
+    HeaderValue::from_static("Basic realm=\"auth-api clients\", charset=\"UTF-8\"");
+
+fn oauth_error(status: StatusCode, code: &str, text: &str) -> ErrorResponse {
+    ErrorResponse {
+        status,
+        body: json!({"error": code, "error_description": text}),
+        header: None,
+    }
+}
+
+/// Converts an error in the form that `with_text` gives a status and a text.
+fn of_body_error(
+    error: BodyError,
+    with_text: impl FnOnce(StatusCode, &str) -> ErrorResponse,
+) -> ErrorResponse {
+    match error {
+        BodyError::TooLarge => with_text(StatusCode::PAYLOAD_TOO_LARGE, "Request body too large"),
+        BodyError::Incomplete => with_text(StatusCode::BAD_REQUEST, "Request body incomplete"),
+        BodyError::Timeout => ErrorResponse {
+            // The rest of the body must not be parsed as the next request.
+            header: Some((CONNECTION, HeaderValue::from_static("close"))),
+            ..with_text(StatusCode::REQUEST_TIMEOUT, "Request body not sent in time")
+        },
     }
 }
 
@@ -205,6 +237,63 @@ impl IntoResponse for ApiError {
         let mut response = (status, Json(body)).into_response();
         response.headers_mut().extend(header);
         response
+    }
+}
+
+impl From<OAuthError> for ErrorResponse {
+    /// Returns the form of RFC 6749, section 5.2.
+    fn from(error: OAuthError) -> Self {
+        use StatusCode as Status;
+        match error {
+            OAuthError::InvalidRequest(reason) => {
+                oauth_error(Status::BAD_REQUEST, INVALID_REQUEST, &reason.to_string())
+            }
+            OAuthError::Body(error) => of_body_error(error, |status, text| {
+                oauth_error(status, INVALID_REQUEST, text)
+            }),
+            OAuthError::InvalidClient => Self {
+                header: Some((WWW_AUTHENTICATE, CLIENT_CHALLENGE)),
+                ..oauth_error(
+                    Status::UNAUTHORIZED,
+                    INVALID_CLIENT,
+                    "Client authentication failed",
+                )
+            },
+            OAuthError::LockedOut(LockedOut { retry_after }) => with_retry_after(
+                retry_after,
+                oauth_error(
+                    Status::TOO_MANY_REQUESTS,
+                    TEMPORARILY_UNAVAILABLE,
+                    "Too many failed authentications",
+                ),
+            ),
+            OAuthError::Unavailable => with_retry_after(
+                STORE_RETRY_AFTER,
+                oauth_error(
+                    Status::SERVICE_UNAVAILABLE,
+                    TEMPORARILY_UNAVAILABLE,
+                    "Service unavailable",
+                ),
+            ),
+        }
+    }
+}
+
+impl IntoResponse for OAuthError {
+    fn into_response(self) -> Response {
+        ApiError::OAuth(self).into_response()
+    }
+}
+
+impl From<OAuthError> for ApiError {
+    fn from(error: OAuthError) -> Self {
+        Self::OAuth(error)
+    }
+}
+
+impl From<BodyError> for ApiError {
+    fn from(error: BodyError) -> Self {
+        Self::Body(error)
     }
 }
 

@@ -1,21 +1,12 @@
 //! Extractor of JSON request bodies, with the rules and the 422 responses of FastAPI.
 
-use std::time::Duration;
-
-use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
-use axum::http::header::CONTENT_TYPE;
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
 
+use super::body::{self, BodyError};
 use super::error::ApiError;
 use crate::domain::problem::Problem;
-
-const MAX_BODY_BYTES: usize = 64 * 1024;
-/// Longest time to receive a body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Request body that is a JSON object.
 #[derive(Debug)]
@@ -52,7 +43,7 @@ impl<S: Sync> FromRequest<S> for JsonObject {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let is_json = is_json(request.headers());
-        let bytes = read_body(request.into_body(), BODY_TIMEOUT).await?;
+        let bytes = body::read(request.into_body()).await?;
         let object = match (bytes.is_empty(), is_json) {
             (false, false) => Err(Problem::not_an_object()),
             _ => Self::parse(&bytes),
@@ -78,9 +69,9 @@ pub(crate) fn both<A, B>(
 pub(super) fn possible_errors() -> [ApiError; 4] {
     [
         ApiError::InvalidBody(vec![Problem::missing("password")]),
-        ApiError::BodyTooLarge,
-        ApiError::BodyIncomplete,
-        ApiError::BodyTimeout,
+        BodyError::TooLarge.into(),
+        BodyError::Incomplete.into(),
+        BodyError::Timeout.into(),
     ]
 }
 
@@ -111,13 +102,8 @@ fn error_offset(bytes: &[u8], error: &serde_json::Error) -> usize {
 /// A body without a type is not parsed, although FastAPI did: a page of another origin may send one
 /// without a preflight request (Fetch, section 2.2.2).
 fn is_json(headers: &HeaderMap) -> bool {
-    let mut lines = headers.get_all(CONTENT_TYPE).iter();
-    let (Some(line), None) = (lines.next(), lines.next()) else {
-        return false;
-    };
-    let essence = line.to_str().unwrap_or("").split(';').next().unwrap_or("");
-    let essence = essence.trim().to_ascii_lowercase();
-    let Some(subtype) = essence.strip_prefix("application/") else {
+    let media_type = body::media_type(headers).unwrap_or_default();
+    let Some(subtype) = media_type.strip_prefix("application/") else {
         return false;
     };
     subtype == "json" || subtype.strip_suffix("+json").is_some_and(is_token)
@@ -131,42 +117,12 @@ fn is_token(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
-async fn read_body(body: Body, timeout: Duration) -> Result<Bytes, ApiError> {
-    let body = Limited::new(body, MAX_BODY_BYTES).collect();
-    match tokio::time::timeout(timeout, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge),
-        Ok(Err(_)) => Err(ApiError::BodyIncomplete),
-        Err(_) => Err(ApiError::BodyTimeout),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-    use std::pin::Pin;
-    use std::task::{Context, Poll};
-
-    use axum::body::HttpBody;
     use axum::http::HeaderValue;
-    use hyper::body::Frame;
+    use axum::http::header::CONTENT_TYPE;
 
     use super::*;
-
-    /// Body of which no frame arrives.
-    struct PendingBody;
-
-    impl HttpBody for PendingBody {
-        type Data = Bytes;
-        type Error = Infallible;
-
-        fn poll_frame(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-            Poll::Pending
-        }
-    }
 
     fn problem(body: &str) -> String {
         serde_json::to_string(&JsonObject::parse(body.as_bytes()).unwrap_err()).unwrap()
@@ -228,14 +184,6 @@ mod tests {
         ] {
             assert!(!is_json_with(lines), "{lines:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_body_that_does_not_arrive_times_out() {
-        let whole = read_body(Body::from("whole"), BODY_TIMEOUT).await;
-        assert_eq!(whole.unwrap(), "whole");
-        let result = read_body(Body::new(PendingBody), Duration::from_millis(1)).await;
-        assert!(matches!(result, Err(ApiError::BodyTimeout)));
     }
 
     #[test]

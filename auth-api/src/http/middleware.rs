@@ -20,8 +20,8 @@ use crate::telemetry::request_info::{client_address, request_id};
 
 /// Health checks, which arrive every other second and are logged at DEBUG.
 const HEALTH_CHECK_PATHS: [&str; 2] = ["/ready", "/health"];
-/// Endpoint that accepts any method and changes nothing.
-const VERIFY_PATH: &str = "/api/verify";
+/// Endpoints that change nothing, although they accept methods that may.
+const READING_PATHS: [&str; 2] = ["/api/verify", "/oauth/introspect"];
 /// Value of the label `route` for a path without an endpoint.
 const UNMATCHED_ROUTE: &str = "unmatched";
 
@@ -81,8 +81,11 @@ pub(crate) async fn require_audit_log(
     request: Request,
     next: Next,
 ) -> Response {
-    let changes_something =
-        !request.method().is_safe() && !request.uri().path().starts_with(VERIFY_PATH);
+    let path = request.uri().path();
+    let changes_something = !request.method().is_safe()
+        && !READING_PATHS
+            .iter()
+            .any(|reading| path.starts_with(*reading));
     if changes_something && state.audit.is_refusing() {
         return ApiError::Unavailable.into_response();
     }

@@ -14,8 +14,8 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use operation::{CLIENT_SECURITY_SCHEME, SECURITY_SCHEME, error_schemas};
 pub(crate) use operation::{Operation, RequestBody};
-use operation::{SECURITY_SCHEME, error_schemas};
 
 use super::error::only;
 use crate::state::AppState;
@@ -125,6 +125,11 @@ impl Api {
                 "schemas": schemas,
                 "securitySchemes": {
                     SECURITY_SCHEME: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                    CLIENT_SECURITY_SCHEME: {
+                        "type": "http",
+                        "scheme": "basic",
+                        "description": "Id and secret of a client that an operator has registered.",
+                    },
                 },
             },
         });

@@ -20,7 +20,8 @@ use super::policy::{LAST_USED_INTERVAL, MAX_LOST_ROTATIONS, MAX_SESSIONS_PER_USE
 use crate::domain::principal::{Principal, SessionId};
 use crate::domain::refresh_token::SealedSuccessor;
 use crate::domain::session::{
-    ActiveSession, ClientInfo, EndOutcome, NewSession, Rotation, RotationOutcome, SessionPolicy,
+    ActiveSession, ClientInfo, EndOutcome, NewSession, RefreshTokenQuery, RefreshTokenValidity,
+    Rotation, RotationOutcome, SessionPolicy,
 };
 use crate::domain::session_cutoff::AuthTime;
 use crate::domain::user::UserId;
@@ -31,6 +32,7 @@ use crate::store::unavailable::Unavailable;
 static CREATE: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/create.lua")));
 static CHECK: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/check.lua")));
 static ROTATE: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/rotate.lua")));
+static UNUSED: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/unused.lua")));
 static END: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/end.lua")));
 static END_ALL: LazyLock<Script> =
     LazyLock::new(|| Script::from_lua(include_str!("redis/end_all.lua")));
@@ -196,6 +198,33 @@ impl RedisSessions {
         }
     }
 
+    pub(super) async fn refresh_token_validity(
+        &self,
+        query: &RefreshTokenQuery,
+    ) -> Result<Option<RefreshTokenValidity>, Unavailable> {
+        let keys = vec![session_key(query.principal.session)];
+        let arguments = vec![
+            argument(query.principal.user.0),
+            max_age(query.policy),
+            argument(query.cutoff.micros()),
+            Bytes::copy_from_slice(&query.presented.0),
+            argument(query.presented_generation.0),
+            argument(MAX_LOST_ROTATIONS),
+        ];
+        let times: Vec<i64> = self.redis.run(&UNUSED, keys, arguments).await?;
+        let time = |millis| {
+            DateTime::from_timestamp_millis(millis)
+                .ok_or_else(|| unexpected_reply("unused.lua: time out of range"))
+        };
+        let Some(expires_at) = times.first().copied().map(time).transpose()? else {
+            return Ok(None);
+        };
+        Ok(Some(RefreshTokenValidity {
+            issued_at: times.get(1).copied().map(time).transpose()?,
+            expires_at,
+        }))
+    }
+
     pub(super) async fn end(&self, principal: Principal) -> Result<EndOutcome, Unavailable> {
         let invalidation = self.tracker.begin();
         let header = argument(invalidation.header());
@@ -335,6 +364,7 @@ mod tests {
             include_str!("redis/create.lua"),
             include_str!("redis/check.lua"),
             include_str!("redis/rotate.lua"),
+            include_str!("redis/unused.lua"),
             include_str!("redis/end.lua"),
             include_str!("redis/end_all.lua"),
             include_str!("redis/index.lua"),

@@ -1,15 +1,16 @@
 //! Sessions in the embedded store.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::SqliteConnection;
+use sqlx::{SqliteConnection, SqliteExecutor};
 
 use super::policy::{LAST_USED_INTERVAL, MAX_LOST_ROTATIONS, MAX_SESSIONS_PER_USER, MAX_SIBLINGS};
 use crate::domain::principal::{Principal, SessionId};
 use crate::domain::refresh_token::{RefreshTokenGeneration, SealedSuccessor};
 use crate::domain::session::{
-    ActiveSession, ClientInfo, EndOutcome, NewSession, Rotation, RotationOutcome, SessionPolicy,
+    ActiveSession, ClientInfo, EndOutcome, NewSession, RefreshTokenQuery, RefreshTokenValidity,
+    Rotation, RotationOutcome, SessionPolicy,
 };
-use crate::domain::session_cutoff::AuthTime;
+use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::UserId;
 use crate::store::sqlite::{STORE, Sqlite, failed, time_from_micros};
 use crate::store::unavailable::Unavailable;
@@ -22,11 +23,12 @@ pub(crate) struct SqliteSessions(pub(crate) Sqlite);
 /// the password's verification.
 type ListedSession = (String, i64, i64, String, String, i64);
 
-/// Columns that a rotation reads. Times are µs since 1970.
+/// Columns of a session that decide about its refresh tokens. Times are µs since 1970.
 #[derive(sqlx::FromRow)]
 struct RotationRow {
     auth_time: i64,
     created_at: i64,
+    expires_at: i64,
     refresh_hash: Vec<u8>,
     generation: Option<i64>,
     previous_hash: Option<Vec<u8>>,
@@ -136,6 +138,32 @@ impl SqliteSessions {
         Ok(outcome)
     }
 
+    pub(super) async fn refresh_token_validity(
+        &self,
+        query: &RefreshTokenQuery,
+    ) -> Result<Option<RefreshTokenValidity>, Unavailable> {
+        let now = Utc::now();
+        let row = find_rotation_row(&self.0.readers, query.principal, now).await?;
+        let is_valid = |row: &RotationRow| {
+            row.is_active(query.cutoff, query.policy, now)
+                && row.is_unused(&query.presented.0, query.presented_generation)
+        };
+        let Some(row) = row.filter(is_valid) else {
+            return Ok(None);
+        };
+        let invalid_time = || Unavailable::because(STORE, &"stored time out of range");
+        let expires_at = time_from_micros(row.expires_at).ok_or_else(invalid_time)?;
+        let expires_at = time_from_micros(row.created_at).map_or(expires_at, |created_at| {
+            query.policy.limit_to_max_age(created_at, expires_at)
+        });
+        let issued_at = row.rotated_at.unwrap_or(row.created_at);
+        let is_current = row.refresh_hash == query.presented.0;
+        Ok(Some(RefreshTokenValidity {
+            issued_at: time_from_micros(issued_at).filter(|_| is_current),
+            expires_at,
+        }))
+    }
+
     pub(super) async fn end(&self, principal: Principal) -> Result<EndOutcome, Unavailable> {
         let result =
             sqlx::query("DELETE FROM sessions WHERE id = ? AND user_id = ? AND expires_at > ?")
@@ -198,30 +226,36 @@ impl SqliteSessions {
     }
 }
 
+async fn find_rotation_row(
+    executor: impl SqliteExecutor<'_>,
+    principal: Principal,
+    now: DateTime<Utc>,
+) -> Result<Option<RotationRow>, Unavailable> {
+    sqlx::query_as(
+        "SELECT coalesce(authenticated_at, created_at) AS auth_time, created_at, expires_at, refresh_hash, generation,
+         previous_hash, rotated_at, successor, siblings, grandparent_hash, grandparent_rotated_at,
+         grandparent_successor FROM sessions WHERE id = ? AND user_id = ? AND expires_at > ?",
+    )
+    .bind(principal.session.to_string())
+    .bind(principal.user.0)
+    .bind(now.timestamp_micros())
+    .fetch_optional(executor)
+    .await
+    .map_err(failed)
+}
+
 async fn rotate(
     connection: &mut SqliteConnection,
     rotation: &Rotation,
 ) -> Result<RotationOutcome, Unavailable> {
-    let row: Option<RotationRow> = sqlx::query_as(
-        "SELECT coalesce(authenticated_at, created_at) AS auth_time, created_at, refresh_hash, generation,
-         previous_hash, rotated_at, successor, siblings, grandparent_hash, grandparent_rotated_at,
-         grandparent_successor FROM sessions WHERE id = ? AND user_id = ? AND expires_at > ?",
-    )
-    .bind(rotation.principal.session.to_string())
-    .bind(rotation.principal.user.0)
-    .bind(rotation.now.timestamp_micros())
-    .fetch_optional(&mut *connection)
-    .await
-    .map_err(failed)?;
-    let is_active = |row: &RotationRow| {
-        rotation.cutoff.permits(AuthTime(row.auth_time))
-            && !is_past_max_age(row.created_at, rotation.policy, rotation.now)
-    };
+    let row = find_rotation_row(&mut *connection, rotation.principal, rotation.now).await?;
+    let is_active =
+        |row: &RotationRow| row.is_active(rotation.cutoff, rotation.policy, rotation.now);
     let Some(row) = row.filter(is_active) else {
         return Ok(RotationOutcome::SessionNotFound);
     };
     let presented = &rotation.presented.0[..];
-    if row.is_unused(rotation) {
+    if row.is_unused(presented, rotation.presented_generation) {
         issue_successor(connection, rotation, row.after_rotation(presented)).await?;
         return Ok(RotationOutcome::Rotated);
     }
@@ -242,6 +276,10 @@ async fn rotate(
 }
 
 impl RotationRow {
+    fn is_active(&self, cutoff: SessionCutoff, policy: SessionPolicy, now: DateTime<Utc>) -> bool {
+        cutoff.permits(AuthTime(self.auth_time)) && !is_past_max_age(self.created_at, policy, now)
+    }
+
     /// Returns the unused successors of the previous token other than the current one.
     fn siblings(&self) -> &[u8] {
         // The hash of the previous token comes first: an earlier version of the program leaves old ones.
@@ -253,8 +291,7 @@ impl RotationRow {
     }
 
     /// Returns whether the presented token is the current one, a sibling of it, or newer.
-    fn is_unused(&self, rotation: &Rotation) -> bool {
-        let presented = &rotation.presented.0[..];
+    fn is_unused(&self, presented: &[u8], generation: RefreshTokenGeneration) -> bool {
         // Only this service issues tokens, so one that is newer than the current token was issued by a
         // rotation that the store has lost.
         let current = self
@@ -262,7 +299,7 @@ impl RotationRow {
             .and_then(|number| u32::try_from(number).ok());
         let lost = current.map_or(0, |current| {
             let current = RefreshTokenGeneration(current);
-            rotation.presented_generation.distance_from(current)
+            generation.distance_from(current)
         });
         self.refresh_hash == presented
             || self

@@ -3,7 +3,7 @@
 //! An event contains the account, the action and the client, and never a password or a token. A login
 //! without an account is recorded as a pseudonym, since it may be a password. Events
 //! that an operator causes with `auth-api user …` go to the standard error of that command, and to the
-//! file if there is one.
+//! file if there is one; likewise those of `auth-api client …`.
 //!
 //! Without a file of its own (`AUDIT_LOG`) the audit log is a part of the log on standard output.
 
@@ -26,6 +26,7 @@ use writer::AuditWriter;
 
 use crate::domain::login::{Login, PresentedLogin};
 use crate::domain::login_pseudonym::PseudonymKey;
+use crate::domain::oauth_client::OAuthClient;
 use crate::domain::secret_keys::SecretKeys;
 use crate::domain::user::{Account, UserId};
 use crate::telemetry::metrics::Metrics;
@@ -51,18 +52,28 @@ pub(crate) enum AuditEvent {
     Enabled,
     /// An operator lifted the lock of a login.
     Unlocked,
+    OAuthClientCreated,
+    OAuthClientDeleted,
+    OAuthClientAuthenticationFailed,
+    OAuthClientLockedOut,
+    /// An OAuth client ended the session of a token.
+    TokenRevoked,
 }
 
-/// Account or login that an event concerns.
+/// Account, login or OAuth client that an event concerns.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Subject<'s> {
-    /// No single account, or a login that no account can have.
+    /// No single account, a login that no account can have, or an unknown client, whose id may be a secret in the
+    /// wrong field.
     None,
     Account(UserId, &'s Login),
     /// Account whose login was not read.
     User(UserId),
     /// Login without an account. It may be a password in the wrong field, so the log has its pseudonym.
     UnknownLogin(&'s PresentedLogin),
+    OAuthClient(&'s OAuthClient),
+    /// Account whose session a client has ended.
+    UserOfToken(UserId, &'s OAuthClient),
 }
 
 impl<'s> Subject<'s> {
@@ -75,15 +86,22 @@ impl<'s> Subject<'s> {
 
     fn user(self) -> Option<i64> {
         match self {
-            Self::Account(user, _) | Self::User(user) => Some(user.0),
-            Self::None | Self::UnknownLogin(_) => None,
+            Self::Account(user, _) | Self::User(user) | Self::UserOfToken(user, _) => Some(user.0),
+            Self::None | Self::UnknownLogin(_) | Self::OAuthClient(_) => None,
         }
     }
 
     fn known_login(self) -> Option<&'s str> {
         match self {
             Self::Account(_, login) => Some(login.as_str()),
-            Self::None | Self::User(_) | Self::UnknownLogin(_) => None,
+            _ => None,
+        }
+    }
+
+    fn oauth_client(self) -> Option<&'s OAuthClient> {
+        match self {
+            Self::OAuthClient(client) | Self::UserOfToken(_, client) => Some(client),
+            _ => None,
         }
     }
 }
@@ -171,6 +189,8 @@ impl AuditLog {
             user: subject.user(),
             login: subject.known_login().map(str::to_owned),
             unknown_login,
+            oauth_client: subject.oauth_client().map(|client| client.id.to_string()),
+            oauth_client_name: oauth_client_name(subject),
             client: Some(request.client.address.clone()),
             user_agent: Some(request.client.user_agent.clone()),
             request_id: Some(request.request_id.clone()),
@@ -209,6 +229,8 @@ impl OperatorAuditLog {
             user: subject.user(),
             login: subject.known_login().map(str::to_owned),
             unknown_login: None,
+            oauth_client: subject.oauth_client().map(|client| client.id.to_string()),
+            oauth_client_name: oauth_client_name(subject),
             client: None,
             user_agent: None,
             request_id: None,
@@ -222,6 +244,11 @@ impl OperatorAuditLog {
         record.append_to(&mut line);
         file.lock().append(&line, Durability::Synced)
     }
+}
+
+fn oauth_client_name(subject: Subject<'_>) -> Option<String> {
+    let client = subject.oauth_client()?;
+    Some(client.name.as_str().to_owned())
 }
 
 impl AuditEvent {
@@ -241,6 +268,11 @@ impl AuditEvent {
             Self::Disabled => "disabled",
             Self::Enabled => "enabled",
             Self::Unlocked => "unlocked",
+            Self::OAuthClientCreated => "oauth_client_created",
+            Self::OAuthClientDeleted => "oauth_client_deleted",
+            Self::OAuthClientAuthenticationFailed => "oauth_client_authentication_failed",
+            Self::OAuthClientLockedOut => "oauth_client_locked_out",
+            Self::TokenRevoked => "token_revoked",
         }
     }
 }

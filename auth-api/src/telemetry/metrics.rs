@@ -24,12 +24,37 @@ pub(crate) struct Metrics {
     pub(crate) sessions_created: IntCounter,
     pub(crate) sessions_ended: IntCounter,
     pub(crate) refreshes: IntCounter,
+    pub(crate) oauth: OAuthMetrics,
     store_durations: HistogramVec,
     store_failures: IntCounterVec,
     store_up: IntGaugeVec,
     pool_connections: IntGaugeVec,
     pub(crate) hashing: HashingMetrics,
     pub(crate) audit: AuditMetrics,
+}
+
+/// Metrics of introspection and revocation.
+#[derive(Debug, Clone)]
+pub(crate) struct OAuthMetrics {
+    pub(crate) introspections: IntCounterVec,
+    pub(crate) client_authentications: IntCounterVec,
+}
+
+impl OAuthMetrics {
+    fn new() -> Self {
+        Self {
+            introspections: counters(
+                "auth_api_introspections_total",
+                "Introspections of tokens by result: active or inactive.",
+                &["result"],
+            ),
+            client_authentications: counters(
+                "auth_api_oauth_client_authentications_total",
+                "Authentications of OAuth clients by outcome.",
+                &["outcome"],
+            ),
+        }
+    }
 }
 
 /// Metrics of the file of the audit log.
@@ -149,6 +174,7 @@ impl Metrics {
                 "auth_api_refreshes_total",
                 "Refresh tokens exchanged for new tokens.",
             ),
+            oauth: OAuthMetrics::new(),
             store_durations: HistogramVec::new(
                 histogram(
                     "auth_api_store_duration_seconds",
@@ -233,7 +259,7 @@ impl Metrics {
         build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
-        let all: [Box<dyn Collector>; 16] = [
+        let all: [Box<dyn Collector>; 18] = [
             Box::new(self.audit.up.clone()),
             Box::new(self.audit.failures.clone()),
             Box::new(build_info),
@@ -244,6 +270,8 @@ impl Metrics {
             Box::new(self.sessions_created.clone()),
             Box::new(self.sessions_ended.clone()),
             Box::new(self.refreshes.clone()),
+            Box::new(self.oauth.introspections.clone()),
+            Box::new(self.oauth.client_authentications.clone()),
             Box::new(self.store_durations.clone()),
             Box::new(self.store_failures.clone()),
             Box::new(self.pool_connections.clone()),

@@ -24,10 +24,16 @@ impl<S: Sync> FromRequestParts<S> for RequestInfo {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self {
-            request_id: request_id(&parts.headers).into_owned(),
-            client: client_info(&parts.headers),
-        })
+        Ok(Self::of(&parts.headers))
+    }
+}
+
+impl RequestInfo {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        Self {
+            request_id: request_id(headers).into_owned(),
+            client: client_info(headers),
+        }
     }
 }
 

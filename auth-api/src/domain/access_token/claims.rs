@@ -95,6 +95,43 @@ fn random_id() -> String {
     Uuid::new_v4().simple().to_string()
 }
 
+/// Claims of a verified token that say more than who sends it, for introspection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VerifiedClaims {
+    pub(crate) issuer: Option<String>,
+    /// Empty if the token names none.
+    pub(crate) audiences: Vec<String>,
+    pub(crate) client_id: Option<String>,
+    pub(crate) token_id: Option<String>,
+    /// Unix time in seconds.
+    pub(crate) issued_at: Option<i64>,
+    pub(crate) expires_at: i64,
+}
+
+impl VerifiedClaims {
+    /// Reads the claims of a token whose signature, expiry and types were verified.
+    pub(super) fn of(payload: StrictObject) -> Option<Self> {
+        let claims = Value::from(payload);
+        let text = |name: &str| claims[name].as_str().map(str::to_owned);
+        let audiences = match &claims["aud"] {
+            Value::String(audience) => vec![audience.clone()],
+            Value::Array(all) => all
+                .iter()
+                .filter_map(|audience| Some(audience.as_str()?.to_owned()))
+                .collect(),
+            _ => Vec::new(),
+        };
+        Some(Self {
+            issuer: text("iss"),
+            audiences,
+            client_id: text("client_id"),
+            token_id: text("jti"),
+            issued_at: claims["iat"].as_i64(),
+            expires_at: claims["exp"].as_i64()?,
+        })
+    }
+}
+
 /// Claims of a token whose signature was verified.
 #[derive(Debug, Deserialize)]
 pub(super) struct ReceivedClaims {

@@ -14,12 +14,17 @@ use crate::http::json_body;
 
 /// Name of the security scheme of access tokens.
 pub(super) const SECURITY_SCHEME: &str = "accessToken";
+/// Name of the security scheme of OAuth clients.
+pub(super) const CLIENT_SECURITY_SCHEME: &str = "client";
 const JSON: &str = "application/json";
+const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Schema of error responses with the member `detail`.
 const DETAIL_SCHEMA: &str = "Detail";
 /// Schema of error responses with the member `message`.
 const MESSAGE_SCHEMA: &str = "Message";
+/// Schema of the error responses of OAuth.
+const OAUTH_ERROR_SCHEMA: &str = "OAuthError";
 /// Schema of error responses that list the problems of a request body.
 const PROBLEMS_SCHEMA: &str = "Problems";
 
@@ -91,11 +96,28 @@ impl Operation {
         self.bearer()
     }
 
-    /// Requires a request body, and adds the errors that any body can cause.
-    pub(crate) fn request_body<B: RequestBody>(mut self) -> Self {
+    /// Requires the authentication of an OAuth client: by Basic, or by the request body.
+    pub(crate) fn client(mut self) -> Self {
+        self.security.push(json!({CLIENT_SECURITY_SCHEME: []}));
+        self.security.push(json!({}));
+        self
+    }
+
+    /// Requires a JSON body, and adds the errors that any such body can cause.
+    pub(crate) fn request_body<B: RequestBody>(self) -> Self {
+        self.body_of_type::<B>(JSON)
+            .errors(json_body::possible_errors())
+    }
+
+    /// Requires a form as the body.
+    pub(crate) fn form_body<B: RequestBody>(self) -> Self {
+        self.body_of_type::<B>(FORM)
+    }
+
+    fn body_of_type<B: RequestBody>(mut self, media_type: &str) -> Self {
         let content = json!({"schema": B::schema(), "example": B::example()});
-        self.request_body = Some(json!({"required": true, "content": {JSON: content}}));
-        self.errors(json_body::possible_errors())
+        self.request_body = Some(json!({"required": true, "content": {media_type: content}}));
+        self
     }
 
     pub(crate) fn path_parameter(mut self, name: &str, description: &str, example: &str) -> Self {
@@ -206,10 +228,12 @@ fn operation_id(method: &str, path: &str) -> String {
 impl ResponseDescription {
     fn add_error(&mut self, error: &ErrorResponse) {
         let member = |name| error.body.get(name).and_then(Value::as_str);
-        let (schema, text) = match (member("detail"), member("message")) {
-            (Some(detail), _) => (DETAIL_SCHEMA, detail),
-            (None, Some(message)) => (MESSAGE_SCHEMA, message),
-            (None, None) => (PROBLEMS_SCHEMA, "Invalid request body"),
+        let texts = ["detail", "message", "error_description"].map(member);
+        let (schema, text) = match texts {
+            [Some(detail), ..] => (DETAIL_SCHEMA, detail),
+            [_, Some(message), _] => (MESSAGE_SCHEMA, message),
+            [_, _, Some(description)] => (OAUTH_ERROR_SCHEMA, description),
+            [None, None, None] => (PROBLEMS_SCHEMA, "Invalid request body"),
         };
         let is_same =
             |known: &SchemaSource| matches!(known, SchemaSource::Named(name) if *name == schema);
@@ -275,7 +299,7 @@ fn header_schema(name: &HeaderName) -> Value {
 }
 
 /// Returns the schemas of error responses.
-pub(super) fn error_schemas() -> [(String, Value); 3] {
+pub(super) fn error_schemas() -> [(String, Value); 4] {
     let object = |member: &str, schema: Value| json!({"type": "object", "required": [member], "properties": {member: schema}});
     [
         (
@@ -285,6 +309,17 @@ pub(super) fn error_schemas() -> [(String, Value); 3] {
         (
             MESSAGE_SCHEMA.to_owned(),
             object("message", json!({"type": "string"})),
+        ),
+        (
+            OAUTH_ERROR_SCHEMA.to_owned(),
+            json!({
+                "type": "object",
+                "required": ["error", "error_description"],
+                "properties": {
+                    "error": {"enum": ["invalid_request", "invalid_client", "temporarily_unavailable"]},
+                    "error_description": {"type": "string"},
+                },
+            }),
         ),
         (
             PROBLEMS_SCHEMA.to_owned(),

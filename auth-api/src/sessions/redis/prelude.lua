@@ -19,6 +19,33 @@ local function auth_time(stored, created)
     return stored or created .. '000'
 end
 
+-- Bytes of the SHA-256 of a refresh token.
+local HASH_BYTES = 32
+
+-- The unused successors of the previous refresh token other than the current one, after the hash of the previous token.
+-- Stored ones belong to the token whose hash comes first: an earlier version of the program leaves old ones.
+local function siblings_of(previous, stored)
+    if not stored or stored:sub(1, HASH_BYTES) ~= previous then
+        return previous or ''
+    end
+    return stored
+end
+
+-- Whether a refresh token is the current one, a sibling of it, or of a later generation: only this service issues
+-- tokens, so one that is newer than the current token was issued by a rotation that the store has lost.
+local function is_unused(presented, presented_generation, refresh, generation, siblings, max_lost_rotations)
+    if presented == refresh then
+        return true
+    end
+    for start = HASH_BYTES + 1, #siblings, HASH_BYTES do
+        if presented == siblings:sub(start, start + HASH_BYTES - 1) then
+            return true
+        end
+    end
+    local lost = generation and (presented_generation - generation) % 4294967296 or 0
+    return lost >= 1 and lost <= tonumber(max_lost_rotations)
+end
+
 -- Time (ms) at which a session ends that would expire at `expires_at`. Its maximum age (ms) is 0 if there is none.
 local function with_max_age(expires_at, created, max_age)
     if tonumber(max_age) == 0 then

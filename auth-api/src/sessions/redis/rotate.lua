@@ -3,8 +3,6 @@
 -- successor, its generation, sealed successor, maximum of unused siblings, maximum of
 -- rotations that the store may have lost. Returns the outcome, and for a retry the
 -- sealed successors that lead from the presented token to the current one.
-local HASH_BYTES = 32
-
 local values = redis.call('HMGET', KEYS[1], 'user', 'auth', 'created', 'refresh', 'generation', 'previous', 'rotated',
     'successor', 'siblings', 'grandparent', 'grandparent_rotated', 'grandparent_successor')
 local user, auth, created, refresh, generation, previous = unpack(values, 1, 6)
@@ -18,25 +16,7 @@ if expires_at <= at then
     return { 'session_not_found' }
 end
 local presented = ARGV[7]
--- They belong to the previous token, whose hash comes first: an earlier version of the program leaves old ones.
-if not siblings or siblings:sub(1, HASH_BYTES) ~= previous then
-    siblings = previous or ''
-end
-
-local function is_unused()
-    if presented == refresh then
-        return true
-    end
-    for start = HASH_BYTES + 1, #siblings, HASH_BYTES do
-        if presented == siblings:sub(start, start + HASH_BYTES - 1) then
-            return true
-        end
-    end
-    -- Only this service issues tokens, so one that is newer than the current token was issued by a rotation that the
-    -- store has lost.
-    local lost = generation and (ARGV[8] - generation) % 4294967296 or 0
-    return lost >= 1 and lost <= tonumber(ARGV[13])
-end
+siblings = siblings_of(previous, siblings)
 
 -- A time in the future means that the clock was set back.
 local function is_within_grace(time)
@@ -51,7 +31,7 @@ local function issue_successor()
     return { 'rotated' }
 end
 
-if is_unused() then
+if is_unused(presented, ARGV[8], refresh, generation, siblings, ARGV[13]) then
     -- The sealed successor leads to the current token, not to a sibling.
     if previous and presented == refresh then
         redis.call('HSET', KEYS[1], 'grandparent', previous, 'grandparent_rotated', rotated,

@@ -21,7 +21,8 @@ const CHECK: &str = "
     ), deleted AS (
         DELETE FROM users WHERE false RETURNING id
     )
-    SELECT current_setting('server_encoding')";
+    SELECT current_setting('server_encoding')
+    WHERE NOT EXISTS (SELECT id, name, secret_hash, created_at FROM oauth_clients WHERE false)";
 
 impl Postgres {
     /// Checks that the schema is present, the server accepts writes, and every login can be stored.

@@ -20,6 +20,12 @@ pub(super) struct AuditRecord {
     /// Pseudonym of a login without an account.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unknown_login: Option<String>,
+    /// Id and name of the OAuth client that an event concerns or that caused it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) oauth_client: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) oauth_client_name: Option<String>,
+    /// Address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) client: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,6 +69,8 @@ impl AuditRecord {
             user = self.user,
             login = self.login,
             unknown_login = self.unknown_login,
+            oauth_client = self.oauth_client,
+            oauth_client_name = self.oauth_client_name,
             client = self.client,
             user_agent = self.user_agent,
             request_id = self.request_id,
@@ -88,6 +96,8 @@ mod tests {
             user: Some(1),
             login: Some("a\n\"b".to_owned()),
             unknown_login: None,
+            oauth_client: None,
+            oauth_client_name: None,
             client: Some(String::new()),
             user_agent: None,
             request_id: None,
