@@ -1,7 +1,8 @@
 //! Sessions in the embedded store.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::{SqliteConnection, SqliteExecutor};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{FromRow, Row, SqliteConnection, SqliteExecutor};
 
 use super::policy::{LAST_USED_INTERVAL, MAX_LOST_ROTATIONS, MAX_SESSIONS_PER_USER, MAX_SIBLINGS};
 use crate::domain::principal::{Principal, SessionId};
@@ -24,7 +25,6 @@ pub(crate) struct SqliteSessions(pub(crate) Sqlite);
 type ListedSession = (String, i64, i64, String, String, i64);
 
 /// Columns of a session that decide about its refresh tokens. Times are µs since 1970.
-#[derive(sqlx::FromRow)]
 struct RotationRow {
     auth_time: i64,
     created_at: i64,
@@ -38,6 +38,25 @@ struct RotationRow {
     grandparent_hash: Option<Vec<u8>>,
     grandparent_rotated_at: Option<i64>,
     grandparent_successor: Option<Vec<u8>>,
+}
+
+impl FromRow<'_, SqliteRow> for RotationRow {
+    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            auth_time: row.try_get("auth_time")?,
+            created_at: row.try_get("created_at")?,
+            expires_at: row.try_get("expires_at")?,
+            refresh_hash: row.try_get("refresh_hash")?,
+            generation: row.try_get("generation")?,
+            previous_hash: row.try_get("previous_hash")?,
+            rotated_at: row.try_get("rotated_at")?,
+            successor: row.try_get("successor")?,
+            siblings: row.try_get("siblings")?,
+            grandparent_hash: row.try_get("grandparent_hash")?,
+            grandparent_rotated_at: row.try_get("grandparent_rotated_at")?,
+            grandparent_successor: row.try_get("grandparent_successor")?,
+        })
+    }
 }
 
 const HASH_BYTES: usize = 32;

@@ -142,7 +142,7 @@ impl Sqlite {
 }
 
 fn migrator() -> Migrator {
-    migrations::ignoring_unknown(sqlx::migrate!("../migrations/sqlite"))
+    migrations::migrator(&migrations::SQLITE)
 }
 
 /// Opens or creates a file that only its owner can read, since it contains password hashes. The

@@ -16,7 +16,6 @@ use super::statement_error::{STORE, is_connect_error_transient, is_lock_timeout}
 use super::timeouts::{STARTUP_ATTEMPT_TIMEOUT, STARTUP_RETRY_DELAY, STARTUP_TIMEOUT};
 use super::{Postgres, PostgresSettings};
 use crate::store::migrations::{self, Progress};
-
 /// Key of the advisory lock that serialises the migrations of replicas that start together: the
 /// bytes of `auth-api`, which no other program uses.
 const MIGRATION_LOCK: i64 = 0x6175_7468_2d61_7069;
@@ -77,7 +76,7 @@ impl Postgres {
     /// Applies the migrations that are pending. If there is none, it needs no other privilege than
     /// to read their table.
     pub(crate) async fn migrate(&self) -> Result<(), MigrationError> {
-        let migrator = migrations::ignoring_unknown(sqlx::migrate!("../migrations/postgres"));
+        let migrator = migrations::migrator(&migrations::POSTGRES);
         let (mut connection, progress) = connect_when_ready(&self.settings, &migrator).await?;
         if progress == Progress::Pending {
             apply(migrator, &mut connection).await?;
