@@ -5,7 +5,7 @@
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-run: ## build and start gateway and two auth-api replicas on https://localhost
+run: ## build and start gateway, two auth-api replicas and an example service on https://localhost
 	@exec scripts/run
 
 test: ## run every test against the real programs, on private servers

@@ -16,6 +16,7 @@ pub mod gateway;
 pub mod http2_frames;
 pub mod identity_edge;
 pub mod load;
+pub mod make_run;
 pub mod mock_upstream;
 pub mod nginx;
 pub mod oauth_client;

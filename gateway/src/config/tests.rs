@@ -63,6 +63,24 @@ fn the_shipped_file_shows_the_defaults() {
 }
 
 #[test]
+fn the_demonstration_adds_only_its_service_to_the_shipped_file() {
+    let demo = parse(include_str!("../../../demo/gateway.yml")).unwrap();
+    assert!(demo.warnings.is_empty(), "{:?}", demo.warnings);
+    let without_service = Config {
+        identity: None,
+        upstreams: Vec::new(),
+        paths: demo.paths[1..].to_vec(),
+        ..demo.clone()
+    };
+    let shipped = Config {
+        hash: demo.hash.clone(),
+        ..parse(include_str!("../../../gateway.yml")).unwrap()
+    };
+    assert_eq!(without_service, shipped);
+    assert_eq!(demo.paths[0].features.auth, Some(AuthRequirement::Required));
+}
+
+#[test]
 fn all_keys_of_premier_are_known() {
     let config = parse(
         r#"

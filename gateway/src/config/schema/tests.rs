@@ -122,6 +122,7 @@ fn is_match(pattern: &str, text: &str) -> bool {
 fn a_valid_configuration_matches_the_schema() {
     for valid in [
         include_str!("../../../../gateway.yml"),
+        include_str!("../../../../demo/gateway.yml"),
         "premier:",
         "premier: {keyspace: 5}",
         "premier: {servers: }",
