@@ -2,9 +2,11 @@
 
 mod authorities;
 mod certificate;
+mod cors;
 mod document;
 mod error;
 mod features;
+mod header_rules;
 mod host;
 mod http_url;
 mod identity;
@@ -13,6 +15,7 @@ mod listen;
 mod load;
 mod model;
 mod node;
+mod origin;
 mod path_prefix;
 mod paths;
 mod pattern;
@@ -27,17 +30,20 @@ mod upstreams;
 
 pub(crate) use certificate::Certificate;
 pub(crate) use error::ConfigErrors;
+pub(crate) use header_rules::folded_name;
 pub(crate) use host::{HostPattern, wildcard};
 pub(crate) use http_url::HttpUrl;
 pub(crate) use interpolate::Environment;
 pub(crate) use load::admin_address;
 pub(crate) use model::{
-    AuthRequirement, BalancingStrategy, CircuitBreakerSettings, Config, EndpointLimits,
-    ErrorResponseSettings, Features, HealthCheckMethod, HealthCheckSettings, IdentitySettings,
-    Limits, ListenAddresses, LoadBalancingSettings, MonitoringSettings, OnStoreFailure, PathRule,
-    QuotaKeyPart, RateLimitAlgorithm, RateLimitMode, RateLimitSettings, RetrySettings,
-    TimeoutSettings, UpstreamIndex, UpstreamSettings, UpstreamTlsSettings,
+    AuthRequirement, BalancingStrategy, CircuitBreakerSettings, Config, CorsCredentials,
+    CorsSettings, EndpointLimits, ErrorResponseSettings, Features, HeaderChanges,
+    HealthCheckMethod, HealthCheckSettings, IdentitySettings, Limits, ListenAddresses,
+    LoadBalancingSettings, MonitoringSettings, OnStoreFailure, PathRule, QuotaKeyPart,
+    RateLimitAlgorithm, RateLimitMode, RateLimitSettings, RetrySettings, TimeoutSettings,
+    UpstreamIndex, UpstreamSettings, UpstreamTlsSettings,
 };
+pub(crate) use origin::AllowedOrigins;
 pub(crate) use path_prefix::PathPrefix;
 pub(crate) use pattern::{Matcher, pattern_syntax};
 pub(crate) use redis_url::RedisUrl;

@@ -1,10 +1,11 @@
 //! Lifecycle of a request, from its headers to its line in the access log.
 //!
 //! 1. [`context`]: client, request id, active configuration
-//! 2. [`admission`]: path, route, host, quota, size of the body, and the identity on a path with `auth`
+//! 2. [`admission`]: path, route, host, origin on a path with `cors`, quota, size of the body, and the identity on a path
+//!    with `auth`
 //! 3. [`forward`]: limits of the client, endpoint, circuit breaker, connection, retries, and in each attempt the [`exchange`] of
 //!    both bodies
-//! 4. [`error_response`], unless a response from upstream was forwarded
+//! 4. [`error_response`] or [`preflight`], unless a response from upstream was forwarded
 //! 5. [`record`]: metrics and access log
 
 mod admission;
@@ -19,6 +20,7 @@ mod forward;
 mod identification;
 mod outcome;
 mod path_matcher;
+mod preflight;
 mod record;
 mod response_budget;
 pub(crate) mod route;
@@ -127,6 +129,10 @@ async fn finish(
         RequestOutcome::Truncated | RequestOutcome::Aborted => downstream.abort(),
         RequestOutcome::Failed(response) => {
             response.send(method, downstream, CommonHeaders::Request(context));
+            wait_until_sent(downstream, timer, context.limits().idle_timeout).await;
+        }
+        RequestOutcome::Preflight => {
+            preflight::send_response(context, downstream);
             wait_until_sent(downstream, timer, context.limits().idle_timeout).await;
         }
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
 
+use crate::config::cors::parse_cors;
+use crate::config::header_rules::{CorsPresence, parse_header_rules};
 use crate::config::identity::IdentityPresence;
 use crate::config::model::{
     AuthRequirement, CircuitBreakerSettings, ErrorResponseSettings, Features, MonitoringSettings,
@@ -25,6 +27,16 @@ pub(super) fn parse_features(
         parse_auth(settings, identity)
     });
     let has_auth = !matches!(auth, Some(None));
+    let cors = parse_feature(&mut mapping, "cors", |settings| {
+        parse_cors(settings, owner, auth.flatten(), warnings)
+    });
+    let cors_presence = match cors {
+        Some(None) => CorsPresence::Absent,
+        _ => CorsPresence::Present,
+    };
+    let headers = parse_feature(&mut mapping, "headers", |settings| {
+        parse_header_rules(settings, cors_presence)
+    });
     let rate_limit = parse_feature(&mut mapping, "rate_limit", |settings| {
         parse_rate_limit(settings, |part| match part {
             QuotaKeyPart::User if !has_auth => {
@@ -69,6 +81,8 @@ pub(super) fn parse_features(
     }
     mapping.reject_unknown_keys();
     Some(Features {
+        cors: cors?,
+        headers: headers?,
         auth: auth?,
         rate_limit: rate_limit?,
         monitoring: monitoring?,

@@ -85,16 +85,19 @@ impl FromStr for HostPattern {
                 "`{text}` is not a host: `*` stands only for the whole first label, as in *.example.org"
             ));
         }
-        if full_name.len() > MAX_NAME_LENGTH || !name.split('.').all(is_label) {
+        if full_name.len() > MAX_NAME_LENGTH
+            || !name.as_bytes().split(|byte| *byte == b'.').all(is_label)
+        {
             return Err(not_a_host());
         }
         Ok(Self(full_name.to_owned()))
     }
 }
 
-fn is_label(label: &str) -> bool {
-    let is_label_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    (1..=MAX_LABEL_LENGTH).contains(&label.len()) && label.bytes().all(is_label_byte)
+/// Returns whether a text is one label of a name.
+pub(super) fn is_label(label: &[u8]) -> bool {
+    let is_label_byte = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (1..=MAX_LABEL_LENGTH).contains(&label.len()) && label.iter().all(is_label_byte)
 }
 
 impl fmt::Display for HostPattern {

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
 use rustls_pki_types::ServerName;
 
@@ -13,6 +13,7 @@ use crate::config::authorities::TrustedAuthorities;
 use crate::config::certificate::Certificate;
 use crate::config::host::HostPattern;
 use crate::config::http_url::HttpUrl;
+use crate::config::origin::AllowedOrigins;
 use crate::config::path_prefix::PathPrefix;
 use crate::config::pattern::PathPattern;
 use crate::config::redis_url::RedisUrl;
@@ -291,12 +292,57 @@ impl PathRule {
 /// Features of a request. Without any, it is only forwarded.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Features {
+    pub(crate) cors: Option<CorsSettings>,
+    pub(crate) headers: Option<HeaderRules>,
     pub(crate) auth: Option<AuthRequirement>,
     pub(crate) rate_limit: Option<RateLimitSettings>,
     pub(crate) monitoring: Option<MonitoringSettings>,
     pub(crate) timeout: Option<TimeoutSettings>,
     pub(crate) retry: Option<RetrySettings>,
     pub(crate) circuit_breaker: Option<CircuitBreakerSettings>,
+}
+
+/// Cross-origin resource sharing: pages of other origins that may read responses (Fetch standard, section 3.3).
+/// `*` in a list of names stands for all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CorsSettings {
+    pub(crate) origins: AllowedOrigins,
+    /// Methods that pages may use, which may also use GET, HEAD and POST. Never empty.
+    pub(crate) methods: Vec<Method>,
+    /// Headers that pages may send besides those that need no permission, such as `Accept`.
+    pub(crate) headers: Vec<HeaderName>,
+    /// Response headers that pages may read besides those that need no permission, such as `Cache-Control`.
+    pub(crate) exposed_headers: Vec<HeaderName>,
+    pub(crate) credentials: CorsCredentials,
+    /// Seconds for which a browser may remember a preflight. `None`: its default, 5 seconds.
+    pub(crate) max_age: Option<u64>,
+}
+
+/// Permission of requests with cookies, HTTP authentication or client certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CorsCredentials {
+    /// Pages cannot read the responses to requests with credentials.
+    Excluded,
+    /// They can. No list has a `*` then.
+    Included,
+}
+
+/// Changes of the headers of forwarded requests, and of responses, those of the gateway included.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct HeaderRules {
+    pub(crate) request: HeaderChanges,
+    pub(crate) response: HeaderChanges,
+}
+
+/// Changes of the headers of a message, in the order in which they are made. None is a header that frames the
+/// message, concerns a connection, or is set by the gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct HeaderChanges {
+    pub(crate) remove: Vec<HeaderName>,
+    /// Headers that replace those of their name. No name occurs twice.
+    pub(crate) set: Vec<(HeaderName, HeaderValue)>,
+    /// Headers beside those of their name.
+    pub(crate) add: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// Treatment of a request without an access token on a path with `auth`.
@@ -349,7 +395,7 @@ pub(crate) enum QuotaKeyPart {
     /// The request path; `endpoint` in the file, as in Premier.
     Path,
     /// Value of this request header.
-    Header(http::HeaderName),
+    Header(HeaderName),
 }
 
 /// Status and message of an error response.

@@ -23,6 +23,9 @@ const MIN_DURATION_SECONDS: f64 = 0.001;
 /// The merge key of YAML 1.1: its value is a mapping, or a list of mappings, whose entries are added.
 const MERGE_KEY: &str = "<<";
 
+/// Beginning of the keys that are left to the operator.
+const CUSTOM_PREFIX: &str = "x-";
+
 /// Key and value of a mapping.
 type Entry<'y> = (&'y MarkedYaml<'y>, &'y MarkedYaml<'y>);
 
@@ -435,16 +438,24 @@ impl<'y, 'c> Mapping<'y, 'c> {
 
     /// Returns the entries of a mapping whose keys are names. Keys that begin with `x-` are left to the operator.
     pub(super) fn into_named_values(self) -> Vec<NamedValue<'y, 'c>> {
-        let named = |(key, name): (&'y MarkedYaml<'y>, Cow<'y, str>)| {
-            let full_name = self.join_key(&name);
-            let (_, value) = self.entries.iter().find(|(known, _)| *known == key)?;
-            Some(NamedValue {
+        let mut entries = self.into_entries();
+        entries.retain(|entry| !entry.name.starts_with(CUSTOM_PREFIX));
+        entries
+    }
+
+    /// Returns all entries of a mapping whose keys are names, also those that begin with `x-`.
+    pub(super) fn into_entries(self) -> Vec<NamedValue<'y, 'c>> {
+        let entry = |(key, value): &Entry<'y>| {
+            let name = key_name(key).unwrap_or_default().into_owned();
+            // An error message is one line.
+            let full_name = self.join_key(&name.replace(char::is_control, "\u{fffd}"));
+            NamedValue {
                 key: self.node.descendant(key, full_name.clone()),
                 value: self.node.descendant(value, full_name),
-                name: name.into_owned(),
-            })
+                name,
+            }
         };
-        self.unknown_entries().filter_map(named).collect()
+        self.entries.iter().map(entry).collect()
     }
 
     pub(super) fn environment(&self) -> &'c Environment {
@@ -495,7 +506,8 @@ impl<'y, 'c> Mapping<'y, 'c> {
     fn unknown_entries(&self) -> impl Iterator<Item = (&'y MarkedYaml<'y>, Cow<'y, str>)> {
         self.entries.iter().filter_map(|(key, _)| {
             let name = key_name(key).unwrap_or_default();
-            let is_known = self.known_keys.contains(&name.as_ref()) || name.starts_with("x-");
+            let is_known =
+                self.known_keys.contains(&name.as_ref()) || name.starts_with(CUSTOM_PREFIX);
             (!is_known).then_some((*key, name))
         })
     }

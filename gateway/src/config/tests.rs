@@ -173,6 +173,157 @@ premier:
 }
 
 #[test]
+fn cors_permits_what_the_file_lists() {
+    let cors = |settings: &str| {
+        let yaml = format!("premier: {{default_features: {{cors: {{{settings}}}}}}}");
+        parse(&yaml).unwrap().default_features.cors.unwrap()
+    };
+    let default = cors("origins: ['*']");
+    assert_eq!(default.origins, AllowedOrigins::Any);
+    assert_eq!(default.methods, ["GET", "HEAD", "POST"]);
+    assert!(default.headers.is_empty() && default.exposed_headers.is_empty());
+    assert_eq!(default.credentials, CorsCredentials::Excluded);
+    assert_eq!(default.max_age, None);
+    let listed = cors(
+        "origins: ['HTTPS://A.org:443', 'null'], methods: [PUT], headers: [X-A], max_age: 60, credentials: true",
+    );
+    assert!(listed.origins.permit(b"https://a.org") && listed.origins.permit(b"null"));
+    assert!(!listed.origins.permit(b"https://b.org"));
+    assert_eq!((listed.methods.len(), listed.max_age), (1, Some(60)));
+    assert_eq!(listed.headers, ["x-a"]);
+    assert_eq!(listed.credentials, CorsCredentials::Included);
+    assert_eq!(
+        cors("origins: ['*'], headers: ['*', Authorization]")
+            .headers
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn errors_about_cors_are_reported_with_their_positions() {
+    let errors = parse(
+        r#"
+premier:
+  paths:
+    - pattern: /a
+      features:
+        cors: {origins: [https://a.org/, "*"], credentials: true, methods: ["*"], headers: ["*"], exposed_headers: ["*"]}
+    - pattern: /b
+      features:
+        cors: {origins: ["*", https://a.org], methods: [patch, TRACE, "a b"], headers: ["X A"], max_age: -1}
+    - pattern: /c
+      features:
+        cors: {origin: [https://a.org]}
+    - pattern: /d
+      features:
+        cros: {origins: []}
+        cors: {origins: [], methods: [], credentials: 5}
+    - pattern: /e
+      features: {cors: {origins: [null]}}
+"#,
+    )
+    .unwrap_err();
+    insta::assert_snapshot!(errors);
+}
+
+#[test]
+fn values_of_headers_come_from_the_file_or_the_environment() {
+    let yaml = r#"
+x-common: &common {X-Frame-Options: DENY}
+premier:
+  default_features:
+    headers:
+      request:
+        set: {x-tenant: "${TENANT}", Authorization: "Basic ${SECRET}", X-Number: 5}
+        remove: [Cookie]
+      response:
+        set: {<<: *common, Strict-Transport-Security: max-age=63072000; includeSubDomains}
+        add: {Link: </a.css>; rel=preload}
+"#;
+    let environment = Environment::for_tests();
+    let config = |tenant: &str| {
+        let environment = environment
+            .clone()
+            .with(&[("TENANT", tenant), ("SECRET", "aGlkZGVu")]);
+        Config::parse("gateway.yml".as_ref(), yaml, &environment)
+    };
+    let parsed = config("a b").unwrap();
+    let rules = parsed.default_features.headers.as_ref().unwrap();
+    let value = |lines: &[(http::HeaderName, http::HeaderValue)], name: &str| {
+        let line = lines.iter().find(|(key, _)| key == name);
+        line.map(|(_, value)| value.to_str().unwrap().to_owned())
+    };
+    let request = &rules.request;
+    assert_eq!(value(&request.set, "x-tenant").as_deref(), Some("a b"));
+    assert_eq!(value(&request.set, "x-number").as_deref(), Some("5"));
+    assert_eq!(request.remove, ["cookie"]);
+    assert_eq!(
+        value(&rules.response.set, "x-frame-options").as_deref(),
+        Some("DENY")
+    );
+    assert_eq!(rules.response.add.len(), 1);
+    assert!(!format!("{parsed:?}").contains("aGlkZGVu"));
+    let smuggled = config("a\r\nX-User-Id: 1").unwrap_err().to_string();
+    assert!(
+        smuggled.contains("7:25: premier.default_features.headers.request.set.x-tenant: has the control character U+000D"),
+        "{smuggled}"
+    );
+}
+
+#[test]
+fn errors_about_header_rules_are_reported_with_their_positions() {
+    let errors = parse(
+        r#"
+premier:
+  paths:
+    - pattern: /own
+      features:
+        headers:
+          request:
+            set: {Content-Length: 5, Host: a, X-User-Id: 1, x_forwarded_for: a, X.Request.Id: a, "X-A": a, x_a: b}
+            add: {Cookie: a=b, Transfer_Encoding: chunked, traceparent: a}
+            remove: [Connection, Upgrade, TE, Trailer, X-Session-Id, x_user_login, X-Forwarded-Anything, Expect]
+          response:
+            set: {Connection: close, RateLimit: a, "a b": c, "X-A\r\nX-B": c, "": a, ":status": 200}
+            add: {Strict-Transport-Security: max-age=0, X-Request-Id: a, X-C: }
+            remove: [Strict-Transport-Security, Date, "a:b"]
+    - pattern: /values
+      features:
+        headers:
+          response:
+            set: {A: "a\r\nB: c", B: "a\0", C: " a", D: bücher, E: true, F: [a], G: "a\nb"}
+            sett: {}
+    - pattern: /both
+      features:
+        cors: {origins: ["*"]}
+        headers: {response: {set: {Access-Control-Allow-Origin: "*"}}, request: {remove: [Access-Control-Request-Method]}}
+"#,
+    )
+    .unwrap_err();
+    insta::assert_snapshot!(errors);
+}
+
+#[test]
+fn permissive_cors_causes_warnings() {
+    let config = parse(
+        "
+premier:
+  identity: {verify: http://a/v}
+  paths:
+    - pattern: /a
+      features: {auth: {}, cors: {origins: [https://a.org, 'null'], credentials: true, headers: [Content-Type]}}
+    - pattern: /b
+      features: {auth: {}, cors: {origins: [https://a.org], headers: [authorization]}}
+    - pattern: /c
+      features: {cors: {origins: ['null']}}
+",
+    )
+    .unwrap();
+    insta::assert_snapshot!(config.warnings.join("\n"));
+}
+
+#[test]
 fn keys_that_premier_documents_and_ignores_cause_warnings() {
     let config = parse(
         "

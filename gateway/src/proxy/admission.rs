@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use crate::config::{OnStoreFailure, RateLimitMode};
+use crate::features::cors::{self, RequestOrigin};
 use crate::features::rate_limit::shared::SharedQuotas;
 use crate::features::rate_limit::sharing::QuotaRequest;
 use crate::features::rate_limit::{Quota, QuotaDecision};
 use crate::http::downstream::Downstream;
-use crate::http::message::{Framing, RequestHeaders};
+use crate::http::message::{Framing, RequestHeaders, Upgrade};
 use crate::path::{segments_without_parameters, strip_segments};
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_response::ErrorResponse;
@@ -31,8 +32,10 @@ const STORE_RETRY_AFTER_SECONDS: u64 = 1;
 /// before a quota that is counted for each user; requests without a valid token are then counted
 /// for their client.
 ///
+/// A preflight is answered before both: browsers send it without credentials (Fetch standard, section 4.8).
+///
 /// # Errors
-/// Returns the outcome of the request if it is rejected.
+/// Returns the outcome of the request if it is rejected, or if it is a preflight.
 pub(super) async fn admit(
     gateway: &GatewayState,
     peer: &Peer,
@@ -40,7 +43,13 @@ pub(super) async fn admit(
     context: &mut RequestContext,
     downstream: &mut impl Downstream,
 ) -> Result<Duration, RequestOutcome> {
-    find_route(peer, request, context)?;
+    let found = find_route(peer, request, context);
+    // Of an error as well, so that a page can read it.
+    if let Some(cors) = &context.route().cors {
+        context.origin = cors.origin_of(&request.headers);
+    }
+    found?;
+    check_origin(request, context)?;
     let counts_users = context.route().counts_users();
     if counts_users {
         match identify(gateway, request, context, downstream).await {
@@ -84,6 +93,25 @@ fn check_host(peer: &Peer, request: &RequestHeaders) -> Result<(), ErrorResponse
         Ok(())
     } else {
         Err(ErrorResponse::MISDIRECTED_REQUEST)
+    }
+}
+
+/// Ends a preflight, and rejects a WebSocket of a foreign page on a path with `cors`.
+///
+/// A browser lets the pages of all origins open WebSockets, with cookies, and leaves the check to the server (RFC 6455,
+/// section 10.2). Other requests of foreign pages are forwarded: their responses cannot be read.
+fn check_origin(request: &RequestHeaders, context: &RequestContext) -> Result<(), RequestOutcome> {
+    let is_preflight = || cors::is_preflight(&request.method, &request.headers);
+    let is_foreign_websocket = || {
+        let is_same_origin = |host| cors::is_same_origin(&request.headers, host);
+        request.upgrade == Upgrade::WebSocket && !request.host().is_some_and(is_same_origin)
+    };
+    match &context.origin {
+        RequestOrigin::Permitted(_) if is_preflight() => Err(RequestOutcome::Preflight),
+        RequestOrigin::Foreign if is_preflight() || is_foreign_websocket() => {
+            Err(ErrorResponse::FOREIGN_ORIGIN.into())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,9 +1,10 @@
-//! Response headers that the gateway adds to every response, its own or an endpoint's.
+//! Response headers that the gateway adds to every response, its own or an endpoint's, and the changes that a path makes.
 
 use http::header::{DATE, STRICT_TRANSPORT_SECURITY};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::protocols::http::date::get_cached_date;
 
+use crate::features::cors::Cors;
 use crate::proxy::context::RequestContext;
 use crate::telemetry::request_id::{REQUEST_ID, RequestId};
 
@@ -16,7 +17,8 @@ const HSTS: HeaderValue = HeaderValue::from_static("max-age=63072000");
 /// Source of the common headers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum CommonHeaders<'r> {
-    /// A request that was parsed: HSTS, the request id, and the status of its quota.
+    /// A request that was parsed: HSTS, the request id, the status of its quota, and what its path has configured by
+    /// `headers` and `cors`.
     Request(&'r RequestContext),
     /// A request that could not be parsed: HSTS and the request id.
     UnparsedRequest(RequestId),
@@ -39,10 +41,29 @@ impl CommonHeaders<'_> {
         };
         headers.insert(STRICT_TRANSPORT_SECURITY, HSTS);
         headers.insert(REQUEST_ID, never_indexed(context.id.header_value()));
-        if let (Some(quota), Some(status)) = (&context.route().quota, context.quota_status) {
+        let route = context.route();
+        if let (Some(quota), Some(status)) = (&route.quota, context.quota_status) {
             headers.insert(RATE_LIMIT_POLICY, quota.policy_header().clone());
             headers.insert(RATE_LIMIT, never_indexed(status.header_value()));
         }
+        if let Some(changes) = &route.response_headers {
+            changes.apply_to(headers);
+        }
+        // Last, so that `Vary` has what was set before.
+        if let Some(cors) = &route.cors {
+            cors.insert_into(headers, &context.origin);
+        }
+    }
+}
+
+/// Removes from an interim response what the final response of its path may not have.
+pub(super) fn restrict_interim(headers: &mut HeaderMap, context: &RequestContext) {
+    let route = context.route();
+    if let Some(changes) = &route.response_headers {
+        changes.remove_from(headers);
+    }
+    if route.cors.is_some() {
+        Cors::remove_from(headers);
     }
 }
 

@@ -8,6 +8,7 @@ use http::HeaderMap;
 
 use crate::client::{ClientIdentity, PeerTrust};
 use crate::config::Limits;
+use crate::features::cors::RequestOrigin;
 use crate::features::rate_limit::{QuotaSender, QuotaStatus};
 use crate::features::retry::{self, AttemptFailure};
 use crate::features::timeout::Deadline;
@@ -38,6 +39,8 @@ pub(crate) struct RequestContext {
     pub(crate) id: RequestId,
     pub(crate) client: ClientIdentity,
     route_index: usize,
+    /// Origin of the page that sent it, as the `cors` of its path sees it.
+    pub(crate) origin: RequestOrigin,
     /// `None` for an anonymous request, and on a path without `auth`.
     pub(crate) identity: Option<SharedIdentity>,
     pub(crate) quota_status: Option<QuotaStatus>,
@@ -77,6 +80,7 @@ impl RequestContext {
             started: Instant::now(),
             id: request_id(headers, &client),
             client,
+            origin: RequestOrigin::Absent,
             identity: None,
             quota_status: None,
             quota_effect: QuotaEffect::None,

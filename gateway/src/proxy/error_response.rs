@@ -46,6 +46,10 @@ enum ConnectionAfter {
 
 impl ErrorResponse {
     pub(crate) const NOT_FOUND: Self = Self::new(StatusCode::NOT_FOUND, "Not found");
+    pub(crate) const FOREIGN_ORIGIN: Self = Self::new(
+        StatusCode::FORBIDDEN,
+        "Pages of this origin may not send this request",
+    );
     pub(crate) const MISDIRECTED_REQUEST: Self = Self::new(
         StatusCode::MISDIRECTED_REQUEST,
         "This host is not served on this connection",

@@ -18,7 +18,7 @@ use crate::http::downstream::{Backpressure, Downstream, DownstreamEvent};
 use crate::http::h1::io::ReadSize;
 use crate::http::message::{RequestHeaders, ResponseHeaders};
 use crate::proxy::attempts::Blame;
-use crate::proxy::common_headers::CommonHeaders;
+use crate::proxy::common_headers::{CommonHeaders, restrict_interim};
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_response::ErrorResponse;
 use crate::proxy::outcome::RequestOutcome;
@@ -311,10 +311,11 @@ impl<'e, D: Downstream> Exchange<'e, D> {
 
     fn on_upstream_event(&mut self, event: UpstreamEvent) -> ControlFlow<ExchangeOutcome> {
         match event {
-            UpstreamEvent::Interim(headers) => {
+            UpstreamEvent::Interim(mut headers) => {
                 if headers.status == StatusCode::CONTINUE {
                     self.expectation = ContinueExpectation::None;
                 }
+                restrict_interim(&mut headers.headers, self.context);
                 self.downstream.send_interim(&headers);
             }
             UpstreamEvent::Headers(headers) => return self.on_response_headers(headers),

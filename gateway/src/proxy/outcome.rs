@@ -11,6 +11,8 @@ pub(crate) enum RequestOutcome {
     Completed,
     /// No part of a response has been sent to the client: this one is sent.
     Failed(ErrorResponse),
+    /// The request was a preflight of a permitted origin, and no response has been sent yet.
+    Preflight,
     /// The response has begun, and the endpoint does not complete it.
     Truncated,
     /// The response has begun, and the gateway ends it because of the request body or, on an upgraded
@@ -38,7 +40,7 @@ impl RequestOutcome {
     /// Returns the outcome as the access log and the metrics show it.
     pub(crate) fn termination(&self) -> Termination {
         match self {
-            Self::Completed | Self::Failed(_) => Termination::Complete,
+            Self::Completed | Self::Failed(_) | Self::Preflight => Termination::Complete,
             Self::Truncated => Termination::Truncated,
             Self::Aborted => Termination::Aborted,
             Self::ClientDisconnected => Termination::ClientDisconnected,

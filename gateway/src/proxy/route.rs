@@ -11,6 +11,8 @@ use crate::config::{
     TimeoutSettings, UpstreamIndex,
 };
 use crate::features::circuit_breaker::CircuitBreakers;
+use crate::features::cors::Cors;
+use crate::features::header_rules::{RequestChanges, ResponseChanges};
 use crate::features::rate_limit::{Quota, QuotaStore};
 use crate::features::retry::RetryBudget;
 use crate::proxy::virtual_hosts::VirtualHosts;
@@ -29,6 +31,9 @@ pub(crate) struct Route {
     pub(crate) upstream: Arc<UpstreamGroup>,
     /// Prefix that is removed from the path before it is forwarded.
     pub(crate) strip_prefix: Option<PathPrefix>,
+    pub(crate) cors: Option<Cors>,
+    pub(crate) request_headers: Option<RequestChanges>,
+    pub(crate) response_headers: Option<ResponseChanges>,
     /// `None` if requests have no identity.
     pub(crate) auth: Option<AuthRequirement>,
     pub(crate) quota: Option<Quota>,
@@ -75,7 +80,11 @@ impl Routes {
                      strip_prefix,
                      features: &Features| {
             let upstream = Arc::clone(upstreams.get(upstream));
+            let headers = features.headers.as_ref();
             Route {
+                cors: features.cors.as_ref().map(Cors::new),
+                request_headers: headers.and_then(|rules| RequestChanges::new(&rules.request)),
+                response_headers: headers.and_then(|rules| ResponseChanges::new(&rules.response)),
                 auth: features.auth,
                 quota: features.rate_limit.as_ref().map(|rule| {
                     let previous = previous_quotas.get(&*pattern).copied();

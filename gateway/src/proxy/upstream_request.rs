@@ -1,5 +1,5 @@
-//! Request headers as they are sent upstream: those of the client, and those of the gateway about the
-//! client, the connection and the trace.
+//! Request headers as they are sent upstream: those of the client, those of the gateway about the
+//! client, the connection and the trace, and those that the path sets by `headers`.
 //!
 //! Invariant: a client cannot set the headers that the gateway sets. Its own under these names, in any
 //! spelling that a server could take for them, are removed. From a trusted proxy they are kept, and
@@ -10,7 +10,7 @@ use http::header::{CONTENT_LENGTH, COOKIE, FORWARDED, HOST, TE, TRAILER, TRANSFE
 use http::{HeaderMap, HeaderName};
 
 use crate::client::{ClientIdentity, FORWARDED_FOR, PeerTrust, forwarded_for_elements};
-use crate::config::PathPrefix;
+use crate::config::{PathPrefix, folded_name};
 use crate::http::h1::encode::{put_header, put_request_line};
 use crate::http::h1::framing;
 use crate::http::h1::hop_by_hop::{KEEP_ALIVE, PROXY_CONNECTION, WEBSOCKET};
@@ -52,12 +52,19 @@ pub(crate) fn put_request_headers(
     } else {
         Trace::Started
     };
+    let changes = context.route().request_headers.as_ref();
+    let is_kept = |name: &HeaderName| changes.is_none_or(|changes| !changes.replace(name));
     for (name, value) in headers {
-        if is_forwarded(name, client.trust, trace) {
+        if is_forwarded(name, client.trust, trace) && is_kept(name) {
             put_header(output, name.as_str().as_bytes(), value.as_bytes());
         }
     }
-    put_cookies(output, headers);
+    if is_kept(&COOKIE) {
+        put_cookies(output, headers);
+    }
+    if let Some(changes) = changes {
+        output.put_slice(&changes.lines);
+    }
     if let Some(identity) = &context.identity {
         output.put_slice(&identity.header_lines);
     }
@@ -147,14 +154,7 @@ fn is_separator(byte: u8) -> bool {
 /// connection. WSGI treats `_` like `-`, and servers of CGI replace every character that is neither letter nor
 /// digit by `_` (RFC 3875, section 4.1.18).
 fn is_alias(text: &str) -> bool {
-    let dash = |letter: char| {
-        if letter.is_ascii_alphanumeric() {
-            letter
-        } else {
-            '-'
-        }
-    };
-    let name: String = text.chars().map(dash).collect();
+    let name = folded_name(text);
     let protected = [
         REQUEST_ID,
         REAL_IP,
