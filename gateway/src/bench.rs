@@ -72,8 +72,8 @@ impl DecisionBench {
             .expect("the configuration is valid");
         let (quotas, metrics) = (QuotaStore::new(), Arc::new(Metrics::new("bench")));
         let upstreams = Upstreams::new(&config, &metrics, None).expect("no server needs TLS");
-        let routes = Routes::new(&config, &upstreams, &quotas, &metrics, None)
-            .expect("the patterns are small");
+        let routes =
+            Routes::new(&config, &upstreams, &metrics, None).expect("the patterns are small");
         let paths = (0..patterns).map(|number| format!("/api/v{number}/profile"));
         let mut bench = Self {
             routes,

@@ -22,6 +22,11 @@ impl ClientKey {
         self.0
     }
 
+    /// Returns the key with these [bits](Self::bits), which another process has sent.
+    pub(crate) fn from_bits(bits: u128) -> Self {
+        Self(bits)
+    }
+
     /// Returns the key folded to 64 bits, as the input of a hash function.
     pub(crate) fn fold(self) -> u64 {
         let folded = (self.0 ^ self.0 >> u64::BITS) & u128::from(u64::MAX);

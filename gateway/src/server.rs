@@ -3,6 +3,8 @@
 pub(crate) mod discovery;
 mod identity;
 mod listening_sockets;
+mod private_socket;
+mod quota_hand_over;
 mod quota_leases;
 pub(crate) mod reload;
 mod shutdown;
@@ -34,6 +36,7 @@ use crate::runtime::fd_limit;
 use crate::runtime::signals::{self, ShutdownSignals};
 use crate::server::discovery::Discovery;
 use crate::server::identity::IdentityTasks;
+use crate::server::quota_hand_over::CounterSocket;
 use crate::server::quota_leases::QuotaLeases;
 use crate::server::reload::{ConfigSource, Reload};
 use crate::server::shutdown::DRAIN_TIMEOUT;
@@ -86,9 +89,14 @@ pub(crate) fn serve(
             }
             Some(TakeOver { bound, in_use }) => {
                 start_checks::check_writable(&upgrade_socket)?;
+                // The running gateway connects to it when it sends its sockets.
+                let counters = CounterSocket::bind(&upgrade_socket);
                 let sockets = HandedOverSockets::receive(&upgrade_socket, listen);
                 let mut sockets = sockets.with_context(|| format!("{in_use:#}"))?;
                 sockets.add(bound)?;
+                if let Some(counters) = counters {
+                    counters.receive(&gateway);
+                }
                 Some(sockets)
             }
         },

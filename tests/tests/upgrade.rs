@@ -1,18 +1,19 @@
 //! Upgrades of the gateway without downtime: a new process takes over the sockets of a running one.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::Signal;
-use tests::client::{Client, Protocol};
+use tests::client::{Client, Protocol, Response};
+use tests::process::Process;
 use tests::{Gateway, MockUpstream, address, wait};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,5 +183,187 @@ async fn sockets_that_were_not_asked_for_are_not_used() -> Result<()> {
     assert!(!second.wait_for_exit()?.success());
     second.wait_for_log("is bound to").await?;
     assert_eq!(gateway.client()?.get("/").await?.status, 200);
+    Ok(())
+}
+
+/// Quotas of 100 requests on one path for each algorithm. A request over that of `/leaky_bucket` is not delayed but
+/// reported.
+const QUOTAS: &str = "premier:
+  paths:
+    - {pattern: /fixed_window, features: {rate_limit: {quota: 100, duration: 864000}}}
+    - {pattern: /sliding_window, features: {rate_limit: {quota: 100, duration: 864000, algorithm: sliding_window}}}
+    - {pattern: /token_bucket, features: {rate_limit: {quota: 100, duration: 864000, algorithm: token_bucket}}}
+    - {pattern: /leaky_bucket, features: {rate_limit: {quota: 100, duration: 864000, algorithm: leaky_bucket, \
+       mode: observe}}}
+    - {pattern: /changed, features: {rate_limit: {quota: 100, duration: 864000}}}
+";
+const PATHS: [&str; 4] = [
+    "/fixed_window",
+    "/sliding_window",
+    "/token_bucket",
+    "/leaky_bucket",
+];
+
+/// Returns a client that all processes of a gateway know by one address.
+fn client_of(gateway: &Gateway, source: Ipv4Addr) -> Result<Client> {
+    Client::new(
+        gateway.address,
+        &gateway.certificate,
+        source,
+        Protocol::Http2,
+    )
+}
+
+/// Returns the requests that are left, as `RateLimit` has them.
+fn remaining(response: &Response) -> Result<u32> {
+    let header = response.header("ratelimit");
+    let parameter = header.split(';').find_map(|part| part.strip_prefix("r="));
+    Ok(parameter.context(header.to_owned())?.parse()?)
+}
+
+/// Starts a second process that waits for the sockets, and tells the first one to hand over.
+async fn begin_upgrade(gateway: &mut Gateway) -> Result<Process> {
+    let second = gateway.start_second(&["run", "--upgrade"])?;
+    second.wait_for_log("waiting for the sockets").await?;
+    gateway.process.signal(Signal::QUIT)?;
+    Ok(second)
+}
+
+#[tokio::test]
+async fn an_upgrade_resets_no_quota() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::start(upstream.address, QUOTAS).await?;
+    let source = address::random_loopback();
+    let client = client_of(&gateway, source)?;
+    for path in PATHS.into_iter().chain(["/changed"]) {
+        for _ in 0..29 {
+            client.get(path).await?;
+        }
+        assert_eq!(remaining(&client.get(path).await?)?, 70, "{path}");
+    }
+    drop(client);
+    let changed = QUOTAS.replace(
+        "/changed, features: {rate_limit: {quota: 100",
+        "/changed, features: {rate_limit: {quota: 101",
+    );
+    assert_ne!(changed, QUOTAS);
+    std::fs::write(gateway.config_file(), changed)?;
+    let mut second = begin_upgrade(&mut gateway).await?;
+    assert!(gateway.process.wait_for_exit()?.success());
+    second.wait_for_log("quota counters taken over").await?;
+    let client = client_of(&gateway, source)?;
+    for path in PATHS {
+        assert_eq!(remaining(&client.get(path).await?)?, 69, "{path}");
+    }
+    assert_eq!(remaining(&client.get("/changed").await?)?, 100);
+    let mut passed = 0;
+    for _ in 0..100 {
+        passed += usize::from(client.get("/token_bucket").await?.status == 200);
+    }
+    assert_eq!(passed, 69);
+
+    // The same again: the counters outlive any number of upgrades.
+    let mut third = gateway.start_second(&["run", "--upgrade"])?;
+    third.wait_for_log("waiting for the sockets").await?;
+    second.signal(Signal::QUIT)?;
+    assert!(second.wait_for_exit()?.success());
+    let client = client_of(&gateway, source)?;
+    assert_eq!(client.get("/token_bucket").await?.status, 429);
+    assert_eq!(remaining(&client.get("/fixed_window").await?)?, 68);
+    assert!(third.terminate()?.success());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_processes_of_an_upgrade_together_keep_to_the_quota() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::start(upstream.address, QUOTAS).await?;
+    let source = address::random_loopback();
+    let connected = client_of(&gateway, source)?;
+    assert_eq!(connected.get("/fixed_window").await?.status, 200);
+    let mut second = begin_upgrade(&mut gateway).await?;
+    second.wait_for_log("quota counters taken over").await?;
+    // The old process serves its connections for some seconds more, the new one accepts others.
+    let mut clients = vec![connected; 8];
+    for _ in 0..8 {
+        clients.push(client_of(&gateway, source)?);
+    }
+    let mut requests = tokio::task::JoinSet::new();
+    for number in 0..300 {
+        let client = clients[number % clients.len()].clone();
+        requests.spawn(async move { client.get("/fixed_window").await });
+    }
+    let mut passed = 1;
+    while let Some(response) = requests.join_next().await {
+        passed += usize::from(response??.status == 200);
+    }
+    assert_eq!(passed, 100);
+    assert!(gateway.process.wait_for_exit()?.success());
+    let client = client_of(&gateway, source)?;
+    assert_eq!(client.get("/fixed_window").await?.status, 429);
+    let log = gateway.process.log();
+    assert!(!log.contains("counting alone"), "{log}");
+    assert!(second.terminate()?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn counters_that_are_malformed_or_of_another_version_begin_anew() -> Result<()> {
+    for (bytes, reason) in [
+        (&b"GWQUOTAS\xff\xff"[..], "version 65535 of the format"),
+        (&b"something else"[..], "are no counters"),
+        (&b"GWQUOTAS\x01\x00\x09\x00\x00\x00\x00"[..], "malformed"),
+        (&b"GWQUOTAS\x01\x00\x02\xff\xff\xff\xff"[..], "too long"),
+        (&b"GWQUOTAS"[..], "the connection failed"),
+    ] {
+        let upstream = MockUpstream::always_ok().await?;
+        let mut gateway = Gateway::start(upstream.address, QUOTAS).await?;
+        let source = address::random_loopback();
+        let client = client_of(&gateway, source)?;
+        assert_eq!(remaining(&client.get("/fixed_window").await?)?, 99);
+        drop(client);
+        let mut second = gateway.start_second(&["run", "--upgrade"])?;
+        second.wait_for_log("waiting for the sockets").await?;
+        let path = gateway.config_file().with_file_name("upgrade.sock.quotas");
+        let mode = std::fs::metadata(&path)?.permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        // The first one to connect is the one that is heard.
+        let mut stream = UnixStream::connect(&path)?;
+        stream.write_all(bytes)?;
+        drop(stream);
+        gateway.process.signal(Signal::QUIT)?;
+        second.wait_for_log("quotas begin anew").await?;
+        assert!(second.log().contains(reason), "{}", second.log());
+        gateway.process.signal(Signal::KILL)?;
+        gateway.process.wait_for_exit()?;
+        gateway
+            .wait_for_response("/", |response| response.status == 200)
+            .await?;
+        assert!(!path.exists());
+        let client = client_of(&gateway, source)?;
+        assert_eq!(remaining(&client.get("/fixed_window").await?)?, 99);
+        assert!(second.terminate()?.success());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_old_process_counts_alone_if_the_new_one_fails_after_the_take_over() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::start(upstream.address, QUOTAS).await?;
+    let client = client_of(&gateway, address::random_loopback())?;
+    assert_eq!(remaining(&client.get("/fixed_window").await?)?, 99);
+    let second = begin_upgrade(&mut gateway).await?;
+    gateway
+        .process
+        .wait_for_log("quota counters handed over")
+        .await?;
+    assert_eq!(remaining(&client.get("/fixed_window").await?)?, 98);
+    second.signal(Signal::KILL)?;
+    let response = client.get("/fixed_window").await?;
+    assert_eq!(response.status, 200);
+    // What the new process counted is lost with it.
+    assert!(remaining(&response)? >= 97);
+    assert!(gateway.process.wait_for_exit()?.success());
     Ok(())
 }

@@ -8,12 +8,16 @@
 //! A client that uses more keys than [`key_limit`] permits has one further key for all the others, and each
 //! of their requests has to pass under both.
 //!
+//! At an upgrade the counters are [handed over](hand_over) to the new process.
+//!
 //! Where several gateways [share](shared) their quotas, a request passes by a [lease](sharing) instead, and the
 //! state in the store of this process is what counts while the shared store is away.
 
 mod algorithm;
 mod count_min_sketch;
 mod fixed_window;
+pub(crate) mod hand_over;
+mod key_hasher;
 mod key_limit;
 mod leaky_bucket;
 pub(crate) mod shared;
@@ -36,11 +40,13 @@ use crate::config::{
 };
 use crate::runtime::clock::{Instant, whole_seconds};
 use crate::telemetry::text;
-use algorithm::{AlgorithmDecision, QuotaPolicy, QuotaState};
+use algorithm::{AlgorithmDecision, QuotaPolicy, QuotaState, number_of};
 use count_min_sketch::CountMinSketch;
+use key_hasher::KeyHasher;
 use key_limit::EpochLength;
+use store::HandedOver;
 pub(crate) use store::QuotaStore;
-use store::{CountingRule, KeyLimitExceeded, SlotAccess};
+use store::{AfterHandOver, CountingRule, NotCounted, SlotAccess};
 
 /// Name of the quota policy in `RateLimit` and `RateLimit-Policy`. A response carries one at most.
 const POLICY_NAME: &str = "default";
@@ -48,7 +54,7 @@ const POLICY_NAME: &str = "default";
 /// Quota of one route.
 #[derive(Debug)]
 pub(crate) struct Quota {
-    /// Hash of the pattern and the rule: a reload that does not change them keeps the counters.
+    /// Hash of the pattern and the rule: a reload or an upgrade that does not change them keeps the counters.
     id: u64,
     pattern: String,
     policy: QuotaPolicy,
@@ -94,11 +100,11 @@ pub(crate) enum QuotaDecision {
 }
 
 impl Quota {
-    /// Creates the quota of the requests that match `pattern`. Its states are kept in `store`.
-    pub(crate) fn new(pattern: &str, rule: &RateLimitSettings, store: &QuotaStore) -> Self {
+    /// Creates the quota of the requests that match `pattern`.
+    pub(crate) fn new(pattern: &str, rule: &RateLimitSettings) -> Self {
         let policy = QuotaPolicy::of(rule);
         Self {
-            id: store.hash((pattern, policy, rule.algorithm, &rule.per)),
+            id: rule_id(pattern, policy, rule),
             pattern: pattern.to_owned(),
             policy,
             algorithm: rule.algorithm,
@@ -135,7 +141,7 @@ impl Quota {
         &self.error_response
     }
 
-    /// Decides about a request, and counts it unless it is rejected.
+    /// Decides about a request, and counts it in this process unless it is rejected.
     pub(crate) fn take(
         &self,
         store: &QuotaStore,
@@ -145,38 +151,34 @@ impl Quota {
         now: Instant,
     ) -> QuotaDecision {
         let sender = sender.into();
-        let client = sender.client;
         let key = self.key(store, sender, path, headers);
-        let count = Count { quota: self, now };
-        let access = SlotAccess::Charged(self.epoch_length.owner(client, now));
-        let decision = store
-            .update(key, access, now, &count)
-            .unwrap_or_else(|_exceeded| count.take_over_key_limit(store, client, key));
-        match decision {
-            AlgorithmDecision::Passed {
-                remaining,
-                reset,
-                delay,
-                ..
-            } => {
-                let status = QuotaStatus {
-                    remaining,
-                    reset: whole_seconds(reset),
-                };
-                if delay.is_zero() {
-                    QuotaDecision::Passed(status)
-                } else {
-                    QuotaDecision::Delayed(status, delay)
-                }
-            }
-            AlgorithmDecision::Rejected { retry_after } => {
-                let seconds = whole_seconds(retry_after).max(1);
-                let status = QuotaStatus {
-                    remaining: 0,
-                    reset: seconds,
-                };
-                QuotaDecision::Rejected(status, seconds)
-            }
+        let count = self.count(now, AfterHandOver::Count);
+        let decision = count
+            .take(store, sender.client, key)
+            .unwrap_or_else(|HandedOver| count.take_without_slot(key));
+        to_quota_decision(decision)
+    }
+
+    /// Decides about a request by its key, as [`Self::take`] does.
+    ///
+    /// # Errors
+    /// Returns an error, and counts nothing, if the store was handed over to another process.
+    fn take_unless_handed_over(
+        &self,
+        store: &QuotaStore,
+        client: ClientKey,
+        key: u64,
+        now: Instant,
+    ) -> Result<QuotaDecision, HandedOver> {
+        let count = self.count(now, AfterHandOver::Refuse);
+        count.take(store, client, key).map(to_quota_decision)
+    }
+
+    fn count(&self, now: Instant, after_hand_over: AfterHandOver) -> Count<'_> {
+        Count {
+            quota: self,
+            now,
+            after_hand_over,
         }
     }
 
@@ -185,26 +187,59 @@ impl Quota {
         self.per.contains(&QuotaKeyPart::User)
     }
 
-    fn key(
-        &self,
-        store: &QuotaStore,
-        QuotaSender { client, user }: QuotaSender,
-        path: &str,
-        headers: &HeaderMap,
-    ) -> u64 {
-        let mut hasher = store.hasher().build_hasher();
-        self.id.hash(&mut hasher);
-        for part in &self.per {
-            match part {
-                QuotaKeyPart::Client => client.hash(&mut hasher),
-                // The variant is hashed too: the number of a user is no client.
-                QuotaKeyPart::User => user.ok_or(client).hash(&mut hasher),
-                QuotaKeyPart::Path => path.hash(&mut hasher),
-                QuotaKeyPart::Header(name) => hash_header(headers, name, &mut hasher),
+    fn key(&self, store: &QuotaStore, sender: QuotaSender, path: &str, headers: &HeaderMap) -> u64 {
+        hash_request(store.hasher(), self.id, &self.per, sender, path, headers)
+    }
+}
+
+/// Hashes a rule together with its pattern. The hash is the same in every process, so every value is written as bytes of
+/// defined order and number.
+fn rule_id(pattern: &str, policy: QuotaPolicy, rule: &RateLimitSettings) -> u64 {
+    let mut hasher = KeyHasher::PUBLIC.build_hasher();
+    let mut write = |bytes: &[u8]| {
+        hasher.write(&(bytes.len() as u64).to_le_bytes());
+        hasher.write(bytes);
+    };
+    write(pattern.as_bytes());
+    write(&policy.quota.to_le_bytes());
+    write(&policy.window_ns.to_le_bytes());
+    write(&policy.bucket_size.to_le_bytes());
+    write(&[number_of(rule.algorithm)]);
+    for part in &rule.per {
+        match part {
+            QuotaKeyPart::Client => write(b"client"),
+            QuotaKeyPart::User => write(b"user"),
+            QuotaKeyPart::Path => write(b"path"),
+            QuotaKeyPart::Header(name) => {
+                write(b"header");
+                write(name.as_str().as_bytes());
             }
         }
-        hasher.finish()
     }
+    hasher.finish()
+}
+
+/// Hashes the rule with the number `id` and the values of a request that `per` names.
+fn hash_request(
+    hasher: KeyHasher,
+    id: u64,
+    per: &[QuotaKeyPart],
+    QuotaSender { client, user }: QuotaSender,
+    path: &str,
+    headers: &HeaderMap,
+) -> u64 {
+    let mut hasher = hasher.build_hasher();
+    id.hash(&mut hasher);
+    for part in per {
+        match part {
+            QuotaKeyPart::Client => client.hash(&mut hasher),
+            // The variant is hashed too: the number of a user is no client.
+            QuotaKeyPart::User => user.ok_or(client).hash(&mut hasher),
+            QuotaKeyPart::Path => path.hash(&mut hasher),
+            QuotaKeyPart::Header(name) => hash_header(headers, name, &mut hasher),
+        }
+    }
+    hasher.finish()
 }
 
 /// Hashes the combined value of a header (RFC 9110, section 5.3): however a client divides it into
@@ -223,13 +258,57 @@ fn hash_header(headers: &HeaderMap, name: &HeaderName, hasher: &mut impl Hasher)
     (headers.contains_key(name), length).hash(hasher);
 }
 
+fn to_quota_decision(decision: AlgorithmDecision) -> QuotaDecision {
+    match decision {
+        AlgorithmDecision::Passed {
+            remaining,
+            reset,
+            delay,
+            ..
+        } => {
+            let status = QuotaStatus {
+                remaining,
+                reset: whole_seconds(reset),
+            };
+            if delay.is_zero() {
+                QuotaDecision::Passed(status)
+            } else {
+                QuotaDecision::Delayed(status, delay)
+            }
+        }
+        AlgorithmDecision::Rejected { retry_after } => {
+            let seconds = whole_seconds(retry_after).max(1);
+            let status = QuotaStatus {
+                remaining: 0,
+                reset: seconds,
+            };
+            QuotaDecision::Rejected(status, seconds)
+        }
+    }
+}
+
 /// Counting of one request by the rule of a quota.
 struct Count<'q> {
     quota: &'q Quota,
     now: Instant,
+    after_hand_over: AfterHandOver,
 }
 
 impl Count<'_> {
+    fn take(
+        &self,
+        store: &QuotaStore,
+        client: ClientKey,
+        key: u64,
+    ) -> Result<AlgorithmDecision, HandedOver> {
+        let access = SlotAccess::Charged(self.quota.epoch_length.owner(client, self.now));
+        match store.update(key, access, self.now, self) {
+            Ok(decision) => Ok(decision),
+            Err(NotCounted::KeyLimitExceeded) => self.take_over_key_limit(store, client, key),
+            Err(NotCounted::HandedOver) => Err(HandedOver),
+        }
+    }
+
     /// Decides about a request of a client that has as many keys as it may: it has to pass both under the
     /// one key for the rest of the client's requests, and under its own, which gets no slot. What
     /// the first one takes is lost if the second one rejects the request: the client alone bears it.
@@ -238,17 +317,18 @@ impl Count<'_> {
         store: &QuotaStore,
         client: ClientKey,
         key: u64,
-    ) -> AlgorithmDecision {
+    ) -> Result<AlgorithmDecision, HandedOver> {
         let rest = store.hash((self.quota.id, client));
         let update = |key, access| match store.update(key, access, self.now, self) {
-            Ok(decision) => decision,
-            Err(KeyLimitExceeded) => self.take_without_slot(key),
+            Ok(decision) => Ok(decision),
+            Err(NotCounted::KeyLimitExceeded) => Ok(self.take_without_slot(key)),
+            Err(NotCounted::HandedOver) => Err(HandedOver),
         };
-        match update(rest, SlotAccess::Free) {
+        match update(rest, SlotAccess::Free)? {
             passed @ AlgorithmDecision::Passed { .. } => {
-                passed.and(update(key, SlotAccess::ExistingOnly))
+                Ok(passed.and(update(key, SlotAccess::ExistingOnly)?))
             }
-            rejected @ AlgorithmDecision::Rejected { .. } => rejected,
+            rejected @ AlgorithmDecision::Rejected { .. } => Ok(rejected),
         }
     }
 }
@@ -266,6 +346,10 @@ impl CountingRule for Count<'_> {
 
     fn take_without_slot(&self, key: u64) -> AlgorithmDecision {
         self.quota.overflow.take(key, self.now)
+    }
+
+    fn after_hand_over(&self) -> AfterHandOver {
+        self.after_hand_over
     }
 
     fn initial_state(&self, key: u64) -> (QuotaState, Instant) {

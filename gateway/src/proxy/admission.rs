@@ -130,7 +130,7 @@ async fn take_quota(
         headers: &request.headers,
     };
     let decision = match &gateway.shared_quotas {
-        None => Some(decide_alone(gateway, quota, parts, context.started)),
+        None => Some(decide_alone(gateway, quota, parts, context.started).await),
         Some(shared) => decide_shared(gateway, shared, quota, parts, context).await,
     };
     let metrics = &route.metrics;
@@ -169,19 +169,16 @@ async fn take_quota(
     result
 }
 
-/// Decides by the counters of this process.
-fn decide_alone(
+/// Decides by the counters of this gateway, which are those of its new process after an upgrade.
+async fn decide_alone(
     gateway: &GatewayState,
     quota: &Quota,
     request: QuotaRequest<'_>,
     now: Instant,
 ) -> QuotaDecision {
-    let QuotaRequest {
-        sender,
-        path,
-        headers,
-    } = request;
-    quota.take(&gateway.quotas, sender, path, headers, now)
+    quota
+        .take_where_counted(&gateway.quotas, &gateway.remote_counters, request, now)
+        .await
 }
 
 /// Decides by the counts of all gateways. Returns `None` if these are unknown and the request is to be refused for it.
@@ -202,7 +199,7 @@ async fn decide_shared(
         (None, OnStoreFailure::CountLocally) => {
             shared.metrics.local_decisions.inc();
             // The request may have waited for the store.
-            Some(decide_alone(gateway, quota, request, Instant::now()))
+            Some(decide_alone(gateway, quota, request, Instant::now()).await)
         }
     }
 }

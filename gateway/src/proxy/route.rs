@@ -13,7 +13,7 @@ use crate::config::{
 use crate::features::circuit_breaker::CircuitBreakers;
 use crate::features::cors::Cors;
 use crate::features::header_rules::{RequestChanges, ResponseChanges};
-use crate::features::rate_limit::{Quota, QuotaStore};
+use crate::features::rate_limit::Quota;
 use crate::features::retry::RetryBudget;
 use crate::proxy::virtual_hosts::VirtualHosts;
 use crate::runtime::clock::Instant;
@@ -69,7 +69,6 @@ impl Routes {
     pub(crate) fn new(
         config: &Config,
         upstreams: &Upstreams,
-        store: &QuotaStore,
         metrics: &Arc<Metrics>,
         previous: Option<&Self>,
     ) -> Result<Self> {
@@ -88,7 +87,7 @@ impl Routes {
                 auth: features.auth,
                 quota: features.rate_limit.as_ref().map(|rule| {
                     let previous = previous_quotas.get(&*pattern).copied();
-                    Quota::new(&pattern, rule, store).replacing(previous)
+                    Quota::new(&pattern, rule).replacing(previous)
                 }),
                 monitoring: features.monitoring,
                 timeout: features.timeout.clone(),
@@ -150,6 +149,10 @@ impl Routes {
 
     pub(crate) fn all(&self) -> &[Route] {
         &self.all
+    }
+
+    pub(crate) fn quotas(&self) -> impl Iterator<Item = &Quota> {
+        self.all.iter().filter_map(|route| route.quota.as_ref())
     }
 
     pub(crate) fn patterns(&self) -> impl Iterator<Item = &str> {
@@ -229,7 +232,7 @@ mod tests {
             Config::parse("gateway.yml".as_ref(), &yaml, &Environment::for_tests()).unwrap();
         let metrics = Arc::new(Metrics::new("test"));
         let upstreams = Upstreams::new(&config, &metrics, None).unwrap();
-        Routes::new(&config, &upstreams, &QuotaStore::new(), &metrics, None).unwrap()
+        Routes::new(&config, &upstreams, &metrics, None).unwrap()
     }
 
     fn matched_pattern<'r>(routes: &'r Routes, path: &str) -> &'r str {

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use anyhow::Result;
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use prometheus::IntGauge;
 use tokio::sync::{Notify, watch};
 
 use crate::config::{Certificate, Config, Limits};
 use crate::features::rate_limit::QuotaStore;
+use crate::features::rate_limit::hand_over::remote::RemoteCounters;
 use crate::features::rate_limit::shared::SharedQuotas;
 use crate::identity::Authenticator;
 use crate::proxy::client_limits::ClientLimits;
@@ -40,6 +41,8 @@ pub(crate) struct GatewayState {
     active: ArcSwap<ActiveConfig>,
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) quotas: QuotaStore,
+    /// The process that `quotas` was handed over to, after an upgrade.
+    pub(crate) remote_counters: ArcSwapOption<RemoteCounters>,
     /// Leases of quotas, if gateways share them.
     pub(crate) shared_quotas: Option<Arc<SharedQuotas>>,
     pub(crate) response_budget: Arc<ResponseBudget>,
@@ -69,7 +72,7 @@ impl GatewayState {
         let certificates = Certificates::new(&config.certificates);
         metrics.set_certificates(all_expiries(&certificates, &config));
         let upstreams = Upstreams::new(&config, &metrics, None)?;
-        let routes = Routes::new(&config, &upstreams, &quotas, &metrics, None)?;
+        let routes = Routes::new(&config, &upstreams, &metrics, None)?;
         let authenticator = authenticator(&config, &metrics, &upstreams, None)?;
         let has_quota_store = config.quotas.store.is_some();
         let shared_quotas =
@@ -86,6 +89,7 @@ impl GatewayState {
             }),
             certificates: Arc::new(certificates),
             quotas,
+            remote_counters: ArcSwapOption::empty(),
             shared_quotas,
             response_budget: Arc::new(ResponseBudget::new(&metrics.buffered_response_bytes)),
             client_limits: ClientLimits::new(&metrics),
@@ -123,13 +127,7 @@ impl GatewayState {
     pub(crate) fn activate(&self, config: Config) -> Result<()> {
         let previous = self.snapshot();
         let upstreams = Upstreams::new(&config, &self.metrics, Some(&previous.upstreams))?;
-        let routes = Routes::new(
-            &config,
-            &upstreams,
-            &self.quotas,
-            &self.metrics,
-            Some(&previous.routes),
-        )?;
+        let routes = Routes::new(&config, &upstreams, &self.metrics, Some(&previous.routes))?;
         let authenticator = authenticator(
             &config,
             &self.metrics,

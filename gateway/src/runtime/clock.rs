@@ -3,20 +3,55 @@
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
-static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
+use rustix::time::{ClockId, clock_gettime};
 
-/// Monotonic time in nanoseconds since the process started; it wraps after 584 years.
+static ORIGIN: LazyLock<Origin> = LazyLock::new(Origin::read);
+/// Readings of two clocks of which the closest pair is used.
+const ORIGIN_READINGS: usize = 8;
+
+/// One instant on the clock of the standard library, which does not show its value, and on that of the machine, which is
+/// the same clock (`CLOCK_MONOTONIC`, clock_gettime(2)).
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    instant: std::time::Instant,
+    /// Nanoseconds since the machine started.
+    nanoseconds: u64,
+}
+
+impl Origin {
+    fn read() -> Self {
+        let readings = (0..ORIGIN_READINGS).map(|_| {
+            let instant = std::time::Instant::now();
+            let time = clock_gettime(ClockId::Monotonic);
+            let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+            let subsecond = u64::try_from(time.tv_nsec).unwrap_or_default();
+            let origin = Self {
+                instant,
+                nanoseconds: seconds
+                    .saturating_mul(1_000_000_000)
+                    .saturating_add(subsecond),
+            };
+            (instant.elapsed(), origin)
+        });
+        let closest = readings.min_by_key(|(distance, _)| *distance);
+        closest.expect("there are readings").1
+    }
+}
+
+/// Monotonic time in nanoseconds since the machine started; it wraps after 584 years. All processes of a machine have the
+/// same one, unless they are in different time namespaces (time_namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Instant(pub(crate) u64);
 
 impl Instant {
     pub(crate) fn now() -> Self {
-        Self(nanoseconds(START.elapsed()))
+        Self(ORIGIN.nanoseconds + nanoseconds(ORIGIN.instant.elapsed()))
     }
 
     /// Returns the time as tokio's timers take it.
     pub(crate) fn to_tokio(self) -> tokio::time::Instant {
-        (*START + Duration::from_nanos(self.0)).into()
+        let since_origin = Duration::from_nanos(self.0.saturating_sub(ORIGIN.nanoseconds));
+        (ORIGIN.instant + since_origin).into()
     }
 
     /// Returns the instant that is `duration` later, at most the latest one.
@@ -46,4 +81,27 @@ pub(crate) fn unix_seconds(time: SystemTime) -> i64 {
         .ok()
         .and_then(|since| i64::try_from(since.as_secs()).ok())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_is_that_of_the_machine() {
+        let time = clock_gettime(ClockId::Monotonic);
+        let machine = Duration::new(
+            time.tv_sec.try_into().unwrap(),
+            time.tv_nsec.try_into().unwrap(),
+        );
+        let now = Duration::from_nanos(Instant::now().0);
+        assert!(
+            now + Duration::from_millis(1) > machine,
+            "{now:?} {machine:?}"
+        );
+        assert!(
+            now < machine + Duration::from_secs(10),
+            "{now:?} {machine:?}"
+        );
+    }
 }

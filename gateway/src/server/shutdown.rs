@@ -1,5 +1,6 @@
 //! Graceful shutdown: requests in flight are drained, then the process ends.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::proxy::state::GatewayState;
 use crate::runtime::signals::ShutdownSignals;
+use crate::server::quota_hand_over::hand_over;
 use crate::server::quota_leases::return_leases;
 
 /// Longest time that requests in flight may take after the shutdown began.
@@ -24,17 +26,22 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// Returns an error if the server panics: the exit status tells the process's supervisor to start it again.
-pub(super) fn run(server: Server, signals: ShutdownSignals, gateway: &GatewayState) -> Result<()> {
+pub(super) fn run(
+    server: Server,
+    signals: ShutdownSignals,
+    gateway: &Arc<GatewayState>,
+) -> Result<()> {
     let mut phases = server.watch_execution_phase();
+    let upgrade_socket = signals.upgrade_socket.clone();
     let shutdown_signal = Box::new(signals);
     let thread = thread::spawn(move || server.run(RunArgs { shutdown_signal }));
     loop {
         match phases.blocking_recv() {
-            Ok(
-                ExecutionPhase::GracefulTerminate | ExecutionPhase::GracefulUpgradeTransferringFds,
-            ) => {
-                tracing::info!("shutting down: draining requests in flight");
-                gateway.begin_shutdown();
+            Ok(ExecutionPhase::GracefulTerminate) => begin(gateway),
+            Ok(ExecutionPhase::GracefulUpgradeTransferringFds) => {
+                begin(gateway);
+                let (gateway, upgrade_socket) = (Arc::clone(gateway), upgrade_socket.clone());
+                thread::spawn(move || hand_over(&upgrade_socket, &gateway));
             }
             Ok(ExecutionPhase::ShutdownGracePeriod) => break,
             Ok(ExecutionPhase::ShutdownRuntimes | ExecutionPhase::Terminated) => return Ok(()),
@@ -50,6 +57,11 @@ pub(super) fn run(server: Server, signals: ShutdownSignals, gateway: &GatewaySta
         return_leases(quotas);
     }
     Ok(())
+}
+
+fn begin(gateway: &GatewayState) {
+    tracing::info!("shutting down: draining requests in flight");
+    gateway.begin_shutdown();
 }
 
 /// Waits until every connection is closed, or until the connections that clients keep open have had no

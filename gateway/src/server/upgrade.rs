@@ -8,7 +8,7 @@
 //! Pingora through a socket in a folder that no other user may enter.
 
 use std::fs::{self, DirBuilder};
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,14 +20,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::cmsg_space;
-use rustix::fs::Mode;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketType, getsockname, recvmsg, sendmsg, sockopt,
 };
-use rustix::process::{Uid, geteuid, umask};
 
 use crate::config::ListenAddresses;
+use crate::server::private_socket;
 
 /// Longest time to wait for the running gateway.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(6);
@@ -49,7 +48,8 @@ impl HandedOverSockets {
     /// Returns an error if it does not within [`HAND_OVER_TIMEOUT`], or if what it hands over is not what
     /// `listen` asks for.
     pub(super) fn receive(path: &Path, listen: ListenAddresses) -> Result<Self> {
-        let listener = bind(path).with_context(|| format!("listening at {}", path.display()))?;
+        let listener = private_socket::bind(path)
+            .with_context(|| format!("listening at {}", path.display()))?;
         tracing::info!(
             socket = %path.display(),
             "waiting for the sockets of the running gateway: send it SIGQUIT within 5 seconds"
@@ -144,49 +144,15 @@ impl HandedOverSockets {
     }
 }
 
-/// Binds a socket that only the user of this process may connect to.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    // The mode must be right from the beginning. No other thread creates files at this time.
-    let previous = umask(Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
-    umask(previous);
-    let listener = listener?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-/// Waits for a connection of a process that may hand sockets over.
+/// Waits for the connection of the running gateway.
 fn accept(listener: &UnixListener) -> Result<UnixStream> {
-    let start = Instant::now();
-    while start.elapsed() < HAND_OVER_TIMEOUT {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                let peer = sockopt::socket_peercred(&stream)?;
-                if may_hand_over(peer.uid, geteuid()) {
-                    stream.set_nonblocking(false)?;
-                    stream.set_read_timeout(Some(MESSAGE_TIMEOUT))?;
-                    return Ok(stream);
-                }
-                tracing::warn!(
-                    uid = peer.uid.as_raw(),
-                    pid = peer.pid.as_raw_nonzero(),
-                    "process of another user tried to hand sockets over: ignored"
-                );
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(POLL_INTERVAL),
-            Err(error) => return Err(error).context("accepting the running gateway"),
-        }
-    }
-    bail!("the running gateway has not handed its sockets over within {HAND_OVER_TIMEOUT:?}")
-}
-
-/// Returns whether a process of the user `peer` may hand sockets over to one of the user `own`.
-fn may_hand_over(peer: Uid, own: Uid) -> bool {
-    peer == own || peer.is_root()
+    let stream = private_socket::accept(listener, HAND_OVER_TIMEOUT)
+        .context("accepting the running gateway")?;
+    let stream = stream.with_context(|| {
+        format!("the running gateway has not handed its sockets over within {HAND_OVER_TIMEOUT:?}")
+    })?;
+    stream.set_read_timeout(Some(MESSAGE_TIMEOUT))?;
+    Ok(stream)
 }
 
 /// Receives the sockets, each with its name.
@@ -280,15 +246,6 @@ mod tests {
     }
 
     #[test]
-    fn only_the_own_user_and_root_may_hand_sockets_over() {
-        let user = Uid::from_raw(1000);
-        assert!(may_hand_over(user, user));
-        assert!(may_hand_over(Uid::ROOT, user));
-        assert!(!may_hand_over(Uid::from_raw(1001), user));
-        assert!(!may_hand_over(user, Uid::ROOT));
-    }
-
-    #[test]
     fn only_listening_sockets_of_their_address_are_taken() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -317,15 +274,5 @@ mod tests {
         let other_address = other.local_addr().unwrap();
         let sockets = check(&other_address.to_string(), other.into()).unwrap();
         assert!(!sockets.contains(other_address), "it is not configured");
-    }
-
-    #[test]
-    fn the_socket_is_for_the_own_user_alone() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("upgrade.sock");
-        let _listener = bind(&path).unwrap();
-        let mode = fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
     }
 }

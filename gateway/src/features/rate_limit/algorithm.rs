@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::RateLimitSettings;
+use crate::config::{RateLimitAlgorithm, RateLimitSettings};
 use crate::runtime::clock::{Instant, nanoseconds};
 
 /// State of one quota for one key. The state of a new key is all zero.
@@ -63,6 +63,16 @@ impl AlgorithmDecision {
                 rejected
             }
         }
+    }
+}
+
+/// Returns the number by which other processes know an algorithm.
+pub(super) fn number_of(algorithm: RateLimitAlgorithm) -> u8 {
+    match algorithm {
+        RateLimitAlgorithm::FixedWindow => 0,
+        RateLimitAlgorithm::SlidingWindow => 1,
+        RateLimitAlgorithm::TokenBucket => 2,
+        RateLimitAlgorithm::LeakyBucket => 3,
     }
 }
 

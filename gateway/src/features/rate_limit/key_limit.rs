@@ -7,18 +7,19 @@
 //! of fixed size under the hash of client and epoch. Two clients with the same hash share their
 //! number until the epoch ends: the limit gets stricter, never laxer.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::client::ClientKey;
 use crate::features::rate_limit::algorithm::QuotaPolicy;
+use crate::features::rate_limit::key_hasher::KeyHasher;
 use crate::runtime::clock::Instant;
 
 /// Keys that a client may use in an epoch. One client occupies less than a hundredth of the store's slots.
 pub(super) const MAX_KEYS_PER_CLIENT: u32 = 1024;
 
 /// Counters of the table: half a mebibyte.
-const COUNTERS: usize = 1 << 16;
+pub(super) const COUNTERS: usize = 1 << 16;
 
 /// Binary logarithm of the length of the shortest epoch in nanoseconds: about a second.
 const MIN_EPOCH_BITS: u32 = 30;
@@ -34,7 +35,7 @@ pub(super) struct EpochLength {
 pub(super) struct KeyOwner {
     client: ClientKey,
     length: EpochLength,
-    /// Number of the epoch since the start of the process.
+    /// Number of the epoch since the start of the machine.
     pub(super) epoch: u64,
 }
 
@@ -67,7 +68,7 @@ impl KeyLimit {
     }
 
     /// Charges one more key to a client. Returns false, and charges nothing, if it has as many as it may.
-    pub(super) fn charge(&self, hasher: &RandomState, owner: KeyOwner, now: Instant) -> bool {
+    pub(super) fn charge(&self, hasher: KeyHasher, owner: KeyOwner, now: Instant) -> bool {
         let hash = hasher.hash_one((owner.client, owner.length.bits, owner.epoch));
         let index = usize::try_from(hash % COUNTERS as u64).expect("it is less than COUNTERS");
         let now = now.0 >> MIN_EPOCH_BITS;
@@ -88,6 +89,28 @@ impl KeyLimit {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, charge)
             .is_ok()
     }
+
+    /// Returns the counters that are not zero, each with its position.
+    pub(super) fn counters(&self) -> impl Iterator<Item = (usize, u64)> {
+        let counters = self.0.iter().enumerate();
+        counters
+            .map(|(position, counter)| (position, counter.load(Ordering::Relaxed)))
+            .filter(|(_, counter)| *counter != 0)
+    }
+
+    /// Replaces a counter.
+    ///
+    /// # Panics
+    /// Panics if `position` is not less than [`COUNTERS`].
+    pub(super) fn set_counter(&self, position: usize, counter: u64) {
+        self.0[position].store(counter, Ordering::Relaxed);
+    }
+
+    pub(super) fn clear(&self) {
+        for counter in &self.0 {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -104,14 +127,14 @@ mod tests {
 
     #[test]
     fn a_client_has_a_limited_number_of_keys_in_each_epoch() {
-        let (limit, hasher) = (KeyLimit::new(), RandomState::new());
+        let (limit, hasher) = (KeyLimit::new(), KeyHasher::random());
         let length = EpochLength::of(QuotaPolicy {
             quota: 1,
             window_ns: 60 * SECOND_NS,
             bucket_size: 1,
         });
         let charge = |number: u32, now: Instant| {
-            limit.charge(&hasher, length.owner(client(number), now), now)
+            limit.charge(hasher, length.owner(client(number), now), now)
         };
         let first_epoch = Instant(SECOND_NS);
         for _ in 0..MAX_KEYS_PER_CLIENT {

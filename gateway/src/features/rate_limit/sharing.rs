@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use super::algorithm::{AlgorithmDecision, QuotaState};
+use super::algorithm::{AlgorithmDecision, QuotaState, number_of};
 use super::shared::{HashKey, KeyWriter, LeaseDecision, LeaseTerms, SharedQuotas, StoreKey};
-use super::store::{CountingRule, QuotaStore, SlotAccess};
+use super::store::{AfterHandOver, CountingRule, QuotaStore, SlotAccess};
 use super::{
     Count, Quota, QuotaDecision, QuotaSender, QuotaStatus, fixed_window, sliding_window,
     token_bucket,
@@ -43,7 +43,7 @@ impl Quota {
         let id = self.key(store, request.sender, request.path, request.headers);
         let now = Instant::now();
         let access = SlotAccess::Charged(self.epoch_length.owner(request.sender.client, now));
-        let count = Count { quota: self, now };
+        let count = self.count(now, AfterHandOver::Count);
         if !shared.has(id) && store.update(id, access, now, &Reservation(&count)).is_err() {
             return self
                 .take_shared_over_key_limit(store, shared, request, timeout)
@@ -93,7 +93,7 @@ impl Quota {
     fn record(&self, store: &QuotaStore, id: u64, access: SlotAccess, decision: LeaseDecision) {
         if let LeaseDecision::Passed { reset, .. } = decision {
             let now = Instant::now();
-            let count = Count { quota: self, now };
+            let count = self.count(now, AfterHandOver::Count);
             let recording = Recording {
                 count: &count,
                 window_end: reset,
@@ -111,12 +111,7 @@ impl Quota {
         writer.number(self.policy.quota.into());
         writer.number(self.policy.window_ns);
         writer.number(self.policy.bucket_size.into());
-        writer.number(match self.algorithm {
-            RateLimitAlgorithm::FixedWindow => 0,
-            RateLimitAlgorithm::SlidingWindow => 1,
-            RateLimitAlgorithm::TokenBucket => 2,
-            RateLimitAlgorithm::LeakyBucket => 3,
-        });
+        writer.number(number_of(self.algorithm).into());
         writer
     }
 
@@ -203,6 +198,10 @@ impl CountingRule for Reservation<'_> {
     fn initial_state(&self, key: u64) -> (QuotaState, Instant) {
         self.0.initial_state(key)
     }
+
+    fn after_hand_over(&self) -> AfterHandOver {
+        AfterHandOver::Count
+    }
 }
 
 const NOTHING_COUNTED: AlgorithmDecision = AlgorithmDecision::Rejected {
@@ -240,5 +239,9 @@ impl CountingRule for Recording<'_> {
 
     fn initial_state(&self, key: u64) -> (QuotaState, Instant) {
         self.count.initial_state(key)
+    }
+
+    fn after_hand_over(&self) -> AfterHandOver {
+        AfterHandOver::Count
     }
 }

@@ -4,7 +4,7 @@
 //! ones as a span can overlap. The oldest slot counts in full although the span may overlap it in part:
 //! quota becomes available up to one slot (an eleventh of `duration`) late, and never early.
 //!
-//! [`QuotaState::time`] is the number of the current slot since the start of the process.
+//! [`QuotaState::time`] is the number of the current slot since the start of the machine.
 
 use std::time::Duration;
 

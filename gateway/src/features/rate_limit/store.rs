@@ -11,28 +11,37 @@
 //! first one to use a key in an epoch.
 //!
 //! A bucket's memory is allocated when it is first used: about 20 MiB for all.
+//!
+//! At an upgrade the store is [handed over](super::hand_over): its buckets are copied one by one while requests are
+//! counted, those that change meanwhile are copied again, and from one instant on nothing is counted here any more.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::features::rate_limit::algorithm::{AlgorithmDecision, QuotaState};
+use crate::features::rate_limit::key_hasher::KeyHasher;
 use crate::features::rate_limit::key_limit::{KeyLimit, KeyOwner};
 use crate::runtime::clock::Instant;
 
-const BUCKETS: usize = 1 << BUCKET_BITS;
+pub(super) const BUCKETS: usize = 1 << BUCKET_BITS;
 /// Low bits of a key, which select its bucket.
 const BUCKET_BITS: u32 = 14;
-const SLOTS_PER_BUCKET: usize = 16;
+pub(super) const SLOTS_PER_BUCKET: usize = 16;
 /// Bits of a key that are equal for all keys of a bucket. A tag has the epoch in their place.
 const EPOCH_MASK: u64 = (1 << BUCKET_BITS) - 1;
 
 /// States of all quotas.
 pub(crate) struct QuotaStore {
-    hasher: RandomState,
+    /// Random, unless it was handed over before the first request.
+    hasher: OnceLock<KeyHasher>,
     buckets: Box<[Mutex<Option<Box<Bucket>>>]>,
-    key_limit: KeyLimit,
+    pub(super) key_limit: KeyLimit,
+    /// Written while no bucket is locked, and read under the lock of one.
+    is_handed_over: AtomicBool,
 }
 
 /// Slots, apart from their tags: most look-ups read nothing but these.
@@ -41,6 +50,8 @@ struct Bucket {
     tags: [Tag; SLOTS_PER_BUCKET],
     /// Earliest expiry in a full bucket: until then the slots need not be searched for a free one.
     full_until: Instant,
+    /// The bucket was changed since it was last copied.
+    is_changed: bool,
     slots: [Slot; SLOTS_PER_BUCKET],
 }
 
@@ -56,6 +67,16 @@ struct Slot {
     expiry: Instant,
 }
 
+/// Copy of a slot whose state has not expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SlotCopy {
+    /// Position in the bucket, less than [`SLOTS_PER_BUCKET`].
+    pub(super) position: usize,
+    pub(super) tag: u64,
+    pub(super) expiry: Instant,
+    pub(super) state: QuotaState,
+}
+
 /// Rule by which the requests of a key are counted.
 pub(super) trait CountingRule {
     /// Decides about a request by the state of its key's slot.
@@ -66,6 +87,17 @@ pub(super) trait CountingRule {
 
     /// Returns the state that counts what a key took while it had no slot, and its expiry.
     fn initial_state(&self, key: u64) -> (QuotaState, Instant);
+
+    /// Returns whether requests are counted although the store was handed over.
+    fn after_hand_over(&self) -> AfterHandOver;
+}
+
+/// Effect of a request on a store that was handed over to another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AfterHandOver {
+    /// The request is counted, which the other process does not know.
+    Count,
+    Refuse,
 }
 
 /// Condition under which a key may use a slot.
@@ -79,26 +111,40 @@ pub(super) enum SlotAccess {
     ExistingOnly,
 }
 
-/// Error: the client has used as many keys in this epoch as it may.
-#[derive(Debug)]
-pub(super) struct KeyLimitExceeded;
+/// Reason a request was not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotCounted {
+    /// The client has used as many keys in this epoch as it may.
+    KeyLimitExceeded,
+    HandedOver,
+}
+
+/// Error: the counters were handed over to another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HandedOver;
 
 impl QuotaStore {
     pub(crate) fn new() -> Self {
         Self {
-            hasher: RandomState::new(),
+            hasher: OnceLock::new(),
             buckets: (0..BUCKETS).map(|_| Mutex::default()).collect(),
             key_limit: KeyLimit::new(),
+            is_handed_over: AtomicBool::new(false),
         }
     }
 
-    /// Returns the hasher of the keys, with random keys of this process.
-    pub(super) fn hasher(&self) -> &RandomState {
-        &self.hasher
+    /// Returns the hasher of the keys.
+    pub(super) fn hasher(&self) -> KeyHasher {
+        *self.hasher.get_or_init(KeyHasher::random)
+    }
+
+    /// Uses the hasher of another store. Returns false, and changes nothing, if the own one has been used.
+    pub(super) fn adopt_hasher(&self, hasher: KeyHasher) -> bool {
+        self.hasher.set(hasher).is_ok()
     }
 
     pub(super) fn hash(&self, value: impl Hash) -> u64 {
-        self.hasher.hash_one(value)
+        self.hasher().hash_one(value)
     }
 
     /// Decides about a request of `key`, atomically. A key that gets no slot because its bucket is full
@@ -107,17 +153,24 @@ impl QuotaStore {
     ///
     /// # Errors
     /// Returns an error, and counts nothing, if `access` would charge more keys to a client than it
-    /// may have.
+    /// may have, or if the store was handed over and the rule does not count after that.
     pub(super) fn update(
         &self,
         key: u64,
         access: SlotAccess,
         now: Instant,
         rule: &impl CountingRule,
-    ) -> Result<AlgorithmDecision, KeyLimitExceeded> {
+    ) -> Result<AlgorithmDecision, NotCounted> {
         let index = usize::try_from(key & EPOCH_MASK).expect("it is less than BUCKETS");
         let mut bucket = self.buckets[index].lock();
+        // The lock orders this: whoever copies the bucket last has locked it after the store was handed over.
+        if self.is_handed_over.load(Ordering::Relaxed)
+            && rule.after_hand_over() == AfterHandOver::Refuse
+        {
+            return Err(NotCounted::HandedOver);
+        }
         let bucket = bucket.get_or_insert_default();
+        bucket.is_changed = true;
         let existing = bucket.find(key);
         let is_live = existing.is_some_and(|slot| bucket.slots[slot].expiry > now);
         let Some(slot) = existing.or_else(|| bucket.find_expired(key, now)) else {
@@ -127,8 +180,8 @@ impl QuotaStore {
         match access {
             SlotAccess::Charged(owner) => {
                 let is_charged = existing.is_some() && bucket.tags[slot].is_of_epoch(owner.epoch);
-                if !is_charged && !self.key_limit.charge(&self.hasher, owner, now) {
-                    return Err(KeyLimitExceeded);
+                if !is_charged && !self.key_limit.charge(self.hasher(), owner, now) {
+                    return Err(NotCounted::KeyLimitExceeded);
                 }
                 tag = Tag::new(key, owner.epoch);
             }
@@ -146,6 +199,65 @@ impl QuotaStore {
             slot.expiry = expiry;
         }
         Ok(decision)
+    }
+
+    /// Refuses requests from now on, except those of rules that count after a hand-over. What is copied after this does
+    /// not change by other requests any more.
+    pub(super) fn hand_over(&self) {
+        self.is_handed_over.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes [`Self::copy_changed`] copy every bucket once.
+    pub(super) fn mark_all_changed(&self) {
+        for bucket in &self.buckets {
+            if let Some(bucket) = bucket.lock().as_mut() {
+                bucket.is_changed = true;
+            }
+        }
+    }
+
+    /// Copies the slots of a bucket whose states have not expired, if it was changed since it was last copied.
+    pub(super) fn copy_changed(&self, index: usize, now: Instant, copies: &mut Vec<SlotCopy>) {
+        copies.clear();
+        let mut bucket = self.buckets[index].lock();
+        let Some(bucket) = bucket.as_mut().filter(|bucket| bucket.is_changed) else {
+            return;
+        };
+        bucket.is_changed = false;
+        for (position, (tag, slot)) in bucket.tags.iter().zip(&bucket.slots).enumerate() {
+            if slot.expiry > now {
+                copies.push(SlotCopy {
+                    position,
+                    tag: tag.0,
+                    expiry: slot.expiry,
+                    state: slot.state,
+                });
+            }
+        }
+    }
+
+    /// Replaces the slots of a bucket.
+    ///
+    /// # Panics
+    /// Panics if there is no such bucket or no such slot.
+    pub(super) fn restore(&self, index: usize, copies: &[SlotCopy]) {
+        let mut bucket = Box::<Bucket>::default();
+        for copy in copies {
+            bucket.tags[copy.position] = Tag(copy.tag);
+            bucket.slots[copy.position] = Slot {
+                state: copy.state,
+                expiry: copy.expiry,
+            };
+        }
+        *self.buckets[index].lock() = Some(bucket);
+    }
+
+    /// Forgets all states.
+    pub(super) fn clear(&self) {
+        for bucket in &self.buckets {
+            *bucket.lock() = None;
+        }
+        self.key_limit.clear();
     }
 }
 

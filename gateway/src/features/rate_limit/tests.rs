@@ -169,7 +169,7 @@ fn client(number: u32) -> ClientKey {
 #[test]
 fn exactly_the_quota_of_concurrent_requests_passes() {
     let store = Arc::new(QuotaStore::new());
-    let quota = Arc::new(Quota::new("/a", &rule(100, 60), &store));
+    let quota = Arc::new(Quota::new("/a", &rule(100, 60)));
     let passed = Arc::new(AtomicU32::new(0));
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -195,7 +195,7 @@ fn exactly_the_quota_of_concurrent_requests_passes() {
 #[test]
 fn a_hundred_thousand_clients_are_counted_exactly() {
     let store = QuotaStore::new();
-    let quota = Quota::new("/a", &rule(2, 60), &store);
+    let quota = Quota::new("/a", &rule(2, 60));
     let mut passed = HashMap::new();
     for _ in 0..3 {
         for number in 0..100_000 {
@@ -220,7 +220,7 @@ fn a_hundred_thousand_clients_are_counted_exactly() {
 #[test]
 fn a_full_store_makes_quotas_stricter_and_never_laxer() {
     let store = QuotaStore::new();
-    let quota = Quota::new("/a", &rule(2, 60), &store);
+    let quota = Quota::new("/a", &rule(2, 60));
     for number in 0..1_000_000 {
         for _ in 0..2 {
             quota.take(
@@ -246,7 +246,7 @@ fn a_full_store_makes_quotas_stricter_and_never_laxer() {
 fn an_unchanged_rule_keeps_its_counters() {
     let store = QuotaStore::new();
     let take = |rule: &RateLimitSettings| {
-        Quota::new("/a", rule, &store).take(
+        Quota::new("/a", rule).take(
             &store,
             client(1),
             "/a",
@@ -262,7 +262,7 @@ fn an_unchanged_rule_keeps_its_counters() {
 #[test]
 fn the_headers_follow_the_ratelimit_headers_draft() {
     let store = QuotaStore::new();
-    let quota = Quota::new("/a", &rule(100, 60), &store);
+    let quota = Quota::new("/a", &rule(100, 60));
     assert_eq!(quota.policy_header(), "\"default\";q=100;w=60");
     let decision = quota.take(
         &store,
@@ -277,14 +277,14 @@ fn the_headers_follow_the_ratelimit_headers_draft() {
     assert_eq!(status.header_value(), "\"default\";r=99;t=60");
 }
 
-fn quota(pattern: &str, rule: &str, store: &QuotaStore) -> Quota {
+fn quota(pattern: &str, rule: &str) -> Quota {
     let yaml = format!(
         "premier: {{paths: [{{pattern: '{pattern}', features: {{rate_limit: {{{rule}}}}}}}]}}"
     );
     let environment = crate::config::Environment::for_tests();
     let config = crate::config::Config::parse("gateway.yml".as_ref(), &yaml, &environment).unwrap();
     let rule = config.paths[0].features.rate_limit.as_ref().unwrap();
-    Quota::new(pattern, rule, store)
+    Quota::new(pattern, rule)
 }
 
 /// Takes from a quota for a path at a second. Returns whether the request passes.
@@ -307,7 +307,7 @@ fn a_client_with_any_number_of_keys_leaves_room_for_others() {
         for per in ["client, endpoint", "endpoint"] {
             let store = QuotaStore::new();
             let rule = format!("quota: 2, duration: 600, algorithm: {algorithm}, per: [{per}]");
-            let quota = quota("/api/*", &rule, &store);
+            let quota = quota("/api/*", &rule);
             let mut passed = 0;
             // The first ones are more than the store has slots. Epochs of 2^40 ns, about 1,100 s.
             for (second, count) in [(1000, 300_000), (1300, 5000), (1600, 5000)] {
@@ -334,7 +334,7 @@ fn a_client_over_its_key_limit_has_one_quota_for_the_rest() {
     for algorithm in ALGORITHMS {
         let store = QuotaStore::new();
         let rule = format!("quota: 3, duration: 600, algorithm: {algorithm}");
-        let quota = quota("/api/*", &rule, &store);
+        let quota = quota("/api/*", &rule);
         for number in 0..key_limit::MAX_KEYS_PER_CLIENT {
             let path = format!("/api/{number}");
             assert!(passes(&quota, &store, 1, &path, 1000), "{path}");
@@ -354,7 +354,7 @@ fn a_key_that_outlives_an_epoch_is_not_counted_anew() {
     for algorithm in ["sliding_window", "token_bucket"] {
         let store = QuotaStore::new();
         let rule = format!("quota: 3, duration: 600, algorithm: {algorithm}");
-        let quota = quota("/api/*", &rule, &store);
+        let quota = quota("/api/*", &rule);
         // Epochs of 2^40 ns, about 1,100 s.
         let login = |second| passes(&quota, &store, 1, "/api/login", second);
         assert_eq!([1090; 4].map(login), [true, true, true, false]);
@@ -369,12 +369,12 @@ fn a_key_that_outlives_an_epoch_is_not_counted_anew() {
 fn a_key_that_gets_a_slot_keeps_what_the_sketch_has_counted() {
     for algorithm in ALGORITHMS {
         let store = QuotaStore::new();
-        let filler = quota("/filler", "quota: 1, duration: 1", &store);
+        let filler = quota("/filler", "quota: 1, duration: 1");
         for number in 0..1_000_000 {
             passes(&filler, &store, number, "/filler", 1000);
         }
         let rule = format!("quota: 2, duration: 600, algorithm: {algorithm}");
-        let quota = quota("/a", &rule, &store);
+        let quota = quota("/a", &rule);
         // Most of these clients have no slot before the states above have expired.
         for number in 0..100 {
             assert!(passes(&quota, &store, number, "/a", 1000));
@@ -393,9 +393,8 @@ fn the_sketch_permits_no_more_than_a_burst_in_any_window() {
         ("token_bucket", 2),
         ("leaky_bucket", 2),
     ] {
-        let store = QuotaStore::new();
         let rule = format!("quota: 3, duration: 600, algorithm: {algorithm}, bucket_size: 2");
-        let quota = quota("/a", &rule, &store);
+        let quota = quota("/a", &rule);
         // The windows of the sketch are aligned with the clock: one ends at 1,200 s.
         let take = |second| quota.overflow.take(7, Instant(second * SECOND_NS));
         let passed = [1198, 1199, 1199, 1201, 1201, 1202].map(take);
@@ -408,9 +407,8 @@ fn the_sketch_permits_no_more_than_a_burst_in_any_window() {
 
 #[test]
 fn the_sketch_of_an_unchanged_rule_survives_a_reload() {
-    let store = QuotaStore::new();
     let rule = "quota: 2, duration: 600";
-    let before = quota("/a", rule, &store);
+    let before = quota("/a", rule);
     let take = |quota: &Quota| {
         let decision = quota.overflow.take(7, Instant(1000 * SECOND_NS));
         matches!(decision, AlgorithmDecision::Passed { .. })
@@ -419,10 +417,10 @@ fn the_sketch_of_an_unchanged_rule_survives_a_reload() {
         [take(&before), take(&before), take(&before)],
         [true, true, false]
     );
-    assert!(!take(&quota("/a", rule, &store).replacing(Some(&before))));
-    assert!(take(&quota("/b", rule, &store).replacing(Some(&before))));
+    assert!(!take(&quota("/a", rule).replacing(Some(&before))));
+    assert!(take(&quota("/b", rule).replacing(Some(&before))));
     assert!(take(
-        &quota("/a", "quota: 3, duration: 600", &store).replacing(Some(&before))
+        &quota("/a", "quota: 3, duration: 600").replacing(Some(&before))
     ));
 }
 
@@ -432,7 +430,6 @@ fn all_lines_of_a_header_are_one_key() {
     let quota = quota(
         "/a",
         "quota: 1, duration: 600, per: ['header:x-api-key', 'header:x-tenant']",
-        &store,
     );
     let passes = |lines: &[(&'static str, &str)]| {
         let mut headers = HeaderMap::new();
@@ -456,7 +453,7 @@ fn a_user_has_one_quota_and_anonymous_requests_have_that_of_their_client() {
     let (store, headers) = (QuotaStore::new(), HeaderMap::new());
     let mut rule = rule(1, 60);
     rule.per = vec![QuotaKeyPart::User];
-    let quota = Quota::new("/a", &rule, &store);
+    let quota = Quota::new("/a", &rule);
     let passes = |number, user: Option<i64>| {
         let sender = QuotaSender {
             client: client(number),

@@ -1,0 +1,93 @@
+//! Unix sockets of two gateways of one user.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::Mode;
+use rustix::net::sockopt;
+use rustix::process::{Uid, geteuid, umask};
+
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Binds a socket that only the user of this process may connect to.
+pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The mode must be right from the beginning. No other thread creates files at this time.
+    let previous = umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    umask(previous);
+    let listener = listener?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Waits for a connection of a process that may hand something over. Returns `None` if there is none within `timeout`.
+pub(super) fn accept(listener: &UnixListener, timeout: Duration) -> io::Result<Option<UnixStream>> {
+    let start = Instant::now();
+    while start.elapsed() < timeout {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                let peer = sockopt::socket_peercred(&stream)?;
+                if may_hand_over(peer.uid, geteuid()) {
+                    stream.set_nonblocking(false)?;
+                    return Ok(Some(stream));
+                }
+                tracing::warn!(
+                    uid = peer.uid.as_raw(),
+                    pid = peer.pid.as_raw_nonzero(),
+                    "process of another user connected to hand over: ignored"
+                );
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(POLL_INTERVAL),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Connects to a socket that a process of the same user has bound.
+pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(path)?;
+    let peer = sockopt::socket_peercred(&stream)?;
+    if peer.uid == geteuid() {
+        Ok(stream)
+    } else {
+        Err(ErrorKind::PermissionDenied.into())
+    }
+}
+
+/// Returns whether a process of the user `peer` may hand something over to one of the user `own`.
+fn may_hand_over(peer: Uid, own: Uid) -> bool {
+    peer == own || peer.is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_own_user_and_root_may_hand_over() {
+        let user = Uid::from_raw(1000);
+        assert!(may_hand_over(user, user));
+        assert!(may_hand_over(Uid::ROOT, user));
+        assert!(!may_hand_over(Uid::from_raw(1001), user));
+        assert!(!may_hand_over(user, Uid::ROOT));
+    }
+
+    #[test]
+    fn the_socket_is_for_the_own_user_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("upgrade.sock");
+        let _listener = bind(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}
