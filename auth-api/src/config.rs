@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use logging::LogSettings;
+use redis_connection::Deployments;
 use secrecy::SecretSlice;
 use sqlx::postgres::PgConnectOptions;
 
@@ -356,7 +357,7 @@ fn postgres(environment: &Environment) -> Result<PostgresSettings> {
 fn redis(environment: &Environment) -> Result<fred::types::config::Config> {
     use fred::types::config::{Config, ServerConfig};
     if let Some(url) = environment.get("REDIS_URL")? {
-        return redis_connection::parse_redis_url(&url)
+        return redis_connection::parse_redis_url(&url, Deployments::Primary)
             .map_err(|error| anyhow!("REDIS_URL {error}"));
     }
     Ok(Config {
@@ -682,14 +683,11 @@ mod tests {
     }
 
     #[test]
-    fn a_redis_that_is_not_one_server_is_rejected() {
+    fn a_redis_without_one_primary_is_rejected() {
         for (scheme, deployment) in [
             ("redis-cluster", "Cluster"),
             ("rediss-cluster", "Cluster"),
             ("valkey-cluster", "Cluster"),
-            ("redis-sentinel", "Sentinel"),
-            ("rediss-sentinel", "Sentinel"),
-            ("Redis-Sentinel", "Sentinel"),
             ("redis+unix", "Unix socket"),
         ] {
             let url = format!("{scheme}://:a-password@redis:6379/0?sentinelServiceName=main");
@@ -701,6 +699,12 @@ mod tests {
             );
             assert!(!error.contains("a-password"), "{error}");
         }
+        let sentinels = |url| read(&[("DB_HOST", "db"), ("REDIS_URL", url)]);
+        assert!(sentinels("Redis-Sentinel://:a-password@redis/0?sentinelServiceName=main").is_ok());
+        let error = sentinels("redis-sentinel://:a-password@redis/0");
+        let error = error.err().expect("it has no service").to_string();
+        assert!(error.contains("sentinelServiceName"), "{error}");
+        assert!(!error.contains("a-password"), "{error}");
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod random;
 pub mod raw_connection;
 pub mod recording_upstream;
 pub mod redis;
+pub mod redis_deployments;
 pub mod replicas;
 pub mod runbook;
 pub mod session_backup;

@@ -24,6 +24,8 @@ pub struct RedisServer {
     certificate: Option<Certificate>,
     /// Further environment variables.
     environment: Settings,
+    /// Further arguments.
+    arguments: Vec<String>,
     pub address: SocketAddr,
 }
 
@@ -33,12 +35,21 @@ impl RedisServer {
     /// # Errors
     /// Returns an error if Redis is not installed or does not start.
     pub fn start() -> Result<Self> {
+        Self::start_with(address::unused_loopback(), &[])
+    }
+
+    /// Like [`RedisServer::start`], at a given address and with further arguments.
+    ///
+    /// # Errors
+    /// Returns an error if Redis is not installed or does not start.
+    pub fn start_with(address: SocketAddr, arguments: &[&str]) -> Result<Self> {
         let mut server = Self {
             process: None,
             folder: tempfile::Builder::new().prefix("redis-").tempdir()?,
             certificate: None,
             environment: Settings::new(),
-            address: address::unused_loopback(),
+            arguments: arguments.iter().copied().map(str::to_owned).collect(),
+            address,
         };
         server.start_again()?;
         Ok(server)
@@ -76,6 +87,7 @@ impl RedisServer {
             .args(["--bind", &self.address.ip().to_string()])
             .args(["--save", ""])
             .args(["--appendonly", "yes", "--appendfsync", "always"])
+            .args(&self.arguments)
             .envs(self.environment.iter().cloned());
         let port = self.address.port().to_string();
         match &self.certificate {

@@ -1,5 +1,7 @@
 //! Parsing of `identity`.
 
+use redis_connection::Deployments;
+
 use crate::config::http_url::HttpUrl;
 use crate::config::model::IdentitySettings;
 use crate::config::node::{Mapping, Node};
@@ -38,7 +40,7 @@ fn parse(value: &Node<'_, '_>) -> Option<IdentitySettings> {
     let parse_url = |value: &Node<'_, '_>| value.parse(str::parse::<HttpUrl>).map(Some);
     let keys = identity.get_or("keys", None, parse_url);
     let verify = identity.get_or("verify", None, parse_url);
-    let sessions = parse_optional_url(&mut identity, "sessions");
+    let sessions = parse_optional_url(&mut identity, "sessions", Deployments::Primary);
     let issuer = identity.get_or("issuer", DEFAULT_ISSUER.to_owned(), Node::string);
     let audience = identity.get_or("audience", None, |value| value.string().map(Some));
     let verify = match (&keys, verify?) {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use redis_connection::Deployments;
+
 use crate::config::model::{OnStoreFailure, QuotaStoreSettings};
 use crate::config::node::{Mapping, Node};
 use crate::config::redis_url::parse_optional_url;
@@ -20,7 +22,7 @@ pub(super) fn parse_quotas(premier: &mut Mapping<'_, '_>) -> Option<QuotaStoreSe
     let Some(mut mapping) = premier.mapping("quotas").ok()? else {
         return Some(default);
     };
-    let store = parse_optional_url(&mut mapping, "store");
+    let store = parse_optional_url(&mut mapping, "store", Deployments::PrimaryOrCluster);
     let on_store_failure = mapping.get_or("on_store_failure", default.on_store_failure, |value| {
         value.one_of(&FAILURE_MODES)
     });

@@ -1,21 +1,27 @@
-//! URL of a Redis server.
+//! URL of a Redis deployment.
 
 use std::fmt;
 
 use fred::types::config::Config;
-use redis_connection::{InvalidRedisUrl, parse_redis_url};
+use redis_connection::{Deployments, InvalidRedisUrl, parse_redis_url};
 
 use crate::config::node::Mapping;
 
-/// Valid URL of a Redis server, `redis://` or, for TLS, `rediss://`. It may contain a password: it is never shown.
+/// Valid URL of a Redis deployment. It may contain a password: it is never shown.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct RedisUrl(String);
+pub(crate) struct RedisUrl {
+    text: String,
+    deployments: Deployments,
+}
 
 impl RedisUrl {
     /// Parses a URL. The message of an error has no part of it.
-    fn parse(text: &str) -> Result<Self, String> {
-        match parse_redis_url(text) {
-            Ok(_) => Ok(Self(text.to_owned())),
+    fn parse(text: &str, deployments: Deployments) -> Result<Self, String> {
+        match parse_redis_url(text, deployments) {
+            Ok(_) => Ok(Self {
+                text: text.to_owned(),
+                deployments,
+            }),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -25,7 +31,7 @@ impl RedisUrl {
     /// # Errors
     /// Returns an error if the certificates of the authorities that the system trusts cannot be read any more.
     pub(crate) fn to_config(&self) -> Result<Config, InvalidRedisUrl> {
-        parse_redis_url(&self.0)
+        parse_redis_url(&self.text, self.deployments)
     }
 }
 
@@ -43,9 +49,12 @@ impl fmt::Debug for RedisUrl {
 pub(super) fn parse_optional_url(
     mapping: &mut Mapping<'_, '_>,
     key: &'static str,
+    deployments: Deployments,
 ) -> Option<Option<RedisUrl>> {
     match mapping.get(key).filter(|value| !value.is_empty()) {
-        Some(value) => value.parse(RedisUrl::parse).map(Some),
+        Some(value) => value
+            .parse(|text| RedisUrl::parse(text, deployments))
+            .map(Some),
         None => Some(None),
     }
 }

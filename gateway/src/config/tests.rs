@@ -164,7 +164,7 @@ premier:
     let of_identity = parse(
         "
 premier:
-  identity: {audience: a, sessions: 'redis-sentinel://:secret@r/0'}
+  identity: {audience: a, sessions: 'redis-cluster://:secret@r:1'}
   paths: [{pattern: /a, features: {auth: {required: 5}}}]
 ",
     )

@@ -173,3 +173,40 @@ async fn keys_expire() {
         );
     }
 }
+
+#[test]
+fn the_scripts_use_commands_of_redis_5() {
+    /// Commands, with the version of Redis that introduced them in the form that the scripts use (redis.io, "Commands").
+    const KNOWN: [(&str, u32); 9] = [
+        ("HDEL", 2),
+        ("HGETALL", 2),
+        ("HINCRBY", 2),
+        ("HMGET", 2),
+        ("HSET", 4),
+        ("HSETNX", 2),
+        ("PEXPIRE", 2),
+        ("TIME", 2),
+        ("HGET", 2),
+    ];
+    let scripts = [
+        include_str!("common.lua"),
+        include_str!("fixed_window.lua"),
+        include_str!("sliding_window.lua"),
+        include_str!("bucket.lua"),
+        include_str!("heartbeat.lua"),
+    ];
+    for script in scripts {
+        for call in script.split("redis.").skip(1) {
+            let command = call
+                .strip_prefix("call('")
+                .expect("only commands are called");
+            let (command, _) = command.split_once('\'').unwrap();
+            // Scripts may write after TIME since Redis 5 replicates their effects.
+            let version = KNOWN.iter().find(|(known, _)| *known == command);
+            assert!(
+                version.is_some_and(|(_, version)| *version <= 5),
+                "{command}"
+            );
+        }
+    }
+}
