@@ -28,7 +28,17 @@ pub(super) struct Connection {
 impl Connection {
     /// Starts to connect, without waiting: the store may start after the gateway.
     pub(super) fn start(url: &RedisUrl) -> Result<Self> {
-        let client = client_builder(url.to_config()?, WAIT_LIMITS).build()?;
+        let config = url.to_config()?;
+        let is_one_server = !config.server.is_clustered();
+        let client = client_builder(config, WAIT_LIMITS)
+            .with_connection_config(|connection| {
+                // The library would close the connection after a pause of this process, and lose the commands that are
+                // not sent again. Heartbeats find out whether the peer is gone, in a cluster that of one connection.
+                if is_one_server {
+                    connection.unresponsive.max_timeout = None;
+                }
+            })
+            .build()?;
         client.connect();
         Ok(Self { client })
     }

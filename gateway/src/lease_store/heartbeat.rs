@@ -50,7 +50,10 @@ impl Heartbeat<'_> {
                 Err(error) => {
                     let cause = last_error(&mut connection_errors).unwrap_or_else(|| error.clone());
                     self.0.record_failure(&cause);
-                    if *error.kind() == ErrorKind::Timeout || is_read_only(&error) {
+                    // After a pause of the process the replies may wait in the socket.
+                    let is_dead =
+                        *error.kind() == ErrorKind::Timeout && !self.0.quotas.was_paused();
+                    if is_dead || is_read_only(&error) {
                         self.0.connection.replace().await;
                     }
                 }

@@ -223,11 +223,16 @@ impl SharedQuotas {
     /// Records that the store cannot be used, unless a pause of this process may be the reason. Returns whether
     /// that is news.
     pub(crate) fn record_failure(&self) -> bool {
-        if self.is_available() && self.pauses.was_paused(Instant::now()) {
+        if self.is_available() && self.was_paused() {
             return false;
         }
         self.metrics.up.set(0);
         self.availability.swap(UNAVAILABLE, Ordering::Relaxed) != UNAVAILABLE
+    }
+
+    /// Returns whether this process was paused a short time ago, for which time limits have passed.
+    pub(crate) fn was_paused(&self) -> bool {
+        self.pauses.was_paused(Instant::now())
     }
 
     /// Returns the key to propose to the store.
