@@ -1,5 +1,7 @@
 //! Syntax that both versions of HTTP share: request targets, authorities, tokens, lengths.
 
+use std::net::Ipv6Addr;
+
 use http::{HeaderName, Method};
 
 use crate::http::message::RequestError;
@@ -107,7 +109,7 @@ pub(crate) fn parse_content_length(value: &[u8]) -> Option<u64> {
 }
 
 /// Returns whether `text` is a host with or without a port. User information, whitespace and lists
-/// are rejected.
+/// are rejected, and brackets around anything but an IPv6 address.
 pub(crate) fn is_authority(text: &[u8]) -> bool {
     let is_ipv6 = text.first() == Some(&b'[');
     let (host, port) = if is_ipv6 {
@@ -119,20 +121,19 @@ pub(crate) fn is_authority(text: &[u8]) -> bool {
         let end = text.iter().position(|byte| *byte == b':');
         text.split_at(end.unwrap_or(text.len()))
     };
-    let is_host_byte = |byte: &u8| match byte {
-        b':' => is_ipv6,
-        b'-' | b'.' | b'_' | b'~' => true,
-        _ => byte.is_ascii_alphanumeric(),
+    let is_host_byte =
+        |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+    let is_host_valid = if is_ipv6 {
+        str::from_utf8(host).is_ok_and(|host| host.parse::<Ipv6Addr>().is_ok())
+    } else {
+        host.iter().all(is_host_byte)
     };
     let is_port_valid = match port {
         [] => true,
         [b':', digits @ ..] => is_port(digits),
         _ => false,
     };
-    !host.is_empty()
-        && host.len() <= MAX_HOST_BYTES
-        && host.iter().all(is_host_byte)
-        && is_port_valid
+    !host.is_empty() && host.len() <= MAX_HOST_BYTES && is_host_valid && is_port_valid
 }
 
 /// Returns whether digits are a port, which may be empty (RFC 3986, section 3.2.3).
@@ -219,8 +220,24 @@ mod tests {
             assert!(is_authority(valid.as_bytes()), "{valid}");
         }
         for invalid in [
-            "", ":1", "a:65536", "a:99999", "a:+1", "a:1:1", "a:655360", "a:1a", "a:/", "u@a",
-            "[::1", "a b",
+            "",
+            ":1",
+            "a:65536",
+            "a:99999",
+            "a:+1",
+            "a:1:1",
+            "a:655360",
+            "a:1a",
+            "a:/",
+            "u@a",
+            "[::1",
+            "a b",
+            "[]",
+            "[a]",
+            "[:::1]",
+            "[1.2.3.4]",
+            "[::1%1]",
+            "[v1.a]",
         ] {
             assert!(!is_authority(invalid.as_bytes()), "{invalid}");
         }
