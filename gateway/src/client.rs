@@ -128,8 +128,13 @@ fn parse_element(element: &str) -> Option<IpAddr> {
         .parse::<IpAddr>()
         .or_else(|_| element.parse::<SocketAddr>().map(|socket| socket.ip()))
         .or_else(|_| {
-            let inner = element.trim_start_matches('[').trim_end_matches(']');
-            inner.parse::<Ipv6Addr>().map(IpAddr::V6)
+            let inner = element
+                .strip_prefix('[')
+                .and_then(|rest| rest.strip_suffix(']'));
+            inner
+                .unwrap_or_default()
+                .parse::<Ipv6Addr>()
+                .map(IpAddr::V6)
         });
     address.ok().map(|address| address.to_canonical())
 }
@@ -182,6 +187,18 @@ mod tests {
         assert_eq!(
             client_address("::ffff:10.0.0.1", &["198.51.100.7:99"]),
             "198.51.100.7"
+        );
+    }
+
+    #[test]
+    fn brackets_that_do_not_pair_are_no_address() {
+        for element in ["[[2001:db8::1]]", "[2001:db8::1", "2001:db8::1]", "[]"] {
+            let address = client_address("10.0.0.1", &[element, "10.2.2.2"]);
+            assert_eq!(address, "10.2.2.2", "{element}");
+        }
+        assert_eq!(
+            client_address("10.0.0.1", &["[2001:db8::1]"]),
+            "2001:db8::1"
         );
     }
 
