@@ -172,12 +172,19 @@ fn push_class<'t>(regex: &mut String, text: &'t str) -> Option<&'t str> {
     let (end, _) = characters.find(|(_, character)| *character == ']')?;
     regex.push('[');
     regex.push_str(negation);
-    for member in text[..end].chars() {
-        // The dash of a range is the only special character.
-        if member == '-' {
-            regex.push(member);
-        } else {
-            push_escaped(regex, member);
+    let mut members = text[..end].chars().peekable();
+    while let Some(member) = members.next() {
+        push_escaped(regex, member);
+        // A dash between two members makes them a range, any other dash is a member. `--` would be a difference
+        // of classes in a regular expression.
+        if members.next_if_eq(&'-').is_some() {
+            match members.next() {
+                Some(last) => {
+                    regex.push('-');
+                    push_escaped(regex, last);
+                }
+                None => push_escaped(regex, '-'),
+            }
         }
     }
     regex.push(']');
@@ -232,6 +239,11 @@ mod tests {
             ("/w/[!a]", "/w/!"),
             ("/w/[]<_&&x]", "/w/<"),
             ("/w/[]a]", "/w/]"),
+            ("/w/[+--]", "/w/,"),
+            ("/w/[--0]", "/w/."),
+            ("/w/[a-]", "/w/-"),
+            ("/w/[-a]", "/w/-"),
+            ("/w/[a-c-e]", "/w/-"),
             ("^/a%2[0-9]", "/a%20"),
             ("^/.*", "/a"),
             ("/.*", "/.well-known/x"),
