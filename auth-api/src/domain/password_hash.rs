@@ -1,5 +1,6 @@
 //! Stored password hashes in bcrypt's modular crypt format, such as `$2b$12$…`.
 
+use std::ops::Range;
 use std::str::FromStr;
 
 use base64::Engine as _;
@@ -24,6 +25,8 @@ pub(crate) struct BcryptHash {
 /// Raw output of bcrypt. The text form keeps its first 23 bytes.
 pub(crate) type BcryptDigest = [u8; 24];
 
+/// Position of the two digits of the cost.
+const COST: Range<usize> = 4..6;
 /// Offset of the digest in a hash's text, after version, cost and salt.
 const DIGEST_OFFSET: usize = 29;
 /// Bytes of the raw digest that the text form keeps.
@@ -65,7 +68,11 @@ impl BcryptHash {
         {
             return None;
         }
-        let parts = bcrypt::HashParts::from_str(text).ok()?;
+        // The crate accepts a sign in place of the first digit of the cost.
+        let is_cost = text
+            .get(COST)
+            .is_some_and(|cost| cost.bytes().all(|byte| byte.is_ascii_digit()));
+        let parts = bcrypt::HashParts::from_str(text).ok().filter(|_| is_cost)?;
         let cost = parts.get_cost();
         let digest = text.as_bytes().get(DIGEST_OFFSET..)?.try_into().ok()?;
         (4..=31).contains(&cost).then_some(Self {
@@ -99,6 +106,7 @@ mod tests {
             &text[..59],
             &text.replace("$2b$12", "$2b$99"),
             &text.replace("$2b", "$2x"),
+            &text.replace("$12", "$+5"),
         ] {
             let hash = PasswordHash::from_stored(invalid.to_owned());
             assert_eq!((hash.as_str(), hash.as_bcrypt()), (invalid, None));
