@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chrono::{DateTime, TimeDelta};
+use chrono::TimeDelta;
 use fred::types::scripts::Script;
 use session_invalidation::{
     CacheEntry, INVALIDATION_CHANNEL, InvalidationTracker, LeasedCache, LookupSource, Owner,
@@ -24,6 +24,7 @@ use crate::domain::session::{
     Rotation, RotationOutcome, SessionPolicy,
 };
 use crate::domain::session_cutoff::AuthTime;
+use crate::domain::time;
 use crate::domain::user::UserId;
 use crate::store::check::CheckError;
 use crate::store::redis::{Redis, argument, failed, unexpected_reply};
@@ -51,7 +52,7 @@ const SUBSCRIBER_TASK: &str = "session_subscriber";
 
 /// Session as `list.lua` returns it: id, created, last used (ms since 1970), address, user agent, time
 /// of the password's verification (µs since 1970).
-type ListedSession = (String, i64, i64, String, String, i64);
+pub(crate) type ListedSession = (String, i64, i64, String, String, i64);
 
 /// Sessions in Redis, cached by this replica. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -307,12 +308,13 @@ fn with_prelude(script: &str) -> Script {
     Script::from_lua([include_str!("redis/prelude.lua"), script].concat())
 }
 
-fn to_active_session(
+pub(crate) fn to_active_session(
     (id, created, used, address, user_agent, auth_time): ListedSession,
 ) -> Result<ActiveSession, Unavailable> {
-    let time = |millis| {
-        DateTime::from_timestamp_millis(millis)
-            .ok_or_else(|| unexpected_reply("list.lua: time out of range"))
+    let time = |millis: i64| {
+        let micros = millis.checked_mul(1000);
+        let time = micros.and_then(time::from_micros);
+        time.ok_or_else(|| unexpected_reply("list.lua: time out of range"))
     };
     Ok(ActiveSession {
         id: SessionId::parse(&id)
@@ -358,6 +360,23 @@ fn index_key(user: UserId) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_with_times_that_clients_cannot_represent_is_damaged() {
+        let id = SessionId::random().to_string();
+        let session = |created, used| {
+            let row = (id.clone(), created, used, String::new(), String::new(), 0);
+            to_active_session(row)
+        };
+        let (now, year_10000, year_0) =
+            (1_800_000_000_000, 253_402_300_800_000, -62_135_596_800_001);
+        assert!(session(now, now).is_ok());
+        for other in [year_10000, year_0, i64::MAX, i64::MIN] {
+            assert!(session(other, now).is_err() && session(now, other).is_err());
+        }
+    }
+
     #[test]
     fn scripts_access_no_key_that_is_not_named_to_them() {
         for script in [
