@@ -45,7 +45,9 @@ pub(crate) struct Instant(pub(crate) u64);
 
 impl Instant {
     pub(crate) fn now() -> Self {
-        Self(ORIGIN.nanoseconds + nanoseconds(ORIGIN.instant.elapsed()))
+        // By tokio's clock, which is the same one but in tests that pause it.
+        let now = tokio::time::Instant::now().into_std();
+        Self(ORIGIN.nanoseconds + nanoseconds(now.saturating_duration_since(ORIGIN.instant)))
     }
 
     /// Returns the time as tokio's timers take it.
