@@ -1,7 +1,7 @@
 //! Stream of an HTTP/2 connection: one exchange.
 
 use std::collections::VecDeque;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -176,6 +176,12 @@ impl Downstream for Http2Stream {
     }
 
     fn send_interim(&mut self, headers: &ResponseHeaders) {
+        // `h2` would send it even on a stream that it has reset. Nothing else waits for a reset here: the caller
+        // polls again.
+        let mut cx = Context::from_waker(Waker::noop());
+        if self.respond.poll_reset(&mut cx).is_ready() {
+            return;
+        }
         let mut response = Response::new(());
         *response.status_mut() = headers.status;
         response.headers_mut().clone_from(&headers.headers);
