@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use fred::types::scripts::Script;
 use session_invalidation::{
     CacheEntry, INVALIDATION_CHANNEL, InvalidationTracker, LeasedCache, LookupSource, Owner,
@@ -214,7 +214,7 @@ impl RedisSessions {
         ];
         let times: Vec<i64> = self.redis.run(&UNUSED, keys, arguments).await?;
         let time = |millis| {
-            DateTime::from_timestamp_millis(millis)
+            time_from_millis(millis)
                 .ok_or_else(|| unexpected_reply("unused.lua: time out of range"))
         };
         let Some(expires_at) = times.first().copied().map(time).transpose()? else {
@@ -311,10 +311,8 @@ fn with_prelude(script: &str) -> Script {
 pub(crate) fn to_active_session(
     (id, created, used, address, user_agent, auth_time): ListedSession,
 ) -> Result<ActiveSession, Unavailable> {
-    let time = |millis: i64| {
-        let micros = millis.checked_mul(1000);
-        let time = micros.and_then(time::from_micros);
-        time.ok_or_else(|| unexpected_reply("list.lua: time out of range"))
+    let time = |millis| {
+        time_from_millis(millis).ok_or_else(|| unexpected_reply("list.lua: time out of range"))
     };
     Ok(ActiveSession {
         id: SessionId::parse(&id)
@@ -327,6 +325,11 @@ pub(crate) fn to_active_session(
             user_agent,
         },
     })
+}
+
+/// Converts milliseconds since 1970. Returns `None` for a time that clients cannot represent.
+fn time_from_millis(millis: i64) -> Option<DateTime<Utc>> {
+    millis.checked_mul(1000).and_then(time::from_micros)
 }
 
 fn parse_ids(ids: &[String]) -> Result<Vec<SessionId>, Unavailable> {
