@@ -85,6 +85,11 @@ impl ClientIdentity {
     }
 }
 
+/// Returns true if the peer of a connection is one of `trusted_proxies`.
+pub(crate) fn is_trusted_proxy(peer: IpAddr, trusted_proxies: &[IpNet]) -> bool {
+    is_trusted(peer.to_canonical(), trusted_proxies)
+}
+
 fn is_trusted(address: IpAddr, trusted_proxies: &[IpNet]) -> bool {
     trusted_proxies
         .iter()

@@ -220,6 +220,25 @@ async fn by_default_no_client_takes_more_than_a_tenth_of_the_connections() -> Re
 }
 
 #[tokio::test]
+async fn a_trusted_proxy_has_connections_for_many_clients() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(
+            "premier:
+  trusted_proxies: ['${NONE:-} , 127.0.0.0/8,::1']
+  limits: {max_connections: 30, max_connections_per_client: 1}
+",
+        )
+        .start()
+        .await?;
+    let mut connections = Vec::new();
+    for _ in 0..10 {
+        connections.push(RawConnection::connect(&gateway).await?);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn connections_beyond_the_total_limit_are_closed() -> Result<()> {
     const LIMITS: &str = "premier: {limits: {max_connections: 3, max_connections_per_client: 3}}";
     let upstream = MockUpstream::always_ok().await?;

@@ -1,4 +1,5 @@
-//! Environment variables in configuration values: `${NAME}` and `${NAME:-default}`.
+//! Environment variables in configuration values: `${NAME}` and `${NAME:-default}`. Where `NAME` is unset, `NAME_FILE` may
+//! name a file with the value, such as a secret of Docker or Kubernetes, which no list of processes or containers shows.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -92,11 +93,29 @@ impl Environment {
                 "the default of {name} contains `${{…}}`: it must be plain text"
             ));
         }
-        self.get(name)
-            .or(default)
-            .map(str::to_owned)
-            .ok_or_else(|| format!("the environment variable {name} is not set and has no default"))
+        let file_name = format!("{name}_FILE");
+        match (self.get(name), self.get(&file_name)) {
+            (Some(_), Some(_)) => Err(format!(
+                "the environment variables {name} and {file_name} are both set: set only one of them"
+            )),
+            (Some(value), None) => Ok(value.to_owned()),
+            (None, Some(file)) => read_value(&file_name, file, default),
+            (None, None) => default.map(str::to_owned).ok_or_else(|| {
+                format!("the environment variable {name} is not set and has no default")
+            }),
+        }
     }
+}
+
+/// Returns the value that a file has, without the line breaks at its end, or the default if it has none.
+fn read_value(variable: &str, file: &str, default: Option<&str>) -> Result<String, String> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| format!("{variable} names {file}, which cannot be read: {error}"))?;
+    let value = Some(text.trim_end_matches(['\r', '\n'])).filter(|value| !value.is_empty());
+    value
+        .or(default)
+        .map(str::to_owned)
+        .ok_or_else(|| format!("{variable} names {file}, which is empty, and there is no default"))
 }
 
 impl Environment {
@@ -164,5 +183,30 @@ mod tests {
         assert!(interpolate("${NONE:-${HOST}}").is_err());
         assert!(interpolate("${HOST").is_err());
         assert!(interpolate("${HO ST}").is_err());
+    }
+
+    #[test]
+    fn a_value_may_be_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let (url, empty) = (file("url", "redis://a:b@c\r\n"), file("empty", "\n"));
+        let environment = Environment::from([
+            ("URL_FILE", url.as_str()),
+            ("EMPTY_FILE", empty.as_str()),
+            ("ABSENT_FILE", "/absent/file"),
+            ("BOTH", "value"),
+            ("BOTH_FILE", url.as_str()),
+        ]);
+        let interpolate = |text| environment.interpolate(text).map(Cow::into_owned);
+        assert_eq!(interpolate("${URL:-}/0"), Ok("redis://a:b@c/0".to_owned()));
+        assert_eq!(interpolate("${EMPTY:-x}"), Ok("x".to_owned()));
+        let reason = |text| interpolate(text).unwrap_err();
+        assert!(reason("${EMPTY}").contains("is empty"));
+        assert!(reason("${ABSENT:-x}").starts_with("ABSENT_FILE names /absent/file"));
+        assert!(reason("${BOTH}").contains("BOTH and BOTH_FILE are both set"));
     }
 }

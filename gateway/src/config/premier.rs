@@ -154,7 +154,7 @@ fn parse_trusted_proxies(
     premier: &mut Mapping<'_, '_>,
     warnings: &mut Vec<String>,
 ) -> Option<Vec<IpNet>> {
-    let mut parse_network = |text: &str| {
+    let mut parse_network = |text: &str| -> Result<IpNet, String> {
         let network = text
             .parse::<IpNet>()
             .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
@@ -171,8 +171,17 @@ fn parse_trusted_proxies(
         }
         Ok(truncated)
     };
+    // Each element is one network, or several separated by commas, as in a variable.
+    let mut parse_networks = |text: &str| {
+        let networks = text.split(',').map(str::trim);
+        networks
+            .filter(|network| !network.is_empty())
+            .map(&mut parse_network)
+            .collect::<Result<Vec<_>, _>>()
+    };
     premier.get_or("trusted_proxies", Vec::new(), |list| {
-        list.parse_list(|network| network.parse(&mut parse_network))
+        let networks = list.parse_list(|element| element.parse(&mut parse_networks))?;
+        Some(networks.concat())
     })
 }
 

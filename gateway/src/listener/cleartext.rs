@@ -112,7 +112,7 @@ impl<R: Responder> ServerApp for CleartextApp<R> {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let _permit = match &self.connection_limit {
-            Some(limit) => Some(limit.acquire(&stream, self.limits())?),
+            Some(limit) => Some(limit.acquire(&stream, &self.gateway.current().config)?),
             None => None,
         };
         h1::server::serve(&**self, stream, shutdown).await;

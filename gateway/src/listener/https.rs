@@ -57,8 +57,11 @@ impl ServerApp for HttpsApp {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
+        let _permit = {
+            let active = self.gateway.current();
+            self.connection_limit.acquire(&stream, &active.config)?
+        };
         let limits = self.gateway.limits();
-        let _permit = self.connection_limit.acquire(&stream, limits)?;
         let stream = self.tls.accept(stream, limits.header_timeout).await?;
         let handler = ProxyHandler {
             gateway: &self.gateway,
