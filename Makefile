@@ -17,7 +17,7 @@ lint: ## check formatting, clippy, direction of imports, shell scripts, alert ru
 fuzz: ## send valid and invalid requests generated from the OpenAPI document to every endpoint
 	@exec scripts/fuzz
 
-e2e: ## test the production deployment in Docker under load: scaling, upgrades, crashes, restarts, on a Swarm and under systemd; WHAT=operations, faults, swarm or systemd for a part
+e2e: ## test the production deployment in Docker under load: scaling, upgrades, crashes, restarts, with several gateways, on a Swarm and under systemd; WHAT=operations, gateways, faults, disasters, swarm or systemd for a part
 	@exec scripts/e2e $(WHAT)
 
 bench: ## benchmark beside nginx, haproxy and h2o into bench/RESULTS.md; WHAT=gateway, bodies, latency, configuration, decisions, identity, quotas, auth-api or faults for a part

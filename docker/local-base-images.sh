@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 readonly SUITE=bookworm
 readonly RUST=rust:1.95-bookworm DISTROLESS=gcr.io/distroless/cc-debian12:nonroot
-readonly POSTGRES=postgres:15-bookworm REDIS=redis:7-bookworm
+readonly POSTGRES=postgres:15-bookworm REDIS=redis:7-bookworm HAPROXY=haproxy:2.6-bookworm
 
 [ "$(id -u)" = 0 ] || {
     echo "local-base-images.sh: debootstrap needs root" >&2
@@ -88,7 +88,7 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     $as_postgres initdb --username="$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8
     rm /tmp/password
     echo "host all all all scram-sha-256" >>"$PGDATA/pg_hba.conf"
-    sed -i 's/^local .*/local all all trust/' "$PGDATA/pg_hba.conf"
+    sed -i -E 's/^(local .*) [a-z0-9-]+$/\1 trust/' "$PGDATA/pg_hba.conf"
     $as_postgres postgres --single -jE postgres <<SQL
 CREATE DATABASE "$POSTGRES_DB";
 SQL
@@ -117,7 +117,13 @@ ENTRYPOINT
     import "$root" "$REDIS" 'ENTRYPOINT ["/usr/local/bin/entrypoint"]' "WORKDIR /data" 'CMD ["redis-server", "--protected-mode", "no"]'
 }
 
+haproxy() {
+    install_debian "$work/haproxy" haproxy
+    import "$work/haproxy" "$HAPROXY" 'CMD ["haproxy"]' "ENV PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+}
+
 ! missing "$RUST" || rust
 ! missing "$DISTROLESS" || distroless
 ! missing "$POSTGRES" || postgres
 ! missing "$REDIS" || redis
+! missing "$HAPROXY" || haproxy

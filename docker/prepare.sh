@@ -22,13 +22,19 @@ mkdir -p config acme
 
 # Containers read secrets as different users: the files are world-readable, their folder is not.
 [ -d secrets ] || mkdir -m 700 secrets
-for secret in secret_key db_password redis_password grafana_password; do
-    [ -s "secrets/$secret" ] || {
-        head -c 36 /dev/urandom | base64 -w0 | tr '+/' '-_' >"secrets/$secret"
-        chmod 644 "secrets/$secret"
-        created "secrets/$secret"
+create_secret() { # NAME, its content on standard input
+    [ -s "secrets/$1" ] || {
+        cat >"secrets/$1"
+        chmod 644 "secrets/$1"
+        created "secrets/$1"
     }
+}
+# Letters, digits, - and _, which need no escapes in URLs.
+password() { head -c 36 /dev/urandom | base64 -w0 | tr '+/' '-_'; }
+for secret in secret_key db_password redis_password grafana_password; do
+    create_secret "$secret" < <(password)
 done
+create_secret gateway_redis_url < <(echo "redis://gateway:$(password)@redis:6379/0")
 
 # Receivers of alerts, whose URLs are secret.
 [ -e secrets/alertmanager.yml ] || {

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Replaces the gateway with the image named in .prod.env. No connection is refused, and none waits.
+# Replaces the gateway with the image named in .prod.env. No connection is refused, and none waits. Several gateways
+# behind a balancer are replaced one by one, by docker/roll.sh.
 #
-# Two containers cannot publish the same port, and the old gateway may need 40 seconds to finish its requests. So
+# One gateway: two containers cannot publish the same port, and the old gateway may need 40 seconds to finish its requests. So
 # a temporary gateway with the new image serves meanwhile: iptables rules send new connections to it, the others
 # stay where they are. Until it is ready nothing is changed, so an image or a configuration that does not work
-# leaves the old gateway as it is. It may be run again at any time. Needs root, for iptables.
+# leaves the old gateway as it is. It may be run again at any time. Needs root, for iptables, unless there are several.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,29 +14,52 @@ fail() {
     exit 1
 }
 
+# The oldest, if a run was killed between the creation of the new container and the removal of the old one.
+container() { docker/containers.sh gateway | sed -n 1p; }
+
+check_config() {
+    local output
+    # A run that was killed here has left its container.
+    docker container prune --force --filter "label=com.docker.compose.project=$project" \
+        --filter label=com.docker.compose.service=gateway --filter label=com.docker.compose.oneoff=True >/dev/null
+    output=$(docker/compose run --rm --no-deps -T gateway check 2>&1) ||
+        fail "the new image does not accept the configuration: $output"
+}
+
+# Reads the gateway that is to be replaced, and its project.
+read_old() {
+    old=$(container)
+    [ -n "$old" ] || fail "there is no gateway: start the deployment with docker/compose up -d"
+    project=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.project"}}' "$old")
+}
+
+if grep -qx balancer <<<"$(docker/compose config --services 2>/dev/null)"; then
+    docker/pull-image.sh gateway
+    read_old
+    [ -n "$(docker/containers.sh balancer)" ] ||
+        fail "the gateways have no balancer yet: start it with docker/compose up -d"
+    check_config
+    exec docker/roll.sh gateway
+fi
+
 [ "$(id -u)" = 0 ] || fail "run it as root: it needs iptables for the time of the upgrade"
 PATH=$PATH:/usr/sbin:/sbin
 command -v iptables >/dev/null || fail "iptables is missing: install it"
 exec 9<compose.prod.yml
 flock --nonblock 9 || fail "another update of this deployment is running"
 
-# The oldest, if a run was killed between the creation of the new container and the removal of the old one.
-container() { docker/containers.sh gateway | sed -n 1p; }
-
 docker/pull-image.sh gateway
-output=$(docker/compose run --rm --no-deps -T gateway check 2>&1) ||
-    fail "the new image does not accept the configuration: $output"
-
-old=$(container)
-[ -n "$old" ] || fail "there is no gateway: start the deployment with docker/compose up -d"
+read_old
+check_config
 old_image=$(docker inspect --format '{{.Image}}' "$old")
-project=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.project"}}' "$old")
 temporary=${project}_gateway_upgrade
 # Each line is the container's port and the machine's, also of a container that a killed run has stopped.
 ports=$(docker inspect --format \
     '{{range $port, $bindings := .HostConfig.PortBindings}}{{range $bindings}}{{$port}} {{.HostPort}}{{"\n"}}{{end}}{{end}}' \
     "$old" | sed -nE 's|^([0-9]+)/tcp ([0-9]+)$|\1 \2|p' | sort -u)
 [ -n "$ports" ] || fail "the gateway publishes no port: see ports in compose.prod.yml"
+grep -q ' 0$' <<<"$ports" &&
+    fail "the gateway was started behind a balancer: see \"Several gateways\" in docs/operations.md for the way back to one"
 
 delete_rules() {
     local tool rule
@@ -93,9 +117,10 @@ trap clean_up EXIT
 trap '' INT TERM HUP
 while read -r port published; do add_rules "$port" "$published"; done <<<"$ports"
 
+# Also if the image and the settings are the same: files that are read at the start may have changed.
 replace() {
     local output
-    output=$(docker/compose up -d --no-deps gateway 2>&1) || {
+    output=$(docker/compose up -d --no-deps --force-recreate gateway 2>&1) || {
         echo "$output" >&2
         return 1
     }

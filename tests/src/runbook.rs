@@ -2,19 +2,28 @@
 
 use anyhow::{Context, Result, ensure};
 
-/// Commands of a document: its blocks of the language `sh`, without the indentation of list items.
+/// Commands of a document, without the indentation of list items: its blocks of the language `sh`, and those of the language
+/// `console`, in which `$ ` begins a command.
 #[derive(Debug)]
-pub struct Runbook(Vec<String>);
+pub struct Runbook {
+    blocks: Vec<String>,
+    console_blocks: Vec<String>,
+}
+
+/// Prompt of a command.
+const PROMPT: &str = "$ ";
 
 impl Runbook {
     /// Finds the commands in a document.
     #[must_use]
     pub fn parse(text: &str) -> Self {
-        let mut blocks = Vec::new();
+        let (mut blocks, mut console_blocks) = (Vec::new(), Vec::new());
         let mut lines = text.lines();
         while let Some(line) = lines.next() {
-            let Some(indentation) = line.strip_suffix("```sh") else {
-                continue;
+            let (indentation, blocks) = match line.split_once("```") {
+                Some((indentation, "sh")) => (indentation, &mut blocks),
+                Some((indentation, "console")) => (indentation, &mut console_blocks),
+                _ => continue,
             };
             let block: Vec<_> = lines
                 .by_ref()
@@ -23,17 +32,40 @@ impl Runbook {
                 .collect();
             blocks.push(block.join("\n"));
         }
-        Self(blocks)
+        Self {
+            blocks,
+            console_blocks,
+        }
     }
 
-    /// Returns the one block that contains `text`.
+    /// Returns the commands of the one `console` block that contains `text`.
+    ///
+    /// # Errors
+    /// Returns an error if no block or several contain it.
+    pub fn commands(&self, text: &str) -> Result<Vec<String>> {
+        let mut commands: Vec<String> = Vec::new();
+        for line in the_one(&self.console_blocks, text)?.lines() {
+            match (line.strip_prefix(PROMPT), commands.last_mut()) {
+                (Some(command), _) => commands.push(command.to_owned()),
+                (None, Some(command)) => *command = format!("{command}\n{line}"),
+                (None, None) => anyhow::bail!("the block with {text:?} begins without a prompt"),
+            }
+        }
+        Ok(commands)
+    }
+
+    /// Returns the one block of `sh` that contains `text`.
     ///
     /// # Errors
     /// Returns an error if no block or several contain it.
     pub fn block(&self, text: &str) -> Result<&str> {
-        let mut blocks = self.0.iter().filter(|block| block.contains(text));
-        let block = blocks.next().with_context(|| format!("no {text:?}"))?;
-        ensure!(blocks.next().is_none(), "{text:?} is in several blocks");
-        Ok(block)
+        the_one(&self.blocks, text)
     }
+}
+
+fn the_one<'b>(blocks: &'b [String], text: &str) -> Result<&'b str> {
+    let mut blocks = blocks.iter().filter(|block| block.contains(text));
+    let block = blocks.next().with_context(|| format!("no {text:?}"))?;
+    ensure!(blocks.next().is_none(), "{text:?} is in several blocks");
+    Ok(block)
 }

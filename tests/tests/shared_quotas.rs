@@ -513,13 +513,41 @@ async fn gateways_of_two_keyspaces_do_not_share() -> Result<()> {
     Ok(())
 }
 
+/// Returns the permissions of the Redis user for gateways, as `docs/operations.md` has them.
+fn documented_permissions() -> Vec<&'static str> {
+    let operations = include_str!("../../docs/operations.md");
+    let (_, command) = operations
+        .split_once("ACL SETUSER gateway on >PASSWORD ")
+        .expect("the document has the command");
+    let (permissions, _) = command
+        .split_once("```")
+        .expect("the command is in a block");
+    permissions.split_whitespace().collect()
+}
+
+#[test]
+fn the_redis_of_compose_gives_gateways_the_documented_permissions() {
+    let compose = include_str!("../../compose.prod.yml");
+    let (_, user) = compose
+        .split_once("user gateway on >$$password ")
+        .expect("compose.prod.yml creates the user");
+    let (user, _) = user
+        .split_once("exec redis-server")
+        .expect("it starts Redis");
+    let words = user.replace("gateway=\"$$gateway ", " ").replace('"', " ");
+    assert_eq!(
+        words.split_whitespace().collect::<Vec<_>>(),
+        documented_permissions()
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acl_user_with_an_odd_password_needs_few_permissions() -> Result<()> {
     let (redis, upstream) = (RedisServer::start()?, MockUpstream::always_ok().await?);
     let connection = redis.connect().await?;
     let acl = CustomCommand::new_static("ACL", None, false);
-    let arguments = "SETUSER edge on >p@ss:w/rd#?% ~edge:quota* resetchannels -@all +evalsha +script|load \
-                     +time +hget +hset +hsetnx +hmget +hgetall +hdel +hincrby +pexpire +ping +client +hello +info +select";
+    let permissions = documented_permissions().join(" ");
+    let arguments = format!("SETUSER edge on >p@ss:w/rd#?% {permissions}");
     let _: () = connection
         .custom(acl, arguments.split_whitespace().collect::<Vec<_>>())
         .await?;

@@ -1,6 +1,7 @@
 //! A deployment of `compose.prod.yml` in a folder of its own.
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,10 +12,12 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tests::certificate::Certificate;
 use tests::client::{Client, HOST, Protocol};
+use tokio::runtime::Handle;
 
 use crate::docker::{self, Docker};
 use crate::engine::Engine;
 use crate::images;
+use crate::quota;
 use crate::small_disk::Store;
 use crate::wait::until;
 
@@ -22,6 +25,8 @@ use crate::wait::until;
 pub(crate) const PROJECT: &str = "auth-edge-e2e";
 const HTTPS_PORT: u16 = 18_443;
 const HTTP_PORT: u16 = 18_080;
+/// Port of a gateway's admin listener in its container.
+const ADMIN_PORT: u16 = 9901;
 /// Addresses of this machine. Docker forwards connections to them in different ways: by its proxy, and by
 /// the kernel's address translation.
 pub(crate) const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
@@ -34,18 +39,23 @@ const RESTART_TIMEOUT: Duration = Duration::from_secs(90);
 const SCRIPT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Files that an operator copies to the host.
-const FILES: [&str; 13] = [
+const FILES: [&str; 18] = [
     "compose.prod.yml",
     ".prod.env.example",
     "gateway.yml",
+    "docker/backup/compose.yml",
+    "docker/balancer/compose.yml",
+    "docker/balancer/haproxy.cfg",
     "docker/prepare.sh",
     "docker/compose",
     "docker/containers.sh",
     "docker/monitoring/alertmanager.yml",
     "docker/pull-image.sh",
+    "docker/roll.sh",
     "docker/roll-auth-api.sh",
     "docker/self-signed-certificate.sh",
     "docker/stack",
+    "docker/status",
     "docker/upgrade-gateway.sh",
     "docker/wait-until-ready.sh",
 ];
@@ -82,8 +92,10 @@ pub(crate) struct Deployment {
 impl Deployment {
     /// Prepares the deployment's files in `folder`, which it creates, without starting it.
     pub(crate) fn prepare(root: &Path, folder: PathBuf, engine: Engine) -> Result<Self> {
-        fs::create_dir_all(folder.join("docker/monitoring"))?;
         for file in FILES {
+            if let Some(parent) = folder.join(file).parent() {
+                fs::create_dir_all(parent)?;
+            }
             fs::copy(root.join(file), folder.join(file))
                 .with_context(|| format!("copying {file}"))?;
         }
@@ -98,7 +110,7 @@ impl Deployment {
             certificate,
         };
         deployment.run_script("docker/prepare.sh")?;
-        deployment.raise_quota()?;
+        deployment.change_quotas()?;
         for store in Store::ALL {
             store.create_disk(&deployment.folder, &deployment.docker())?;
         }
@@ -120,8 +132,8 @@ impl Deployment {
         store.disk(&self.folder)
     }
 
-    /// Raises the quota of a client: the whole load comes from two addresses.
-    fn raise_quota(&self) -> Result<()> {
+    /// Raises the quota of a client, since the whole load comes from two addresses, and adds one that operations use.
+    fn change_quotas(&self) -> Result<()> {
         let config_file = self.path("config/gateway.yml");
         let mut config = fs::read_to_string(&config_file)?;
         for quota in ["quota: 100 ", "quota: 60,", "quota: 20,"] {
@@ -130,7 +142,14 @@ impl Deployment {
         for burst in ["bucket_size: 10,", "bucket_size: 3,"] {
             config = config.replace(burst, &burst.replace(": ", ": 100000"));
         }
-        Ok(fs::write(&config_file, config)?)
+        let (before, after) = config
+            .split_once("  paths:\n")
+            .context("gateway.yml has no paths")?;
+        let settings = quota::PATH_SETTINGS;
+        Ok(fs::write(
+            &config_file,
+            format!("{before}  paths:\n{settings}{after}"),
+        )?)
     }
 
     pub(crate) fn path(&self, file: &str) -> PathBuf {
@@ -201,6 +220,15 @@ impl Deployment {
         )
     }
 
+    /// Runs commands of a document as root.
+    pub(crate) fn run_commands(&self, commands: &[String]) -> Result<()> {
+        for command in commands {
+            // It would not pass on which Docker daemon to use.
+            self.run_shell(&command.replace("sudo ", ""))?;
+        }
+        Ok(())
+    }
+
     /// Starts a script, and kills it and the commands that it runs as soon as `condition` holds.
     pub(crate) fn kill_script(
         &self,
@@ -248,8 +276,8 @@ impl Deployment {
 
     /// Sets the number of replicas of auth-api.
     pub(crate) fn scale_auth_api(&self, replicas: usize) -> Result<()> {
-        let scale = format!("auth-api={replicas}");
-        self.compose(&["up", "-d", "--no-recreate", "--scale", &scale, "auth-api"])
+        self.set("AUTH_API_REPLICAS", &replicas.to_string())?;
+        self.compose(&["up", "-d", "--no-recreate", "auth-api"])
     }
 
     /// Returns the last log lines of all containers.
@@ -261,12 +289,25 @@ impl Deployment {
         output.map_or_else(|error| error.to_string(), |output| docker::text(&output))
     }
 
+    /// Returns a metric of a gateway.
+    pub(crate) fn gateway_metric(&self, gateway: &str, name: &str, labels: &[&str]) -> Result<f64> {
+        let addresses = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
+        let addresses = self.docker().inspect(gateway, addresses)?;
+        let address = addresses.split(' ').next().context("no address")?;
+        let address = SocketAddr::new(address.parse::<IpAddr>()?, ADMIN_PORT);
+        let client = Client::cleartext(address)?;
+        let value = Handle::current().block_on(client.metric(name, labels))?;
+        value.with_context(|| format!("{gateway} has no metric {name}"))
+    }
+
     /// Returns the ids of a service's containers, running or not, in order.
     pub(crate) fn containers(&self, service: Service) -> Result<Vec<String>> {
         let project = format!("label=com.docker.compose.project={PROJECT}");
         let service = format!("label=com.docker.compose.service={}", service.name());
         let arguments = ["ps", "--all", "--quiet", "--no-trunc", "--filter"];
-        let arguments = [&arguments[..], &[&project, "--filter", &service]].concat();
+        // Not those of `docker/compose run`.
+        let kind = ["--filter", "label=com.docker.compose.oneoff=False"];
+        let arguments = [&arguments[..], &[&project, "--filter", &service], &kind].concat();
         let mut ids: Vec<_> = self
             .docker()
             .output(&arguments)?

@@ -10,6 +10,7 @@ use crate::progress;
 
 pub(crate) const REDIS: &str = "redis:7-bookworm";
 const POSTGRES: &str = "postgres:15-bookworm";
+const BALANCER: &str = "haproxy:2.6-bookworm";
 /// Image of a host whose programs are run by systemd.
 pub(crate) const SYSTEMD: &str = "systemd-host:e2e";
 
@@ -79,11 +80,11 @@ fn versions() -> impl Iterator<Item = (&'static str, u8)> {
     programs.flat_map(|program| VERSIONS.map(|version| (program, version)))
 }
 
-/// Copies the images of the programs and of the stores to `engine`, and builds broken ones there.
+/// Copies the images of the programs, of the stores and of the balancer to `engine`, and builds broken ones there.
 pub(crate) fn load(root: &Path, engine: &Engine) -> Result<()> {
     let programs = versions().map(|(program, version)| tag(program, version));
-    let stores = [POSTGRES, REDIS].map(str::to_owned);
-    for image in programs.chain(stores) {
+    let others = [POSTGRES, REDIS, BALANCER].map(str::to_owned);
+    for image in programs.chain(others) {
         progress::report(&format!("copying {image} to the daemon of the test"));
         engine.load_image(&image)?;
     }

@@ -3,11 +3,14 @@
 //! `make e2e`, which gives it a folder for the daemon.
 
 mod deployment;
+mod disasters;
 mod docker;
 mod engine;
+mod gateways;
 mod images;
 mod operation;
 mod progress;
+mod quota;
 mod recovery;
 mod small_disk;
 mod swarm;
@@ -46,18 +49,29 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Operations,
+    Gateways,
     Faults,
+    Disasters,
     Swarm,
     Systemd,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Operations, Self::Faults, Self::Swarm, Self::Systemd];
+    const ALL: [Self; 6] = [
+        Self::Operations,
+        Self::Gateways,
+        Self::Faults,
+        Self::Disasters,
+        Self::Swarm,
+        Self::Systemd,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Operations => "operations",
+            Self::Gateways => "gateways",
             Self::Faults => "faults",
+            Self::Disasters => "disasters",
             Self::Swarm => "swarm",
             Self::Systemd => "systemd",
         }
@@ -101,9 +115,15 @@ fn main() -> Result<()> {
                 runtime.block_on(carry_out_operations(&deployment))?;
                 stop(&deployment)?;
             }
+            Part::Gateways => gateways::run(&mut deployment, &runtime)?,
             Part::Faults => {
                 start(&runtime, &deployment)?;
                 runtime.block_on(cause_faults(&mut deployment))?;
+                stop(&deployment)?;
+            }
+            Part::Disasters => {
+                start(&runtime, &deployment)?;
+                disasters::run(&deployment, &runtime)?;
                 stop(&deployment)?;
             }
             Part::Swarm => {
@@ -167,7 +187,7 @@ async fn carry_out_operations(deployment: &Deployment) -> Result<()> {
             report.slowest,
         );
         check_consistency(operation.name(), &report, lost_accounts)?;
-        check_availability(operation, &report)?;
+        check_availability(operation, &report).with_context(|| deployment.logs())?;
     }
     println!("\nUnder load:\n\n{memory_under_load}");
     Ok(())

@@ -3,13 +3,19 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use tests::runbook::Runbook;
+use tokio::runtime::Handle;
 
 use crate::deployment::{Deployment, Service};
 use crate::images;
+use crate::quota::{LEFT, UsedQuota};
+use crate::wait::until;
 
 /// Duration of [`Operation::None`].
 const NONE_DURATION: Duration = Duration::from_secs(4);
+/// Longest time until a changed configuration is read.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(20);
 const ROLL: &str = "docker/roll-auth-api.sh";
 const UPGRADE: &str = "docker/upgrade-gateway.sh";
 /// Part of the name of the temporary gateway, and of the comment of its firewall rules.
@@ -46,11 +52,14 @@ pub(crate) enum Operation {
     UpgradeGatewayAfterKill,
     UpgradeGatewayAfterLateKill,
     PrepareAgain,
+    RotateSecretKey,
+    IntroduceSigningKey,
+    MistakeInConfiguration,
 }
 
 impl Operation {
     /// All operations, in the order in which they are carried out.
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::None,
         Self::ScaleUp,
         Self::ScaleDown,
@@ -76,6 +85,9 @@ impl Operation {
         Self::UpgradeGatewayAfterKill,
         Self::UpgradeGatewayAfterLateKill,
         Self::PrepareAgain,
+        Self::RotateSecretKey,
+        Self::IntroduceSigningKey,
+        Self::MistakeInConfiguration,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -110,7 +122,9 @@ impl Operation {
             Self::UpgradeGatewayToExitingInService => {
                 "upgrade of the gateway to an image that exits in place of the old one, which is restored"
             }
-            Self::UpgradeGateway => "upgrade of the gateway",
+            Self::UpgradeGateway => {
+                "upgrade of the gateway; 30 of 100 used before means 70 left after"
+            }
             Self::UpgradeGatewayAgain => "the same upgrade again",
             Self::UpgradeGatewayAfterKill => {
                 "upgrade of the gateway after one that was killed before the old one stopped"
@@ -119,6 +133,9 @@ impl Operation {
                 "upgrade of the gateway after one that was killed when the old one had stopped"
             }
             Self::PrepareAgain => "prepare again, with umask 027",
+            Self::RotateSecretKey => "rotation of SECRET_KEY, all steps",
+            Self::IntroduceSigningKey => "introduction of a SIGNING_KEY, all steps",
+            Self::MistakeInConfiguration => "a mistake in gateway.yml, and its correction",
         }
     }
 
@@ -199,7 +216,12 @@ impl Operation {
                 ensure!(after == [image], "{before:?} became {after:?}");
             }
             Self::UpgradeGateway | Self::UpgradeGatewayAgain => {
+                let old = deployment.containers(Service::Gateway)?;
+                let quota = UsedQuota::begin(deployment.client()?)?;
                 upgrade(deployment, &images::tag("gateway", 2))?;
+                let new = deployment.containers(Service::Gateway)?;
+                ensure!(old != new, "{old:?} is still there");
+                quota.expect_left(LEFT..=LEFT)?;
             }
             Self::UpgradeGatewayAfterKill => {
                 deployment.set("GATEWAY_IMAGE", &images::tag("gateway", 1))?;
@@ -224,9 +246,63 @@ impl Operation {
                      cp former/gateway.yml config/; docker/upgrade-gateway.sh";
                 deployment.run_shell(script)?;
             }
+            Self::RotateSecretKey => rotate(deployment, "> secrets/secret_key_next")?,
+            Self::IntroduceSigningKey => rotate(deployment, "> secrets/signing_key_next")?,
+            Self::MistakeInConfiguration => make_mistake(deployment)?,
         }
         Ok(())
     }
+}
+
+/// Rotates a key by the commands of `docs/operations.md`. A token from before is valid until the last step, which follows
+/// after its expiry.
+fn rotate(deployment: &Deployment, command: &str) -> Result<()> {
+    let document = Runbook::parse(include_str!("../../../../docs/operations.md"));
+    let steps = document.commands(command)?;
+    let client = deployment.client()?;
+    let login = format!("before {command}");
+    let token = Handle::current().block_on(client.register_and_login(&login))?;
+    let (last, first) = steps.split_last().context("no steps")?;
+    ensure!(first.len() == 2, "{steps:?}");
+    for step in first {
+        deployment.run_shell(step)?;
+        let profile = Handle::current().block_on(client.get_with_token(&token, "/api/profile"))?;
+        ensure!(profile.status == 200, "after {step}: {}", profile.text);
+    }
+    deployment.run_shell(last)?;
+    Ok(())
+}
+
+/// Saves an invalid configuration, which must change nothing, and corrects it.
+fn make_mistake(deployment: &Deployment) -> Result<()> {
+    const CHECK: &str = "docker/compose exec -T gateway gateway check";
+    const SUCCESS: &str = "gateway_last_reload_success";
+    let file = deployment.path("config/gateway.yml");
+    let config = fs::read_to_string(&file)?;
+    deployment.run_shell(CHECK)?;
+    let gateways = deployment.containers(Service::Gateway)?;
+    let gateway = gateways.first().context("there is no gateway")?;
+    for (text, expected) in [
+        (
+            config.replace("algorithm: fixed_window", "algoritm: fixed_window"),
+            0.0,
+        ),
+        (config, 1.0),
+    ] {
+        fs::write(&file, text)?;
+        until("the gateway to read the file", RELOAD_TIMEOUT, || {
+            Ok(deployment.gateway_metric(gateway, SUCCESS, &[]).ok() == Some(expected))
+        })?;
+        let check = deployment.run_shell(CHECK);
+        match check {
+            Ok(_) => ensure!(expected > 0.0, "the mistake is not found"),
+            Err(error) => ensure!(
+                error.to_string().contains("did you mean `algorithm`?"),
+                "{error}"
+            ),
+        }
+    }
+    Ok(())
 }
 
 /// Updates auth-api to an image. The number of replicas has to stay, also after a run that was killed.
