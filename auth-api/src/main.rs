@@ -1,24 +1,4 @@
-//! auth-api: register, login, logout, profile and account deletion behind the gateway.
-
-mod authentication;
-mod cli;
-mod config;
-mod costliest_hash;
-mod domain;
-mod hashing;
-mod http;
-mod lifecycle;
-mod oauth_clients;
-mod readiness;
-mod router;
-mod routes;
-mod server;
-mod sessions;
-mod state;
-mod store;
-mod telemetry;
-mod throttle;
-mod users;
+//! The program `auth-api`.
 
 use std::process::ExitCode;
 
@@ -27,5 +7,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    cli::run()
+    auth_api::main()
 }

@@ -5,8 +5,8 @@
 //! access token names its session, and of a refresh token only the SHA-256 is stored.
 
 mod policy;
-mod redis;
-mod sqlite;
+pub(crate) mod redis;
+pub(crate) mod sqlite;
 
 pub(crate) use redis::RedisSessions;
 pub(crate) use sqlite::SqliteSessions;

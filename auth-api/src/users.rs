@@ -3,7 +3,7 @@
 mod add_user_error;
 mod postgres;
 mod profile_batcher;
-mod rows;
+pub(crate) mod rows;
 mod sqlite;
 
 use chrono::{DateTime, Utc};

@@ -45,7 +45,7 @@ pub(crate) use model::{
 };
 pub(crate) use origin::AllowedOrigins;
 pub(crate) use path_prefix::PathPrefix;
-pub(crate) use pattern::{Matcher, pattern_syntax};
+pub(crate) use pattern::{Matcher, PathPattern, pattern_syntax};
 pub(crate) use redis_url::RedisUrl;
 pub(crate) use schema::SCHEMA;
 pub(crate) use server::{Scheme, Server};

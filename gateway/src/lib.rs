@@ -6,6 +6,8 @@ mod cli;
 mod client;
 mod config;
 mod features;
+#[doc(hidden)]
+pub mod fuzz;
 mod http;
 mod identity;
 mod lease_store;

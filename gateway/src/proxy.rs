@@ -19,7 +19,7 @@ mod exchange;
 mod forward;
 mod identification;
 mod outcome;
-mod path_matcher;
+pub(crate) mod path_matcher;
 mod preflight;
 mod record;
 mod response_budget;

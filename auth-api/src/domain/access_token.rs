@@ -163,7 +163,11 @@ impl AccessTokenKeys {
         }
     }
 
-    fn verify_at(&self, token: &str, now: DateTime<Utc>) -> Result<Principal, InvalidAccessToken> {
+    pub(crate) fn verify_at(
+        &self,
+        token: &str,
+        now: DateTime<Utc>,
+    ) -> Result<Principal, InvalidAccessToken> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(InvalidAccessToken::Malformed);
         }

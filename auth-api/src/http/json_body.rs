@@ -25,7 +25,11 @@ impl JsonObject {
         }
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, Problem> {
+    /// Parses the bytes of a body.
+    ///
+    /// # Errors
+    /// Returns an error if they are no JSON object.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Problem> {
         if bytes.is_empty() {
             return Err(Problem::missing_body());
         }

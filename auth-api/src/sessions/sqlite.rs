@@ -22,7 +22,7 @@ pub(crate) struct SqliteSessions(pub(crate) Sqlite);
 
 /// Columns of a listed session: id, created, last used (µs since 1970), address, user agent, time of
 /// the password's verification.
-type ListedSession = (String, i64, i64, String, String, i64);
+pub(crate) type ListedSession = (String, i64, i64, String, String, i64);
 
 /// Columns of a session that decide about its refresh tokens. Times are µs since 1970.
 struct RotationRow {
@@ -415,7 +415,7 @@ fn is_past_max_age(created_at: i64, policy: SessionPolicy, now: DateTime<Utc>) -
     time_from_micros(created_at).is_some_and(|created_at| policy.is_past_max_age(created_at, now))
 }
 
-fn to_active_session(
+pub(crate) fn to_active_session(
     (id, created, used, address, user_agent, auth_time): ListedSession,
 ) -> Result<ActiveSession, Unavailable> {
     let invalid_row = |description: &str| Unavailable::because(STORE, &description);

@@ -6,7 +6,7 @@ use crate::domain::session_cutoff::SessionCutoff;
 use crate::domain::user::{Account, AccountStatus, Standing, UserId};
 
 /// Converts a row. If its hash is not a bcrypt hash, no password matches until an operator sets one.
-pub(super) fn to_account(
+pub(crate) fn to_account(
     id: i64,
     login: String,
     hash: String,

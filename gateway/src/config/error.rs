@@ -67,6 +67,12 @@ impl ConfigErrors {
         Self::new(file, vec![ConfigError::of_whole_file(problem)])
     }
 
+    /// Returns line and column of each error, `None` for one that concerns the file as a whole.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = Option<(usize, usize)>> {
+        let positions = self.errors.iter().map(|error| error.position);
+        positions.map(|position| position.map(|Position { line, column }| (line, column)))
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.errors.len()
     }

@@ -4,5 +4,5 @@ pub(crate) mod encode;
 pub(crate) mod framing;
 pub(crate) mod hop_by_hop;
 pub(crate) mod io;
-mod request_headers;
+pub(crate) mod request_headers;
 pub(crate) mod server;

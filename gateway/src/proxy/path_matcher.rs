@@ -16,7 +16,7 @@ const LAZY_DFA_CACHE_SIZE: usize = 8 << 20;
 
 /// Finds the first pattern that matches a path.
 #[derive(Debug)]
-pub(super) struct PathMatcher {
+pub(crate) struct PathMatcher {
     /// Index of the first pattern for each exact path.
     exact: HashMap<String, usize>,
     /// All other patterns. Leftmost-first semantics, as of an alternation: the match is that of the first
@@ -31,7 +31,7 @@ impl PathMatcher {
     ///
     /// # Errors
     /// Returns an error if the patterns together exceed [`MAX_AUTOMATON_SIZE`].
-    pub(super) fn new<'p>(
+    pub(crate) fn new<'p>(
         patterns: impl IntoIterator<Item = (usize, &'p Matcher)>,
     ) -> Result<Self> {
         let (mut exact, mut regexes, mut regex_indexes) = (HashMap::new(), Vec::new(), Vec::new());
@@ -58,7 +58,7 @@ impl PathMatcher {
     }
 
     /// Returns the index of the first pattern that matches a normalised path.
-    pub(super) fn find(&self, path: &str) -> Option<usize> {
+    pub(crate) fn find(&self, path: &str) -> Option<usize> {
         let exact = self.exact.get(path).copied();
         let regex = self.regexes.as_ref().and_then(|regexes| {
             let input = Input::new(path).anchored(Anchored::Yes);

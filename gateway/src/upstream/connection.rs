@@ -138,7 +138,7 @@ enum ResponseState {
 
 impl Connection {
     /// Creates a connection. `tls` is the TLS client that has established it, `None` for cleartext.
-    pub(super) fn new(stream: impl Into<Transport>, tls: Option<&Arc<TlsClient>>) -> Self {
+    pub(crate) fn new(stream: impl Into<Transport>, tls: Option<&Arc<TlsClient>>) -> Self {
         Self {
             stream: BufferedStream::new(stream),
             request_framing: Framing::Empty,
@@ -213,7 +213,7 @@ impl Connection {
     }
 
     /// Returns whether another exchange can follow.
-    pub(super) fn is_reusable(&self) -> bool {
+    pub(crate) fn is_reusable(&self) -> bool {
         self.persistence == Persistence::KeepAlive
             && self.request == RequestState::Complete
             && self.response == ResponseState::Complete
@@ -237,7 +237,7 @@ impl Connection {
     }
 
     /// Returns whether the endpoint has neither closed the idle connection nor sent anything on it.
-    pub(super) fn is_still_idle(&mut self) -> bool {
+    pub(crate) fn is_still_idle(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         // Tokio's cooperative budget would make an exhausted task take every connection for idle.
         let mut read = pin!(tokio::task::unconstrained(poll_fn(|cx| {

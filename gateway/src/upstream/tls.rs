@@ -20,7 +20,7 @@ const HTTP_1_1: &[u8] = b"http/1.1";
 
 /// TLS client of an upstream group. A reload that changes its settings replaces it, and with it the connections
 /// that it has established.
-pub(super) struct TlsClient {
+pub(crate) struct TlsClient {
     connector: TlsConnector,
     /// `None` for the host of the server.
     server_name: Option<ServerName<'static>>,

@@ -23,7 +23,7 @@ pub(crate) struct Timestamp {
 impl Timestamp {
     /// Converts the microseconds since 2000 that the server sends. Its `infinity` is the largest number
     /// and `-infinity` the smallest.
-    fn from_server(micros: i64) -> Self {
+    pub(crate) fn from_server(micros: i64) -> Self {
         let micros = match micros {
             i64::MIN => i64::MIN,
             finite => finite.saturating_add(EPOCH_MICROS),

@@ -51,7 +51,7 @@ impl From<RequestError> for ReadError {
 
 /// Incremental search for the end of a header section, independent of how reads split it.
 #[derive(Debug, Default)]
-pub(super) struct HeaderScanner {
+pub(crate) struct HeaderScanner {
     /// Start of the current line.
     line_start: usize,
     /// Number of bytes that have been searched.
@@ -64,7 +64,7 @@ impl HeaderScanner {
     ///
     /// # Errors
     /// Returns an error if they exceed `max_bytes`, are malformed, or have more than one reading.
-    pub(super) fn take_request(
+    pub(crate) fn take_request(
         &mut self,
         buffer: &mut BytesMut,
         max_bytes: usize,
