@@ -14,8 +14,8 @@ test: ## run every test against the real programs, on private servers
 lint: ## check formatting, clippy, direction of imports, shell scripts, alert rules, licences and sources of dependencies
 	@exec scripts/lint
 
-fuzz: ## send valid and invalid requests generated from the OpenAPI document to every endpoint
-	@exec scripts/fuzz
+fuzz: ## send requests generated from the OpenAPI document to every endpoint, then run every fuzz target; WHAT=schema or a target for one, SECONDS for each target
+	@exec scripts/fuzz "$(WHAT)" "$(SECONDS)"
 
 e2e: ## test the production deployment in Docker under load: scaling, upgrades, crashes, restarts, with several gateways, on a Swarm and under systemd; WHAT=operations, gateways, faults, disasters, swarm or systemd for a part
 	@exec scripts/e2e $(WHAT)

@@ -1,0 +1,45 @@
+//! Fuzz targets: everything that reads bytes from outside, against other implementations or plain models.
+//!
+//! A target is a function of arbitrary bytes that panics if a promise does not hold. `tests/corpora.rs` runs each
+//! with the inputs of its folder under `corpus/`; `make fuzz` searches for others with libFuzzer. An input that
+//! revealed a fault is kept in the corpus, beside the unit test of its fix.
+
+mod h1_chunked;
+mod h1_request;
+mod h1_response;
+mod hyper_peer;
+mod path;
+
+/// Fuzz target.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Name of its corpus and its dictionary.
+    pub name: &'static str,
+    pub run: fn(&[u8]),
+}
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "h1_request",
+        run: h1_request::run,
+    },
+    Target {
+        name: "h1_chunked",
+        run: h1_chunked::run,
+    },
+    Target {
+        name: "h1_response",
+        run: h1_response::run,
+    },
+    Target {
+        name: "path",
+        run: path::run,
+    },
+];
+
+/// Returns the target with this name.
+#[must_use]
+pub fn target(name: &str) -> Option<Target> {
+    TARGETS.iter().copied().find(|target| target.name == name)
+}
