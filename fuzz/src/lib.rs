@@ -7,8 +7,13 @@
 mod h1_chunked;
 mod h1_request;
 mod h1_response;
+mod h2_connection;
+mod h2_frames;
 mod hyper_peer;
+mod input;
 mod path;
+
+pub use h2_connection::is_tolerated_panic;
 
 /// Fuzz target.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +40,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "path",
         run: path::run,
+    },
+    Target {
+        name: "h2_connection",
+        run: h2_connection::run,
     },
 ];
 

@@ -56,4 +56,5 @@ corpora!(
     h1_chunked,
     h1_response,
     path,
+    h2_connection,
 );
