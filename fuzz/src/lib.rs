@@ -4,6 +4,8 @@
 //! with the inputs of its folder under `corpus/`; `make fuzz` searches for others with libFuzzer. An input that
 //! revealed a fault is kept in the corpus, beside the unit test of its fix.
 
+mod config;
+mod forwarded;
 mod h1_chunked;
 mod h1_request;
 mod h1_response;
@@ -12,6 +14,8 @@ mod h2_frames;
 mod hyper_peer;
 mod input;
 mod path;
+mod pattern;
+mod quota;
 
 pub use h2_connection::is_tolerated_panic;
 
@@ -44,6 +48,22 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "h2_connection",
         run: h2_connection::run,
+    },
+    Target {
+        name: "forwarded",
+        run: forwarded::run,
+    },
+    Target {
+        name: "config",
+        run: config::run,
+    },
+    Target {
+        name: "pattern",
+        run: pattern::run,
+    },
+    Target {
+        name: "quota",
+        run: quota::run,
     },
 ];
 

@@ -57,4 +57,8 @@ corpora!(
     h1_response,
     path,
     h2_connection,
+    forwarded,
+    config,
+    pattern,
+    quota,
 );
