@@ -4,6 +4,7 @@
 //! with the inputs of its folder under `corpus/`; `make fuzz` searches for others with libFuzzer. An input that
 //! revealed a fault is kept in the corpus, beside the unit test of its fix.
 
+mod bcrypt_hash;
 mod config;
 mod forwarded;
 mod h1_chunked;
@@ -13,9 +14,13 @@ mod h2_connection;
 mod h2_frames;
 mod hyper_peer;
 mod input;
+mod json_body;
+mod jwt;
 mod path;
 mod pattern;
 mod quota;
+mod refresh_token;
+mod stored_rows;
 
 pub use h2_connection::is_tolerated_panic;
 
@@ -64,6 +69,26 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "quota",
         run: quota::run,
+    },
+    Target {
+        name: "jwt",
+        run: jwt::run,
+    },
+    Target {
+        name: "json_body",
+        run: json_body::run,
+    },
+    Target {
+        name: "refresh_token",
+        run: refresh_token::run,
+    },
+    Target {
+        name: "bcrypt_hash",
+        run: bcrypt_hash::run,
+    },
+    Target {
+        name: "stored_rows",
+        run: stored_rows::run,
     },
 ];
 

@@ -61,4 +61,9 @@ corpora!(
     config,
     pattern,
     quota,
+    jwt,
+    json_body,
+    refresh_token,
+    bcrypt_hash,
+    stored_rows,
 );
