@@ -194,15 +194,15 @@ fn check_frames(frames: &[Frame<'_>], interim: usize) {
     for (number, frame) in frames.iter().enumerate() {
         assert!(frame.payload.len() <= MAX_FRAME, "{frame:?}");
         assert!(
-            number > 0 || frame.frame_type == SETTINGS,
+            number > 0 || frame.kind == SETTINGS,
             "{frame:?} comes first"
         );
-        assert_ne!(frame.frame_type, PUSH_PROMISE);
+        assert_ne!(frame.kind, PUSH_PROMISE);
         if let Some(stream) = open_block {
-            assert_eq!((frame.frame_type, frame.stream), (CONTINUATION, stream));
+            assert_eq!((frame.kind, frame.stream), (CONTINUATION, stream));
         }
         let stream = streams.entry(frame.stream).or_default();
-        match frame.frame_type {
+        match frame.kind {
             HEADERS => {
                 assert!(
                     !stream.has_ended && !stream.was_reset,
@@ -227,10 +227,10 @@ fn check_frames(frames: &[Frame<'_>], interim: usize) {
             SETTINGS | GOAWAY => assert_eq!(frame.stream, 0),
             _ => {}
         }
-        if matches!(frame.frame_type, HEADERS | DATA) && frame.flags & END_STREAM != 0 {
+        if matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0 {
             stream.has_ended = true;
         }
-        open_block = match frame.frame_type {
+        open_block = match frame.kind {
             HEADERS | CONTINUATION if frame.flags & END_HEADERS == 0 => Some(frame.stream),
             _ => None,
         };

@@ -16,7 +16,7 @@ pub(crate) const END_HEADERS: u8 = 4;
 /// Frame that was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Frame<'b> {
-    pub(crate) frame_type: u8,
+    pub(crate) kind: u8,
     pub(crate) flags: u8,
     pub(crate) stream: u32,
     pub(crate) payload: &'b [u8],
@@ -31,7 +31,7 @@ pub(crate) fn read(mut bytes: &[u8]) -> Vec<Frame<'_>> {
             break;
         };
         frames.push(Frame {
-            frame_type: *frame_type,
+            kind: *frame_type,
             flags: *flags,
             stream: u32::from_be_bytes([*a, *b, *c, *d]),
             payload,

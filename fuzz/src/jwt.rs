@@ -115,10 +115,6 @@ fn check(token: &str, principal: TokenPrincipal) {
         );
     }
     assert_eq!(claims["user_id"].as_i64(), Some(principal.user));
-    let session: String = principal
-        .session
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let session = format!("{:032x}", u128::from_be_bytes(principal.session));
     assert_eq!(claims["sid"].as_str(), Some(session.as_str()));
 }

@@ -62,13 +62,18 @@ fn compare_with_normalised(input: &[u8], forwarded: &str, query: Option<&str>) {
     let mut encoded = String::from("http://host");
     for byte in path.bytes() {
         if TOLERATED.contains(&byte) {
-            encoded += &format!("%{byte:02X}");
+            encoded.extend(['%', hex_digit(byte >> 4), hex_digit(byte & 15)]);
         } else {
             encoded.push(char::from(byte));
         }
     }
     let uri = Uri::parse(encoded.as_str()).expect("the received path is one of RFC 3986");
     assert_eq!(uri.normalize().path().as_str(), forwarded);
+}
+
+fn hex_digit(value: u8) -> char {
+    let digit = char::from_digit(value.into(), 16).expect("four bits");
+    digit.to_ascii_uppercase()
 }
 
 fn split_query(target: &str) -> (&str, Option<&str>) {

@@ -19,20 +19,20 @@ static TOKEN: LazyLock<String> = LazyLock::new(|| KEYS.issue_refresh_token(PRINC
 pub(crate) fn run(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     check(&text);
-    let mut changed = TOKEN.clone().into_bytes();
+    let mut token = TOKEN.clone().into_bytes();
     let mut changes = Choices::new(input);
     for _ in 0..4 {
         if changes.is_empty() {
             break;
         }
         let position = usize::from(changes.byte());
-        match (changed.get_mut(position), changes.byte() & 0x7f) {
+        match (token.get_mut(position), changes.byte() & 0x7f) {
             (Some(octet), value) => *octet = value,
-            (None, 0) => drop(changed.pop()),
-            (None, value) => changed.push(value),
+            (None, 0) => drop(token.pop()),
+            (None, value) => token.push(value),
         }
     }
-    check(&String::from_utf8_lossy(&changed));
+    check(&String::from_utf8_lossy(&token));
     check(&TOKEN);
 }
 

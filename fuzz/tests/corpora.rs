@@ -12,18 +12,21 @@ fn folder(name: &str) -> PathBuf {
 
 fn names(path: &Path) -> BTreeSet<String> {
     fs::read_dir(path)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .expect("the folder exists")
+        .map(|entry| {
+            let name = entry.expect("the folder is readable").file_name();
+            name.into_string().expect("the name is UTF-8")
+        })
         .collect()
 }
 
 /// Runs a target with its corpus, and with each input cut short, since a connection may end anywhere.
 #[expect(clippy::print_stdout, reason = "shown only if the test fails")]
 fn run(name: &str) {
-    let target = fuzz::target(name).unwrap();
+    let target = fuzz::target(name).expect("there is such a target");
     let corpus = folder("corpus").join(name);
     for file in names(&corpus) {
-        let input = fs::read(corpus.join(&file)).unwrap();
+        let input = fs::read(corpus.join(&file)).expect("the input is readable");
         println!("{name}: {file}");
         (target.run)(&input);
         for length in [input.len() / 3, input.len() * 2 / 3] {
