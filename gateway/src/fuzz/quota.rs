@@ -64,7 +64,7 @@ impl QuotaUnderTest {
             },
         };
         Self {
-            quota: Quota::new("/", &settings, &store),
+            quota: Quota::new("/", &settings),
             store,
         }
     }
