@@ -57,8 +57,6 @@ pub(crate) enum PeerTrust {
 pub(crate) struct ClientIdentity {
     /// Address of the client, behind any trusted proxies.
     pub(crate) address: IpAddr,
-    /// Address of the connection's peer.
-    pub(crate) peer: IpAddr,
     pub(crate) trust: PeerTrust,
 }
 
@@ -69,13 +67,11 @@ impl ClientIdentity {
         if trusted_proxies.is_empty() || !is_trusted(peer, trusted_proxies) {
             return Self {
                 address: peer,
-                peer,
                 trust: PeerTrust::Untrusted,
             };
         }
         Self {
             address: last_untrusted(headers, trusted_proxies).unwrap_or(peer),
-            peer,
             trust: PeerTrust::TrustedProxy,
         }
     }
@@ -108,6 +104,18 @@ pub(crate) fn forwarded_for_elements(
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|element| !element.is_empty())
+}
+
+/// Returns the number of elements of `X-Forwarded-For` before that of `client`, or of all if none is the client's.
+pub(crate) fn elements_before_client(headers: &HeaderMap, client: IpAddr) -> usize {
+    let (mut of_client, mut all) = (None, 0);
+    for (index, element) in forwarded_for_elements(headers).enumerate() {
+        all = index + 1;
+        if str::from_utf8(element).ok().and_then(parse_element) == Some(client) {
+            of_client = Some(index);
+        }
+    }
+    of_client.unwrap_or(all)
 }
 
 /// Returns the last address of `X-Forwarded-For` that is not a trusted proxy, or the first address if all

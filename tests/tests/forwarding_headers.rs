@@ -75,7 +75,12 @@ async fn forwarding_headers_of_a_trusted_proxy_are_kept() -> Result<()> {
     let gateway = Gateway::start(upstream.address, BEHIND_A_TRUSTED_PROXY).await?;
     let traceparent = "00-11111111111111111111111111111111-2222222222222222-01";
     let mut statuses = Vec::new();
-    for forwarded_for in ["192.0.2.1", "192.0.2.1", "6.6.6.6, 192.0.2.1", "192.0.2.2"] {
+    for forwarded_for in [
+        "192.0.2.1",
+        "192.0.2.1",
+        "6.6.6.6, 192.0.2.1",
+        "6.6.6.6, 192.0.2.2",
+    ] {
         let request = format!(
             "GET / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {forwarded_for}\r\n\
              traceparent: {traceparent}\r\nX-Request-Id: 4bf92f35-77b3\r\nConnection: close\r\n\r\n"
@@ -90,7 +95,8 @@ async fn forwarding_headers_of_a_trusted_proxy_are_kept() -> Result<()> {
     assert_eq!(statuses, [200, 200, 429, 200]);
     let received = upstream.received_requests().concat().to_lowercase();
     assert!(
-        received.contains("x-forwarded-for: 192.0.2.1, 127.0.0.1\r\n"),
+        received.contains("x-forwarded-for: 192.0.2.1\r\n")
+            && received.contains("x-forwarded-for: 6.6.6.6, 192.0.2.2\r\n"),
         "{received}"
     );
     assert!(
@@ -129,7 +135,7 @@ async fn a_client_behind_a_trusted_proxy_cannot_hide_its_address() -> Result<()>
     for request in upstream.received_requests() {
         let request = request.to_lowercase();
         assert!(
-            request.contains("x-forwarded-for: 192.0.2.1, 127.0.0.1\r\n"),
+            request.contains("x-forwarded-for: 192.0.2.1\r\n"),
             "{request}"
         );
     }

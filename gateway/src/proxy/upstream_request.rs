@@ -2,14 +2,16 @@
 //! client, the connection and the trace, and those that the path sets by `headers`.
 //!
 //! Invariant: a client cannot set the headers that the gateway sets. Its own under these names, in any
-//! spelling that a server could take for them, are removed. From a trusted proxy they are kept, and
-//! `X-Forwarded-For` is appended to; but the headers of the identity are removed from its requests too.
+//! spelling that a server could take for them, are removed. From a trusted proxy they are kept, but
+//! `X-Forwarded-For` ends with the client, and the headers of the identity are removed from its requests too.
 
 use bytes::BufMut;
 use http::header::{CONTENT_LENGTH, COOKIE, FORWARDED, HOST, TE, TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName};
 
-use crate::client::{ClientIdentity, FORWARDED_FOR, PeerTrust, forwarded_for_elements};
+use crate::client::{
+    ClientIdentity, FORWARDED_FOR, PeerTrust, elements_before_client, forwarded_for_elements,
+};
 use crate::config::{PathPrefix, folded_name};
 use crate::http::h1::encode::{put_header, put_request_line};
 use crate::http::h1::framing;
@@ -184,7 +186,8 @@ fn put_cookies(output: &mut Vec<u8>, headers: &HeaderMap) {
     output.put_slice(b"\r\n");
 }
 
-/// Appends the peer to `X-Forwarded-For` of a trusted proxy, or starts a new one. Elements with bytes other
+/// Writes `X-Forwarded-For`, whose last element is the client, so that an endpoint need not know which proxies are trusted
+/// (as with nginx's `real_ip` module). What a trusted proxy said of before the client stays. Elements with bytes other
 /// than printable ASCII, which only a client can have sent, are left out: an upstream might ignore the
 /// whole list because of them.
 fn put_forwarded_for(output: &mut Vec<u8>, headers: &HeaderMap, client: &ClientIdentity) {
@@ -192,12 +195,14 @@ fn put_forwarded_for(output: &mut Vec<u8>, headers: &HeaderMap, client: &ClientI
     if client.trust == PeerTrust::TrustedProxy {
         let is_printable =
             |element: &&[u8]| element.iter().all(|byte| (b' '..=b'~').contains(byte));
-        for element in forwarded_for_elements(headers).filter(is_printable) {
+        let before_client = elements_before_client(headers, client.address);
+        let elements = forwarded_for_elements(headers).take(before_client);
+        for element in elements.filter(is_printable) {
             output.put_slice(element);
             output.put_slice(b", ");
         }
     }
-    text::put_address(output, client.peer);
+    text::put_address(output, client.address);
     output.put_slice(b"\r\n");
 }
 

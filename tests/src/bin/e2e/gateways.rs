@@ -299,9 +299,9 @@ fn expect_identity(deployment: &Deployment) -> Result<()> {
     Ok(())
 }
 
-/// Returns an error if a gateway takes the balancer for a client.
+/// Returns an error if a gateway or auth-api takes the balancer for a client.
 fn expect_clients(deployment: &Deployment) -> Result<()> {
-    for service in [Service::Gateway] {
+    for service in [Service::Gateway, Service::AuthApi] {
         for container in deployment.containers(service)? {
             let log = deployment.docker().output(&["logs", &container])?;
             ensure!(log.contains("\"client\":\""), "no access log:\n{log}");
