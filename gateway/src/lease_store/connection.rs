@@ -10,11 +10,13 @@ use tokio::time::timeout;
 
 use crate::config::RedisUrl;
 
-/// Longest duration of a command. A request waits no longer than `quotas.timeout`; later responses still bring
-/// leases that are valid.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for connecting. A request waits no longer than `quotas.timeout`.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time after which a reply is given up. After a pause of this process replies wait in the socket, and their units would
+/// be lost to clients; that the store does not respond is found out by heartbeats before.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 const WAIT_LIMITS: WaitLimits = WaitLimits {
-    command_timeout: COMMAND_TIMEOUT,
+    command_timeout: CONNECT_TIMEOUT,
     // The store is used again within a second of its return.
     reconnect_delay: Duration::from_millis(100),
 };
@@ -38,6 +40,9 @@ impl Connection {
                     connection.unresponsive.max_timeout = None;
                 }
             })
+            .with_performance_config(|performance| {
+                performance.default_command_timeout = REPLY_TIMEOUT;
+            })
             .build()?;
         client.connect();
         Ok(Self { client })
@@ -48,7 +53,7 @@ impl Connection {
     pub(super) async fn replace(&self) {
         if self.client.is_connected() {
             // The client goes on to connect in the background.
-            let _ = timeout(COMMAND_TIMEOUT, self.client.force_reconnection()).await;
+            let _ = timeout(CONNECT_TIMEOUT, self.client.force_reconnection()).await;
         }
     }
 }
