@@ -244,7 +244,7 @@ async fn the_errors_of_the_gateway_can_be_read_by_permitted_pages() -> Result<()
             (404, get("/metrics")),
             (400, get("/elsewhere/%2f")),
             (502, get("/malformed")),
-            (502, get("/down")),
+            (503, get("/down")),
             (504, get("/slow")),
         ] {
             let response = send(request.header("Origin", APP)).await?;

@@ -162,7 +162,7 @@ async fn responses_of_the_upstream_and_of_the_gateway_are_changed_alike() -> Res
         let large = "a".repeat(1001);
         for (expected, request) in [
             (502, get("/malformed")),
-            (502, get("/down")),
+            (503, get("/down")),
             (404, get("/ready")),
             (413, client.request(Method::POST, "/a").body(large)),
             (200, get("/limited")),

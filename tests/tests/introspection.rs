@@ -529,7 +529,7 @@ async fn an_unknown_client_and_a_wrong_secret_cannot_be_told_apart(store: Store)
         ..service.clone()
     };
     let unknown = OAuthClient {
-        id: "0".repeat(32),
+        id: "1".repeat(32),
         ..service.clone()
     };
     let malformed = OAuthClient {

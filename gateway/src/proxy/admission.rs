@@ -98,7 +98,7 @@ fn check_host(peer: &Peer, request: &RequestHeaders) -> Result<(), ErrorResponse
 
 /// Ends a preflight, and rejects a WebSocket of a foreign page on a path with `cors`.
 ///
-/// A browser lets the pages of all origins open WebSockets, with cookies, and leaves the check to the server (RFC 6455,
+/// A browser lets the pages of all origins open `WebSockets`, with cookies, and leaves the check to the server (RFC 6455,
 /// section 10.2). Other requests of foreign pages are forwarded: their responses cannot be read.
 fn check_origin(request: &RequestHeaders, context: &RequestContext) -> Result<(), RequestOutcome> {
     let is_preflight = || cors::is_preflight(&request.method, &request.headers);

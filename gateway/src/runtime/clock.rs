@@ -10,7 +10,7 @@ static ORIGIN: LazyLock<Origin> = LazyLock::new(Origin::read);
 const ORIGIN_READINGS: usize = 8;
 
 /// One instant on the clock of the standard library, which does not show its value, and on that of the machine, which is
-/// the same clock (`CLOCK_MONOTONIC`, clock_gettime(2)).
+/// the same clock (`CLOCK_MONOTONIC`, `clock_gettime(2)`).
 #[derive(Debug, Clone, Copy)]
 struct Origin {
     instant: std::time::Instant,
@@ -39,7 +39,7 @@ impl Origin {
 }
 
 /// Monotonic time in nanoseconds since the machine started; it wraps after 584 years. All processes of a machine have the
-/// same one, unless they are in different time namespaces (time_namespaces(7)).
+/// same one, unless they are in different time namespaces (`time_namespaces(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Instant(pub(crate) u64);
 
