@@ -501,8 +501,8 @@ async fn an_ambiguous_or_malformed_request_is_refused(store: Store) -> Result<()
     assert_eq!(response.status, 413);
     assert_eq!(response.json()["error"], "invalid_request");
     // Thousands of parameters within the size of a body.
-    let many: String = (0..9000).map(|number| format!("{number}=&")).collect();
-    let response = post_form(&client, INTROSPECT, Some(&basic), &(many + &one)).await?;
+    let many: Vec<_> = (0..9000).map(|number| format!("{number}=&")).collect();
+    let response = post_form(&client, INTROSPECT, Some(&basic), &(many.concat() + &one)).await?;
     assert_eq!(response.json()["active"], true);
     let get = client.get(&format!("{INTROSPECT}?{one}&{in_body}")).await?;
     assert_eq!(get.status, 405);
