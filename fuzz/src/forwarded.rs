@@ -1,4 +1,4 @@
-//! `Host`, and the client behind trusted proxies: nobody can choose their address, and both are read as by a parser of
+//! `Host`, and the client behind trusted proxies: no client can choose its address, and both are read as by a parser of
 //! RFC 3986.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -163,7 +163,7 @@ impl QuotaStore {
     ) -> Result<AlgorithmDecision, NotCounted> {
         let index = usize::try_from(key & EPOCH_MASK).expect("it is less than BUCKETS");
         let mut bucket = self.buckets[index].lock();
-        // The lock orders this: whoever copies the bucket last has locked it after the store was handed over.
+        // The lock orders this: the last copy of the bucket is made under it, after the store was handed over.
         if self.is_handed_over.load(Ordering::Relaxed)
             && rule.after_hand_over() == AfterHandOver::Refuse
         {
