@@ -41,8 +41,21 @@ fn parse(value: &Node<'_, '_>) -> Option<IdentitySettings> {
     let keys = identity.get_or("keys", None, parse_url);
     let verify = identity.get_or("verify", None, parse_url);
     let sessions = parse_optional_url(&mut identity, "sessions", Deployments::Primary);
-    let issuer = identity.get_or("issuer", DEFAULT_ISSUER.to_owned(), Node::string);
-    let audience = identity.get_or("audience", None, |value| value.string().map(Some));
+    // An empty one is that of a variable without a value.
+    let text = |value: &Node<'_, '_>| {
+        value
+            .string()
+            .map(|text| (!text.is_empty()).then_some(text))
+    };
+    let issuer = identity.get_or("issuer", None, text);
+    let audience = identity.get_or("audience", None, text);
+    let names_recipient = matches!(issuer, Some(Some(_))) || matches!(audience, Some(Some(_)));
+    if matches!((&keys, &verify), (Some(None), Some(Some(_)))) && names_recipient {
+        identity.report_error(
+            "`issuer` and `audience` need `keys`: without it tokens are checked by `verify` alone",
+        );
+        return None;
+    }
     let verify = match (&keys, verify?) {
         (_, Some(verify)) => Some(verify),
         (Some(Some(keys)), None) => Some(keys.with_path(VERIFY_PATH)),
@@ -57,7 +70,7 @@ fn parse(value: &Node<'_, '_>) -> Option<IdentitySettings> {
         keys: keys?,
         verify: verify?,
         sessions: sessions?,
-        issuer: issuer?,
+        issuer: issuer?.unwrap_or_else(|| DEFAULT_ISSUER.to_owned()),
         audience: audience?,
     })
 }

@@ -15,7 +15,6 @@ use crate::http::h1::encode::put_header;
 use crate::identity::bearer::{self, Credentials};
 use crate::identity::check_gate::CheckGates;
 use crate::identity::failure_limit::FailureLimit;
-use crate::identity::key_set::KeySet;
 use crate::identity::key_source::KeySource;
 use crate::identity::revocations::{TokenHash, VerifiedTokens};
 use crate::identity::token::{self, Expected, InvalidToken, Signature};
@@ -205,21 +204,19 @@ impl Authenticator {
 
     /// Rejects a token that the gateway can tell is invalid. Returns its expiry.
     fn screen(&self, token: &str) -> Result<Option<i64>, InvalidToken> {
+        let now = unix_seconds(SystemTime::now());
+        let Some(keys) = &self.keys else {
+            return Ok(token::screen(token, None, now)?.expires_at);
+        };
         let expected = Expected {
+            keys: &keys.current(),
             issuer: &self.settings.issuer,
             audience: self.settings.audience.as_deref(),
         };
-        let now = unix_seconds(SystemTime::now());
-        let screened = match &self.keys {
-            Some(keys) => {
-                let screened = token::screen(token, &keys.current(), expected, now)?;
-                if screened.signature == Signature::UnknownKey {
-                    keys.request_refresh();
-                }
-                screened
-            }
-            None => token::screen(token, &KeySet::default(), expected, now)?,
-        };
+        let screened = token::screen(token, Some(expected), now)?;
+        if screened.signature == Signature::UnknownKey {
+            keys.request_refresh();
+        }
         Ok(screened.expires_at)
     }
 

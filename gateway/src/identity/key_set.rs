@@ -5,6 +5,7 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use serde_json::Value;
 
 const PUBLIC_KEY_BYTES: usize = 32;
 /// Most keys that a set may have.
@@ -16,7 +17,7 @@ pub(super) struct KeySet(Vec<(String, [u8; PUBLIC_KEY_BYTES])>);
 
 #[derive(Deserialize)]
 struct JsonWebKeySet {
-    keys: Vec<JsonWebKey>,
+    keys: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -31,26 +32,33 @@ struct JsonWebKey {
 }
 
 impl KeySet {
-    /// Parses a key set. Keys of other types and for other purposes are left out.
+    /// Parses a key set. Keys of other types and for other purposes, and malformed ones, are left out (RFC 7517,
+    /// section 5): they must not keep out the others.
     ///
     /// # Errors
-    /// Returns an error if the text is no key set, or one of its Ed25519 keys is malformed.
+    /// Returns an error if the text is no key set.
     pub(super) fn parse(json: &[u8]) -> Result<Self> {
         let set: JsonWebKeySet = serde_json::from_slice(json).context("not a JSON Web Key Set")?;
         ensure!(set.keys.len() <= MAX_KEYS, "more than {MAX_KEYS} keys");
         let mut keys = Vec::new();
         for key in set.keys {
+            let Ok(key) = JsonWebKey::deserialize(key) else {
+                tracing::warn!("a malformed key of the key set is ignored");
+                continue;
+            };
             let is_for =
                 |member: &Option<String>, value| member.as_deref().is_none_or(|is| is == value);
             let is_ed25519 = key.kty == "OKP" && key.crv.as_deref() == Some("Ed25519");
             if !is_ed25519 || !is_for(&key.alg, "EdDSA") || !is_for(&key.purpose, "sig") {
                 continue;
             }
-            let kid = key.kid.context("an Ed25519 key has no `kid`")?;
             let bytes = URL_SAFE_NO_PAD.decode(key.x.unwrap_or_default());
             let public = bytes.ok().and_then(|bytes| bytes.try_into().ok());
-            let public = public.with_context(|| format!("the key {kid} is no Ed25519 key"))?;
-            keys.push((kid, public));
+            if let (Some(kid), Some(public)) = (&key.kid, public) {
+                keys.push((kid.clone(), public));
+            } else {
+                tracing::warn!(kid = key.kid, "a malformed key of the key set is ignored");
+            }
         }
         Ok(Self(keys))
     }
@@ -94,18 +102,31 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_set_is_rejected_as_a_whole() {
-        let key = |members: &str| {
-            format!(r#"{{"keys": [{{"kty": "OKP", "crv": "Ed25519", {members}}}]}}"#)
-        };
+    fn a_malformed_key_does_not_keep_out_the_others() {
+        let good = format!(r#"{{"kty": "OKP", "crv": "Ed25519", "kid": "good", "x": "{X}"}}"#);
+        for malformed in [
+            "1",
+            "{}",
+            r#"{"kid": "a"}"#,
+            r#"{"kty": 1, "kid": "a"}"#,
+            &format!(r#"{{"kty": "OKP", "crv": "Ed25519", "x": "{X}"}}"#),
+            r#"{"kty": "OKP", "crv": "Ed25519", "kid": "a"}"#,
+            r#"{"kty": "OKP", "crv": "Ed25519", "kid": "a", "x": "AAAA"}"#,
+            r#"{"kty": "OKP", "crv": "Ed25519", "kid": "a", "x": "%"}"#,
+        ] {
+            let set = format!(r#"{{"keys": [{malformed}, {good}]}}"#);
+            let set = KeySet::parse(set.as_bytes()).unwrap();
+            assert!(set.get("good").is_some(), "{malformed}");
+            assert_eq!(set.len(), 1, "{malformed}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_set_is_rejected() {
         for invalid in [
             "[]".to_owned(),
             "{}".to_owned(),
             "x".to_owned(),
-            key(&format!(r#""x": "{X}""#)),
-            key(r#""kid": "a""#),
-            key(r#""kid": "a", "x": "AAAA""#),
-            key(r#""kid": "a", "x": "%""#),
             format!(
                 r#"{{"keys": [{}]}}"#,
                 vec![r#"{"kty": "oct"}"#; MAX_KEYS + 1].join(",")

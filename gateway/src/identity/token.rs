@@ -41,15 +41,17 @@ pub(super) struct Screened {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signature {
     Verified,
-    /// The gateway has no key for the token, which is none that `EdDSA` signed.
+    /// The gateway has no key for tokens of this kind.
     Unknown,
     /// The key set has no key with the identifier that an `EdDSA` token names.
     UnknownKey,
 }
 
-/// Requirements of the configuration.
+/// Issuer of the tokens that `EdDSA` signs, and for whom they have to be.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Expected<'e> {
+    /// Its keys, as far as they are known.
+    pub(super) keys: &'e KeySet,
     pub(super) issuer: &'e str,
     pub(super) audience: Option<&'e str>,
 }
@@ -80,14 +82,13 @@ enum Audience {
     Several(Vec<String>),
 }
 
-/// Screens a token at `now`, in Unix time.
+/// Screens a token at `now`, in Unix time. `expected` is `None` if the gateway knows no issuer.
 ///
 /// # Errors
 /// Returns an error if the token cannot be valid.
 pub(super) fn screen(
     token: &str,
-    keys: &KeySet,
-    expected: Expected<'_>,
+    expected: Option<Expected<'_>>,
     now: i64,
 ) -> Result<Screened, InvalidToken> {
     let mut parts = token.split('.');
@@ -110,8 +111,14 @@ pub(super) fn screen(
         signature: Signature::Unknown,
     };
     // The algorithm is bound to the keys: each of the set is for EdDSA, and no other token is checked with them.
-    if header.alg == "EdDSA" {
-        let key = header.kid.as_deref().and_then(|kid| keys.get(kid));
+    if let Some(expected) = expected
+        && header.alg == "EdDSA"
+    {
+        // Also without the key, which may not have been fetched yet: auth-api does not know the audience of this gateway.
+        if !is_access_token(&header, &claims, expected, now) {
+            return Err(InvalidToken::Invalid);
+        }
+        let key = header.kid.as_deref().and_then(|kid| expected.keys.get(kid));
         screened.signature = match key {
             None => Signature::UnknownKey,
             Some(key) => {
@@ -119,7 +126,7 @@ pub(super) fn screen(
                 let signature = URL_SAFE_NO_PAD.decode(signature);
                 let is_valid = signature
                     .is_ok_and(|signature| key.verify(signed.as_bytes(), &signature).is_ok());
-                if !is_valid || !is_access_token(&header, &claims, expected, now) {
+                if !is_valid {
                     return Err(InvalidToken::Invalid);
                 }
                 Signature::Verified
@@ -132,7 +139,7 @@ pub(super) fn screen(
     Ok(screened)
 }
 
-/// Returns whether a token with a valid signature is an access token for this gateway, except for its expiry.
+/// Returns whether a token claims to be an access token for this gateway, except for its expiry.
 fn is_access_token(header: &JoseHeader, claims: &Claims, expected: Expected<'_>, now: i64) -> bool {
     let has_type = header.typ.as_deref().is_some_and(|typ| {
         let is_type = |known: &&str| typ.eq_ignore_ascii_case(known);
@@ -165,10 +172,6 @@ mod tests {
     use super::*;
 
     const NOW: i64 = 1_800_000_000;
-    const EXPECTED: Expected<'static> = Expected {
-        issuer: "auth-api",
-        audience: Some("shop"),
-    };
     const HEADER: &str = r#"{"alg":"EdDSA","typ":"at+jwt","kid":"a"}"#;
 
     struct Signer {
@@ -194,7 +197,16 @@ mod tests {
         }
 
         fn screen(&self, token: &str) -> Result<Screened, InvalidToken> {
-            screen(token, &self.keys, EXPECTED, NOW)
+            Self::screen_with(&self.keys, token)
+        }
+
+        fn screen_with(keys: &KeySet, token: &str) -> Result<Screened, InvalidToken> {
+            let expected = Expected {
+                keys,
+                issuer: "auth-api",
+                audience: Some("shop"),
+            };
+            screen(token, Some(expected), NOW)
         }
     }
 
@@ -270,6 +282,20 @@ mod tests {
                 "{header} {changed}"
             );
         }
+        // Also while the gateway has no key.
+        for changed in [
+            r#""iss":"other""#,
+            r#""aud":"other""#,
+            r#""aud":"#,
+            r#""exp":"#,
+        ] {
+            let token = signer.sign(HEADER, &claims(changed));
+            assert_eq!(
+                Signer::screen_with(&KeySet::default(), &token),
+                Err(InvalidToken::Invalid),
+                "{changed}"
+            );
+        }
         for malformed in ["a.b.c", "..", "e30.e30.", "e30.e30.e30"] {
             assert_eq!(
                 signer.screen(malformed),
@@ -339,6 +365,11 @@ mod tests {
             );
         }
         assert_eq!(signer.screen("opaque"), screened(None, Signature::Unknown));
+        let foreign = signer.sign(HEADER, &claims(r#""iss":"other""#));
+        assert_eq!(
+            screen(&foreign, None, NOW),
+            screened(Some(NOW + 60), Signature::Unknown)
+        );
     }
 
     proptest! {

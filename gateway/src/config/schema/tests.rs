@@ -138,7 +138,7 @@ fn a_valid_configuration_matches_the_schema() {
         "premier: {default_features: {retry: {wait: [1, '${NUMBER}']}, timeout: {<<: {seconds: 5}}}}",
         "premier: {identity: , default_features: {}}",
         "premier: {identity: {keys: 'http://a:1/keys', sessions: '${NONE:-}'}, default_features: {auth: }}",
-        "premier: {identity: {verify: 'https://a/v', sessions: 'redis://:p@r:6379/0', issuer: me, audience: shop}}",
+        "premier: {identity: {keys: 'https://a/k', verify: 'https://a/v', sessions: 'redis://:p@r:6379/0', issuer: me, audience: shop}}",
         "premier: {identity: {keys: 'http://a/k'}, paths: [{pattern: /a, features: {auth: {required: false}, rate_limit: {quota: 1, duration: 1, per: [user]}}}]}",
         "premier: {default_features: {cors: {origins: ['*']}}}",
         "premier: {default_features: {cors: {origins: [https://a.org, 'http://*.localhost:3000', 'http://[::1]', 'null', '${NONE:-https://b}'], methods: [PUT], headers: , exposed_headers: [X-Request-Id], credentials: true, max_age: '${NUMBER}'}}}",
