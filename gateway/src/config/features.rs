@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderName, StatusCode};
 
 use crate::config::cors::parse_cors;
-use crate::config::header_rules::{CorsPresence, parse_header_rules};
+use crate::config::header_rules::{CorsPresence, folded_name, is_own, parse_header_rules};
 use crate::config::identity::IdentityPresence;
 use crate::config::model::{
     AuthRequirement, CircuitBreakerSettings, ErrorResponseSettings, Features, MonitoringSettings,
@@ -37,8 +37,19 @@ pub(super) fn parse_features(
     let headers = parse_feature(&mut mapping, "headers", |settings| {
         parse_header_rules(settings, cors_presence)
     });
+    let replaces = |name: &HeaderName| {
+        let Some(Some(rules)) = &headers else {
+            return false;
+        };
+        let set = rules.request.set.iter().map(|(name, _)| name);
+        let mut replaced = set.chain(&rules.request.remove);
+        replaced.any(|replaced| folded_name(replaced.as_str()) == name.as_str())
+    };
     let rate_limit = parse_feature(&mut mapping, "rate_limit", |settings| {
         parse_rate_limit(settings, |part| match part {
+            QuotaKeyPart::Header(name) if replaces(&name) => Err(format!(
+                "`{name}` is replaced by the feature headers beside rate_limit: a client could choose another quota by it"
+            )),
             QuotaKeyPart::User if !has_auth => {
                 Err("`user` needs the feature auth beside rate_limit".to_owned())
             }
@@ -210,13 +221,25 @@ fn parse_key_part(text: &str) -> Result<QuotaKeyPart, String> {
         None if text == "client" => Ok(QuotaKeyPart::Client),
         None if text == "user" => Ok(QuotaKeyPart::User),
         None if text == "endpoint" => Ok(QuotaKeyPart::Path),
-        Some(("header", name)) => HeaderName::from_bytes(name.trim().as_bytes())
-            .map(QuotaKeyPart::Header)
-            .map_err(|_| format!("`{name}` is not a header name")),
+        Some(("header", name)) => parse_key_header(name.trim()).map(QuotaKeyPart::Header),
         _ => Err(format!(
             "`{text}` is unknown: must be client, user, endpoint or header:NAME"
         )),
     }
+}
+
+/// Parses the name of a header that a quota counts by, and folds it: a server may take any spelling of it for the header.
+fn parse_key_header(name: &str) -> Result<HeaderName, String> {
+    let folded = folded_name(name);
+    // The gateway replaces no `Host`.
+    if is_own(&folded) && folded != "host" {
+        return Err(format!(
+            "`{name}` reaches servers as the gateway sets it, and a client could choose another quota by it: use client or user"
+        ));
+    }
+    HeaderName::from_bytes(name.as_bytes())
+        .and(HeaderName::from_bytes(folded.as_bytes()))
+        .map_err(|_| format!("`{name}` is not a header name"))
 }
 
 fn parse_monitoring(settings: &mut Mapping<'_, '_>) -> Option<MonitoringSettings> {

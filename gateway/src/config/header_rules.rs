@@ -182,7 +182,7 @@ fn check(
     cors: CorsPresence,
 ) -> Result<(), String> {
     let folded = folded_name(name.as_str());
-    if OWN_HEADERS.contains(&&*folded) || folded.starts_with(FORWARDED_PREFIX) {
+    if is_own(&folded) {
         return Err(format!(
             "`{name}` frames the message, concerns one connection, or is set by the gateway: it cannot be changed"
         ));
@@ -206,6 +206,12 @@ fn check(
     }
 }
 
+/// Returns whether a folded name is that of a header that frames a message, concerns one connection, or is set by the
+/// gateway.
+pub(super) fn is_own(folded: &str) -> bool {
+    OWN_HEADERS.contains(&folded) || folded.starts_with(FORWARDED_PREFIX)
+}
+
 /// Returns a name in lower case, with each separator as `-`, as servers that do not distinguish separators read it
 /// (RFC 3875, section 4.1.18).
 pub(crate) fn folded_name(name: &str) -> String {
@@ -217,6 +223,14 @@ pub(crate) fn folded_name(name: &str) -> String {
         }
     };
     name.chars().map(fold).collect()
+}
+
+/// Returns whether a name is `folded`, a folded name, with any separators.
+pub(crate) fn is_spelling_of(name: &HeaderName, folded: &str) -> bool {
+    let name = name.as_str().as_bytes();
+    let is_same =
+        |(own, byte): (u8, &u8)| own == *byte || own == b'-' && !byte.is_ascii_alphanumeric();
+    folded.len() == name.len() && folded.bytes().zip(name).all(is_same)
 }
 
 #[cfg(test)]

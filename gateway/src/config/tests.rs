@@ -173,6 +173,46 @@ premier:
 }
 
 #[test]
+fn an_empty_issuer_or_audience_is_the_default_and_either_needs_keys() {
+    let identity = |settings: &str| {
+        let parsed = parse(&format!("premier: {{identity: {{{settings}}}}}"));
+        parsed.map(|config| config.identity.unwrap())
+    };
+    let empty = identity("keys: 'http://a/k', issuer: '', audience: ''").unwrap();
+    assert_eq!((empty.issuer.as_str(), empty.audience), ("auth-api", None));
+    assert!(identity("verify: 'http://a/v', issuer: '', audience: ''").is_ok());
+    for setting in ["issuer: a", "audience: a"] {
+        let error = identity(&format!("verify: 'http://a/v', {setting}")).unwrap_err();
+        assert!(error.contains("need `keys`"), "{error}");
+    }
+}
+
+#[test]
+fn a_quota_counts_by_no_header_that_the_gateway_replaces() {
+    let parse = |per: &str| {
+        parse(&format!(
+            "premier: {{default_features: {{headers: {{request: {{set: {{X-Tenant: a}}, remove: [X-Gone]}}}}, \
+             rate_limit: {{quota: 1, duration: 1, per: ['header:{per}']}}}}}}"
+        ))
+    };
+    for per in [
+        "X-Forwarded-For",
+        "x_user_id",
+        "X-Real-IP",
+        "X.Tenant",
+        "x-gone",
+    ] {
+        let error = parse(per).unwrap_err();
+        assert!(error.contains("could choose another quota"), "{error}");
+    }
+    for (per, folded) in [("X_Key", "x-key"), ("Host", "host"), ("Cookie", "cookie")] {
+        let quota = parse(per).unwrap().default_features.rate_limit.unwrap();
+        let name = http::HeaderName::from_static(folded);
+        assert_eq!(quota.per, [QuotaKeyPart::Header(name)]);
+    }
+}
+
+#[test]
 fn cors_permits_what_the_file_lists() {
     let cors = |settings: &str| {
         let yaml = format!("premier: {{default_features: {{cors: {{{settings}}}}}}}");

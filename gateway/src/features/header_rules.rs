@@ -5,7 +5,7 @@
 
 use http::{HeaderMap, HeaderName};
 
-use crate::config::{HeaderChanges, folded_name};
+use crate::config::{HeaderChanges, folded_name, is_spelling_of};
 use crate::http::h1::encode::put_header;
 
 /// Changes of the headers of requests that are forwarded.
@@ -37,15 +37,9 @@ impl RequestChanges {
 
     /// Returns whether a header of the client is not forwarded.
     pub(crate) fn replace(&self, name: &HeaderName) -> bool {
-        let name = name.as_str().as_bytes();
-        let is_same = |replaced: &String| {
-            replaced.len() == name.len()
-                && replaced
-                    .bytes()
-                    .zip(name)
-                    .all(|(own, byte)| own == *byte || own == b'-' && !byte.is_ascii_alphanumeric())
-        };
-        self.replaced.iter().any(is_same)
+        self.replaced
+            .iter()
+            .any(|replaced| is_spelling_of(name, replaced))
     }
 }
 

@@ -31,12 +31,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BufMut;
+use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use session_invalidation::UserId;
 
 use crate::client::ClientKey;
 use crate::config::{
     ErrorResponseSettings, QuotaKeyPart, RateLimitAlgorithm, RateLimitMode, RateLimitSettings,
+    is_spelling_of,
 };
 use crate::runtime::clock::{Instant, whole_seconds};
 use crate::telemetry::text;
@@ -242,20 +244,33 @@ fn hash_request(
     hasher.finish()
 }
 
-/// Hashes the combined value of a header (RFC 9110, section 5.3): however a client divides it into
-/// lines, it has one key.
+/// Hashes the combined value of a header: however a client divides it into lines, it has one key.
 fn hash_header(headers: &HeaderMap, name: &HeaderName, hasher: &mut impl Hasher) {
-    let mut length = 0_usize;
-    for (number, line) in headers.get_all(name).iter().enumerate() {
+    let separator = line_separator(name);
+    let (mut number, mut length) = (0_usize, 0_usize);
+    for line in lines_of(headers, name) {
         if number > 0 {
-            hasher.write(b", ");
-            length += 2;
+            hasher.write(separator);
+            length += separator.len();
         }
-        hasher.write(line.as_bytes());
+        hasher.write(line);
         length += line.len();
+        number += 1;
     }
     // The length separates the value from the next part of the key.
-    (headers.contains_key(name), length).hash(hasher);
+    (number > 0, length).hash(hasher);
+}
+
+/// Returns the lines of a header, whose `name` is folded, in any spelling that a server could take for it.
+fn lines_of<'h>(headers: &'h HeaderMap, name: &'h HeaderName) -> impl Iterator<Item = &'h [u8]> {
+    let is_spelling = |(line_name, _): &(&HeaderName, _)| is_spelling_of(line_name, name.as_str());
+    let lines = headers.iter().filter(is_spelling);
+    lines.map(|(_, value)| value.as_bytes())
+}
+
+/// Returns what separates the lines of a header when they are combined (RFC 9110, section 5.3; RFC 6265, section 5.4).
+fn line_separator(name: &HeaderName) -> &'static [u8] {
+    if *name == COOKIE { b"; " } else { b", " }
 }
 
 fn to_quota_decision(decision: AlgorithmDecision) -> QuotaDecision {

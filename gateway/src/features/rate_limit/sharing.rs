@@ -12,8 +12,8 @@ use super::algorithm::{AlgorithmDecision, QuotaState, number_of};
 use super::shared::{HashKey, KeyWriter, LeaseDecision, LeaseTerms, SharedQuotas, StoreKey};
 use super::store::{AfterHandOver, CountingRule, QuotaStore, SlotAccess};
 use super::{
-    Count, Quota, QuotaDecision, QuotaSender, QuotaStatus, fixed_window, sliding_window,
-    token_bucket,
+    Count, Quota, QuotaDecision, QuotaSender, QuotaStatus, fixed_window, line_separator, lines_of,
+    sliding_window, token_bucket,
 };
 use crate::config::{QuotaKeyPart, RateLimitAlgorithm};
 use crate::runtime::clock::{Instant, whole_seconds};
@@ -138,15 +138,10 @@ impl Quota {
                     writer.part(request.path.as_bytes());
                 }
                 QuotaKeyPart::Header(name) => {
-                    let lines: Vec<_> = request
-                        .headers
-                        .get_all(name)
-                        .iter()
-                        .map(http::HeaderValue::as_bytes)
-                        .collect();
+                    let lines: Vec<_> = lines_of(request.headers, name).collect();
                     writer.part(name.as_str().as_bytes());
-                    writer.number(request.headers.contains_key(name).into());
-                    writer.part(&lines.join(&b", "[..]));
+                    writer.number((!lines.is_empty()).into());
+                    writer.part(&lines.join(line_separator(name)));
                 }
             }
         }
