@@ -245,6 +245,37 @@ async fn a_paused_gateway_spends_nothing_late() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refused_client_gets_what_another_gateway_returns_and_what_an_emptied_store_gives()
+-> Result<()> {
+    let (redis, upstream) = (RedisServer::start()?, MockUpstream::always_ok().await?);
+    // A refusal is remembered for a tenth of the window.
+    let rule = "quota: 100, duration: 50";
+    let mut group = Group::start(2, &upstream, redis.address, PATIENT, rule).await?;
+    let clients = group.clients()?;
+    assert_eq!(flood(&clients[..1], "/", 60).await?, (60, 0));
+    let (before, refused) = flood(&clients[1..], "/", 60).await?;
+    assert!(before <= 40 && refused > 0, "{before}");
+    assert!(group.gateways[0].process.terminate()?.success());
+    let start = Instant::now();
+    let mut second = before;
+    while second < 39 && start.elapsed() < Duration::from_secs(20) {
+        second += flood(&clients[1..], "/", 20).await?.0;
+    }
+    assert!((39..=40).contains(&second), "{second}");
+
+    let connection = redis.connect().await?;
+    let flush = CustomCommand::new_static("FLUSHALL", None, false);
+    let _: () = connection.custom(flush, Vec::<String>::new()).await?;
+    let start = Instant::now();
+    let mut anew = 0;
+    while anew == 0 && start.elapsed() < Duration::from_secs(20) {
+        anew = flood(&clients[1..], "/", 20).await?.0;
+    }
+    assert!(anew > 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_gateway_counts_alone_while_the_store_is_away() -> Result<()> {
     let (mut redis, upstream) = (RedisServer::start()?, MockUpstream::always_ok().await?);
     let rule = "quota: 100, duration: 864000";

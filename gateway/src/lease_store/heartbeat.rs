@@ -43,6 +43,8 @@ impl Heartbeat<'_> {
             drop(ready.take());
             match outcome {
                 Ok((key, gateways)) => {
+                    // Those of an earlier outage are not the reason for the next one.
+                    let _ = last_error(&mut connection_errors);
                     if self.0.quotas.record_heartbeat(key, gateways) {
                         tracing::info!(gateways, "quota store is available: quotas are shared");
                     }

@@ -310,7 +310,7 @@ impl Metrics {
             ),
             quota_decisions: registrar.counters(
                 "quota_decisions_total",
-                "Quota decisions: passed, delayed, refused, would_refuse (over a quota that is only observed) or unavailable (503: no quota store).",
+                "Quota decisions: passed, delayed, refused, would_refuse (over a quota that is only observed) or unavailable (no quota store: 503, unless the quota is only observed).",
                 &["pattern", "decision"],
             ),
             slow: registrar.counters(

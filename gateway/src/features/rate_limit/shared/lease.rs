@@ -35,6 +35,8 @@ pub(super) struct LeaseState {
     store_remaining: u32,
     reset: Instant,
     rejected_until: Instant,
+    /// Time from which the store is asked again, at most `rejected_until`.
+    ask_again_at: Instant,
     last_use: Instant,
 }
 
@@ -95,7 +97,7 @@ impl LeaseState {
                 delay,
             });
         }
-        (now < self.rejected_until).then_some(LeaseDecision::Rejected {
+        (now < self.ask_again_at).then_some(LeaseDecision::Rejected {
             until: self.rejected_until,
         })
     }
@@ -131,6 +133,9 @@ impl LeaseState {
         if grant.granted < grant.need {
             // The store may decide differently no sooner than so long after it decided.
             self.rejected_until = grant.sent.saturating_add(grant.retry_after);
+            // Unless another gateway returns idle units, or the store loses its state.
+            let idle_time = now.saturating_add(terms.idle_time());
+            self.ask_again_at = self.rejected_until.min(idle_time);
         }
         if grant.granted == 0 {
             // Near the limit units are taken one by one.
@@ -191,7 +196,7 @@ impl LeaseState {
         const MEMORY: Duration = Duration::from_secs(10);
         self.units() == 0
             && self.ended.units == 0
-            && self.rejected_until <= now
+            && self.ask_again_at <= now
             && now.since(self.last_use) >= MEMORY
     }
 
