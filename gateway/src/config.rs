@@ -30,7 +30,7 @@ mod upstreams;
 
 pub(crate) use certificate::Certificate;
 pub(crate) use error::ConfigErrors;
-pub(crate) use header_rules::folded_name;
+pub(crate) use header_rules::{folded_name, is_spelling_of};
 pub(crate) use host::{HostPattern, wildcard};
 pub(crate) use http_url::HttpUrl;
 pub(crate) use interpolate::Environment;

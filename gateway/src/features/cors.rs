@@ -15,15 +15,8 @@ use crate::config::{AllowedOrigins, CorsCredentials, CorsSettings};
 const ANY: HeaderValue = HeaderValue::from_static("*");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 const VARY_ORIGIN: HeaderValue = HeaderValue::from_static("Origin");
-/// Headers by which a server permits other origins.
-const RESPONSE_HEADERS: [HeaderName; 6] = [
-    ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_ALLOW_CREDENTIALS,
-    ACCESS_CONTROL_EXPOSE_HEADERS,
-    ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_HEADERS,
-    ACCESS_CONTROL_MAX_AGE,
-];
+/// Prefix of the headers by which a server permits other origins.
+const RESPONSE_PREFIX: &str = "access-control-";
 
 /// Origin of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,7 +111,9 @@ impl Cors {
 
     /// Removes the headers by which an endpoint permits other origins.
     pub(crate) fn remove_from(response: &mut HeaderMap) {
-        for name in &RESPONSE_HEADERS {
+        let is_of_cors = |name: &&HeaderName| name.as_str().starts_with(RESPONSE_PREFIX);
+        let names: Vec<_> = response.keys().filter(is_of_cors).cloned().collect();
+        for name in names {
             response.remove(name);
         }
     }
@@ -275,6 +270,7 @@ mod tests {
             ("access-control-allow-methods", "DELETE"),
             ("access-control-allow-headers", "x-b"),
             ("access-control-max-age", "1"),
+            ("access-control-allow-private-network", "true"),
             ("x-other", "o"),
         ];
         assert_eq!(

@@ -110,7 +110,10 @@ impl ConnectionHeaders {
 /// (CVE-2026-105299), which would let the client choose its identity (RFC 9110, section 7.6.1: options for headers
 /// that are intended for all recipients must not be sent).
 fn concerns_all_recipients(name: &HeaderName) -> bool {
-    const NAMES: [&str; 5] = [
+    const NAMES: [&str; 7] = [
+        // Without them a request would be anonymous, or one of no page.
+        "authorization",
+        "origin",
         "forwarded",
         "x-real-ip",
         "x-request-id",
@@ -145,7 +148,7 @@ mod tests {
             ("host", "a"),
             (
                 "connection",
-                "Close, X-Secret ,host,, keep alive, X-Forwarded-For, traceparent",
+                "Close, X-Secret ,host,, keep alive, X-Forwarded-For, traceparent, Authorization, origin",
             ),
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),
@@ -153,11 +156,23 @@ mod tests {
             ("x-other", "o"),
             ("x-forwarded-for", "192.0.2.1"),
             ("traceparent", "t"),
+            ("authorization", "Bearer a"),
+            ("origin", "https://a.org"),
         ]);
         let mut names: Vec<_> = forwarded.keys().map(HeaderName::as_str).collect();
         // A removal changes the order of the others.
         names.sort_unstable();
-        assert_eq!(names, ["host", "traceparent", "x-forwarded-for", "x-other"]);
+        assert_eq!(
+            names,
+            [
+                "authorization",
+                "host",
+                "origin",
+                "traceparent",
+                "x-forwarded-for",
+                "x-other"
+            ]
+        );
         assert_eq!(connection.persistence(false), Persistence::Close);
         assert_eq!(connection.upgrade(), Upgrade::None);
     }
