@@ -8,7 +8,7 @@ use tracing::Level;
 
 use super::output::{NOT_AUDITED, escape, format_time, print};
 use super::stores;
-use crate::config::{self, Environment, MigrateMode};
+use crate::config::{self, Environment};
 use crate::domain::oauth_client::{
     ListedOAuthClient, NewOAuthClient, OAuthClient, OAuthClientId, OAuthClientName,
     OAuthClientSecret,
@@ -28,7 +28,7 @@ pub(super) enum ClientCommand {
     Delete { id: String },
 }
 
-/// Connects to the stores and runs `command`.
+/// Connects to the store and runs `command`.
 pub(super) async fn run(environment: &Environment, command: ClientCommand) -> Result<()> {
     start_on_standard_error(LogSettings {
         level: Level::WARN,
@@ -41,8 +41,7 @@ pub(super) async fn run(environment: &Environment, command: ClientCommand) -> Re
     }
     let audit = config::audit(environment)?;
     let audit = OperatorAuditLog::open(audit).context("AUDIT_LOG: opening the file")?;
-    let stores = stores::open(&store, MigrateMode::ByCommand, &Metrics::new()).await?;
-    let clients = stores.oauth_clients;
+    let clients = stores::open_oauth_clients(&store, &Metrics::new()).await?;
     match command {
         ClientCommand::List => list(&clients).await,
         ClientCommand::Create { name } => create(&clients, &audit, &name).await,

@@ -70,6 +70,23 @@ pub(super) async fn open(
     }
 }
 
+/// Opens the store of `OAuth` clients alone.
+pub(super) async fn open_oauth_clients(
+    settings: &StoreSettings,
+    metrics: &Metrics,
+) -> Result<OAuthClients> {
+    match settings {
+        StoreSettings::File(file) => {
+            let sqlite = open_sqlite(file, metrics).await?;
+            Ok(OAuthClients::Sqlite(SqliteOAuthClients(sqlite)))
+        }
+        StoreSettings::Servers { postgres, .. } => {
+            let postgres = Postgres::new((**postgres).clone(), metrics.store("postgres"));
+            Ok(OAuthClients::Postgres(PostgresOAuthClients(postgres)))
+        }
+    }
+}
+
 /// Checks that the embedded store exists, for commands that would otherwise create an empty one where
 /// an operator has named another folder than that of the service.
 pub(super) fn require_existing(settings: &StoreSettings) -> Result<()> {
