@@ -44,6 +44,7 @@ pub(crate) struct Authenticator {
     gates: CheckGates<TokenHash, Result<SharedIdentity, IdentityError>>,
     failures: FailureLimit,
     failure_logged: EventInterval,
+    foreign_logged: EventInterval,
     metrics: IdentityMetrics,
 }
 
@@ -98,6 +99,7 @@ impl Authenticator {
             gates: CheckGates::default(),
             failures: FailureLimit::default(),
             failure_logged: EventInterval::default(),
+            foreign_logged: EventInterval::default(),
             metrics: metrics.clone(),
         })
     }
@@ -167,9 +169,10 @@ impl Authenticator {
         let result = self.check_uncounted(unchecked, client).await;
         match &result {
             Ok(_) => &self.metrics.verified,
-            Err(IdentityError::Ambiguous | IdentityError::Invalid(InvalidToken::Invalid)) => {
-                &self.metrics.invalid
-            }
+            Err(
+                IdentityError::Ambiguous
+                | IdentityError::Invalid(InvalidToken::Invalid | InvalidToken::Foreign),
+            ) => &self.metrics.invalid,
             Err(IdentityError::Invalid(InvalidToken::Expired)) => &self.metrics.expired,
             Err(IdentityError::Invalid(InvalidToken::Rejected)) => &self.metrics.rejected,
             Err(IdentityError::TooManyFailures { .. }) => &self.metrics.limited,
@@ -213,7 +216,15 @@ impl Authenticator {
             issuer: &self.settings.issuer,
             audience: self.settings.audience.as_deref(),
         };
-        let screened = token::screen(token, Some(expected), now)?;
+        let screened = token::screen(token, Some(expected), now).inspect_err(|error| {
+            if *error == InvalidToken::Foreign && self.foreign_logged.begin(Instant::now()) {
+                tracing::warn!(
+                    issuer = expected.issuer,
+                    audience = expected.audience,
+                    "access token with a valid signature is rejected: its typ, iss, aud or times do not fit premier.identity"
+                );
+            }
+        })?;
         if screened.signature == Signature::UnknownKey {
             keys.request_refresh();
         }

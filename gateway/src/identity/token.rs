@@ -22,6 +22,9 @@ pub(crate) enum InvalidToken {
     /// Malformed, forged, or for another purpose.
     #[error("Invalid token")]
     Invalid,
+    /// Signed with a key of the set, but not an access token of this issuer for this audience.
+    #[error("Invalid token")]
+    Foreign,
     #[error("Token has expired")]
     Expired,
     /// auth-api does not accept it: its session has ended, or its signature is wrong.
@@ -115,11 +118,10 @@ pub(super) fn screen(
         && header.alg == "EdDSA"
     {
         // Also without the key, which may not have been fetched yet: auth-api does not know the audience of this gateway.
-        if !is_access_token(&header, &claims, expected, now) {
-            return Err(InvalidToken::Invalid);
-        }
+        let is_foreign = !is_access_token(&header, &claims, expected, now);
         let key = header.kid.as_deref().and_then(|kid| expected.keys.get(kid));
         screened.signature = match key {
+            None if is_foreign => return Err(InvalidToken::Invalid),
             None => Signature::UnknownKey,
             Some(key) => {
                 let signed = &token[..token.len() - signature.len() - 1];
@@ -128,6 +130,9 @@ pub(super) fn screen(
                     .is_ok_and(|signature| key.verify(signed.as_bytes(), &signature).is_ok());
                 if !is_valid {
                     return Err(InvalidToken::Invalid);
+                }
+                if is_foreign {
+                    return Err(InvalidToken::Foreign);
                 }
                 Signature::Verified
             }
@@ -276,12 +281,14 @@ mod tests {
             (HEADER, r#""iat":1,"iat":1"#),
         ] {
             let token = signer.sign(header, &claims(changed));
-            assert_eq!(
-                signer.screen(&token),
-                Err(InvalidToken::Invalid),
-                "{header} {changed}"
+            let screened = signer.screen(&token);
+            assert!(
+                matches!(screened, Err(InvalidToken::Invalid | InvalidToken::Foreign)),
+                "{header} {changed}: {screened:?}"
             );
         }
+        let foreign = signer.sign(HEADER, &claims(r#""aud":"other""#));
+        assert_eq!(signer.screen(&foreign), Err(InvalidToken::Foreign));
         // Also while the gateway has no key.
         for changed in [
             r#""iss":"other""#,
