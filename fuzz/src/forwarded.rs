@@ -35,7 +35,7 @@ pub(crate) fn run(input: &[u8]) {
     let joined = lines.join(&b", "[..]);
     assert_eq!(identify(PROXY, &[&joined[..]]), Some(client));
     assert_eq!(client.address, model(&joined, &trusted).unwrap_or(PROXY));
-    // What a client sends does not matter before the addresses that proxies append.
+    // Elements that a client sends, before the addresses that proxies append, do not matter.
     for appended in [CLIENT.to_owned(), format!("{CLIENT}, 10.1.1.1, fd00::2")] {
         let mut with_line = lines.clone();
         with_line.push(appended.as_bytes());

@@ -103,7 +103,7 @@ fn class(text: &str) -> Option<(Token, &str)> {
 }
 
 fn matches(tokens: &[Token], path: &[u8]) -> bool {
-    // Whether the rest of the tokens matches each suffix of the path: recursion from token to token, in a table, since a
+    // Matches of the rest of the tokens with each suffix of the path: recursion from token to token, in a table, since a
     // stack of calls takes exponential time.
     let mut row: Vec<bool> = (0..=path.len()).map(|start| start == path.len()).collect();
     for token in tokens.iter().rev() {

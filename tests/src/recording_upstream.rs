@@ -232,7 +232,7 @@ async fn record(mut stream: TcpStream, number: usize, recordings: Arc<Mutex<Vec<
             let mut recordings = recordings.lock().expect("no task panicked");
             let bytes = &mut recordings[number].bytes;
             bytes.extend_from_slice(&chunk[..count]);
-            // What is malformed is recorded, and judged by the test.
+            // A malformed request is recorded too, for the test to judge.
             !matches!(WireRequest::parse(bytes), Ok(None))
         };
         if is_complete && !has_responded {

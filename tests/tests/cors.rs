@@ -14,14 +14,14 @@ const PROTOCOLS: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
 
 /// Configuration with an upstream group `down`, at whose address nothing listens.
 fn config() -> String {
-    let nobody = address::unused_loopback();
+    let unused = address::unused_loopback();
     format!(
         r#"
 premier:
-  identity: {{verify: "http://{nobody}/verify"}}
+  identity: {{verify: "http://{unused}/verify"}}
   limits: {{max_body_bytes: 1000}}
   upstreams:
-    down: {{servers: ["http://{nobody}"], health_check: null}}
+    down: {{servers: ["http://{unused}"], health_check: null}}
   paths:
     - pattern: /private/*
       features:
@@ -546,7 +546,7 @@ async fn a_browser_lets_pages_of_permitted_origins_alone_read_responses() -> Res
     let config = format!(
         "
 premier:
-  identity: {{verify: 'http://{nobody}/verify'}}
+  identity: {{verify: 'http://{unused}/verify'}}
   paths:
     - pattern: /own/private
       features: &own
@@ -561,7 +561,7 @@ premier:
     - pattern: /foreign/*
       features: {{cors: {{origins: ['https://app.example.org'], methods: [PUT], headers: [X-Custom]}}}}
 ",
-        nobody = address::unused_loopback(),
+        unused = address::unused_loopback(),
         page = page.address,
     );
     let gateway = Gateway::start(upstream.address, &config).await?;

@@ -24,7 +24,7 @@ const SMUGGLING: &str = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: localhost\r\n\
 /// The request that follows the forwarded bytes on the connection to nginx.
 const PROBE: &str = "GET /probe HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n";
 
-/// What the gateway has to do with a case.
+/// Outcome that a case must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     /// Responds with an error, forwards no complete request, and closes the connection.

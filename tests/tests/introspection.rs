@@ -249,7 +249,7 @@ async fn what_the_service_did_not_issue_is_inactive(store: Store) -> Result<()> 
         &own.sign(&own.header(), &with("aud", json!("another"))),
         &own.sign(&own.header(), &with("iss", json!("another"))),
         &own.sign(&own.header(), &with("exp", json!(1))),
-        // Of another user, and of no session.
+        // Tokens of another user, and of no session.
         &own.sign(&own.header(), &with("user_id", json!(2))),
         &own.sign(&own.header(), &with("sid", json!("0".repeat(32)))),
         &forged_refresh,

@@ -362,7 +362,7 @@ async fn the_old_process_counts_alone_if_the_new_one_fails_after_the_take_over()
     second.signal(Signal::KILL)?;
     let response = client.get("/fixed_window").await?;
     assert_eq!(response.status, 200);
-    // What the new process counted is lost with it.
+    // The counts of the new process are lost with it.
     assert!(remaining(&response)? >= 97);
     assert!(gateway.process.wait_for_exit()?.success());
     Ok(())

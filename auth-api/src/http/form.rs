@@ -1,6 +1,6 @@
 //! Forms: `application/x-www-form-urlencoded` as OAuth uses it (RFC 6749, appendix B).
 //!
-//! What parsers read differently is rejected: a parameter that occurs twice, an incomplete percent-encoding, bytes that
+//! Inputs that parsers read differently are rejected: a parameter that occurs twice, an incomplete percent-encoding, bytes that
 //! are no UTF-8.
 
 use std::collections::BTreeMap;

@@ -33,7 +33,7 @@ pub(crate) struct Introspection {
     token: Option<ActiveToken>,
 }
 
-/// What is known of an active token.
+/// Claims and session of an active token.
 #[derive(Debug, Serialize, JsonSchema)]
 struct ActiveToken {
     /// Id of the user, whatever `sub` of the token itself is.

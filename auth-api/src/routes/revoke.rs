@@ -1,7 +1,7 @@
 //! `POST /oauth/revoke`: ends the session of a token for a registered client (RFC 7009).
 //!
 //! The session ends as by a logout: before the response, on every replica and at every gateway. A used refresh token
-//! ends its session too (section 2.1 permits it): whoever presents it means that session, and one that a thief has used
+//! ends its session too (section 2.1 permits it): the client that presents it means that session, and one that a thief has used
 //! must not survive the owner's wish to end it. An access token that has expired is dead already, and ends nothing.
 
 use axum::Json;

@@ -57,7 +57,7 @@ enum Message {
     Response,
 }
 
-/// Whether the path has the feature `cors`.
+/// Presence of the feature `cors` on a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CorsPresence {
     Present,

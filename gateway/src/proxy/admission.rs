@@ -44,7 +44,7 @@ pub(super) async fn admit(
     downstream: &mut impl Downstream,
 ) -> Result<Duration, RequestOutcome> {
     let found = find_route(peer, request, context);
-    // Of an error as well, so that a page can read it.
+    // Before any error, whose response a page has to be able to read too.
     if let Some(cors) = &context.route().cors {
         context.origin = cors.origin_of(&request.headers);
     }

@@ -10,7 +10,7 @@
 //! Keys are hashed with a random key, which is handed over first; instants mean the same in all processes of a machine.
 //! A state is found by the hash of its rule: a new process with other rules has no use for theirs, and they expire.
 //!
-//! What the other process sends is not trusted to be well-formed: a stream that is malformed, of another version of the
+//! Bytes from the other process are not trusted to be well-formed: a stream that is malformed, of another version of the
 //! [format](encoding), too long or too slow leaves the new process with empty counters.
 
 mod encoding;

@@ -209,7 +209,7 @@ fn decode_slot(rest: &mut &[u8]) -> Result<SlotCopy, InvalidPart> {
 }
 
 fn decode_counters(rest: &mut &[u8], count: usize) -> Result<Vec<u32>, InvalidPart> {
-    // What is not there is not allocated either.
+    // Memory is allocated for received values alone.
     if rest.remaining() < count * size_of::<u32>() {
         return Err(InvalidPart::Incomplete);
     }
