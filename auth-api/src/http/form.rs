@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 pub(super) const MEDIA_TYPE: &str = "application/x-www-form-urlencoded";
 
 /// Parameters of a form by name, each at most once.
-#[derive(Debug)]
 pub(super) struct Form(BTreeMap<String, String>);
 
 /// Reason a form is rejected. Its `Display` is the description for the client.
