@@ -198,6 +198,29 @@ impl Replicas {
         Ok(())
     }
 
+    /// Takes the store of sessions away: Redis, or the table of the SQLite file.
+    ///
+    /// # Errors
+    /// Returns an error if the table cannot be renamed.
+    pub async fn take_sessions_away(&mut self) -> Result<()> {
+        if let Some(redis) = &mut self.redis {
+            redis.kill();
+            return Ok(());
+        }
+        self.execute("ALTER TABLE sessions RENAME TO away").await
+    }
+
+    /// Brings the store of sessions back with its data.
+    ///
+    /// # Errors
+    /// Returns an error if Redis does not start, or the table cannot be renamed.
+    pub async fn bring_sessions_back(&mut self) -> Result<()> {
+        if let Some(redis) = &mut self.redis {
+            return redis.start_again();
+        }
+        self.execute("ALTER TABLE away RENAME TO sessions").await
+    }
+
     /// Returns the path of the file of [`Store::Embedded`].
     #[must_use]
     pub fn sqlite_file(&self) -> PathBuf {

@@ -635,25 +635,6 @@ async fn failures_are_throttled_by_client_and_address_and_lock_no_client_out(
     Ok(())
 }
 
-/// Takes the store of sessions away.
-async fn take_sessions_away(replicas: &mut Replicas) -> Result<()> {
-    if let Some(redis) = &mut replicas.redis {
-        redis.kill();
-        return Ok(());
-    }
-    let rename = "ALTER TABLE sessions RENAME TO away";
-    replicas.execute(rename).await
-}
-
-/// Brings it back with its data.
-async fn bring_sessions_back(replicas: &mut Replicas) -> Result<()> {
-    if let Some(redis) = &mut replicas.redis {
-        return redis.start_again();
-    }
-    let rename = "ALTER TABLE away RENAME TO sessions";
-    replicas.execute(rename).await
-}
-
 fn assert_unavailable(response: &Response, case: &str) {
     assert_eq!(response.status, 503, "{case}: {}", response.text);
     assert_eq!(response.header("retry-after"), "1", "{case}");
@@ -685,7 +666,7 @@ async fn a_store_that_fails_is_503_and_never_inactive(store: Store) -> Result<()
         })
         .await?;
     }
-    take_sessions_away(&mut replicas).await?;
+    replicas.take_sessions_away().await?;
     let response = service.request(&client, INTROSPECT, refreshing).await?;
     assert_unavailable(&response, "refresh token");
     // A session that a replica has in its cache is active until its lease ends, as for /api/verify.
@@ -700,7 +681,7 @@ async fn a_store_that_fails_is_503_and_never_inactive(store: Store) -> Result<()
     let response = service.request(&client, INTROSPECT, access).await?;
     assert_unavailable(&response, "access token");
     assert_eq!(service.introspect(&client, "x").await?, inactive());
-    bring_sessions_back(&mut replicas).await?;
+    replicas.bring_sessions_back().await?;
     for token in [access, refreshing] {
         wait::until("the sessions to be found again", async || {
             let found = service.introspect(&client, token).await;

@@ -168,32 +168,13 @@ async fn a_client_that_is_not_authenticated_ends_nothing(store: Store) -> Result
     Ok(())
 }
 
-/// Takes the store of sessions away.
-async fn take_sessions_away(replicas: &mut Replicas) -> Result<()> {
-    if let Some(redis) = &mut replicas.redis {
-        redis.kill();
-        return Ok(());
-    }
-    let rename = "ALTER TABLE sessions RENAME TO away";
-    replicas.execute(rename).await
-}
-
-/// Brings it back with its data.
-async fn bring_sessions_back(replicas: &mut Replicas) -> Result<()> {
-    if let Some(redis) = &mut replicas.redis {
-        return redis.start_again();
-    }
-    let rename = "ALTER TABLE away RENAME TO sessions";
-    replicas.execute(rename).await
-}
-
 async fn a_store_that_is_away_is_503_and_never_a_success(store: Store) -> Result<()> {
     let mut replicas = Replicas::start(store, 1).await?;
     let service = OAuthClient::create(&replicas, "orders")?;
     let client = replicas.client(0)?;
     client.register(ALICE).await?;
     let tokens = client.login(ALICE).await?.json();
-    take_sessions_away(&mut replicas).await?;
+    replicas.take_sessions_away().await?;
     for kind in ["access_token", "refresh_token"] {
         let response = service.request(&client, REVOKE, token(&tokens, kind)?);
         let response = response.await?;
@@ -201,7 +182,7 @@ async fn a_store_that_is_away_is_503_and_never_a_success(store: Store) -> Result
         assert_eq!(response.header("retry-after"), "1");
         assert_eq!(response.json()["error"], "temporarily_unavailable");
     }
-    bring_sessions_back(&mut replicas).await?;
+    replicas.bring_sessions_back().await?;
     let refreshing = token(&tokens, "refresh_token")?;
     wait::until("the revocation to succeed", async || {
         let response = service.request(&client, REVOKE, refreshing).await;
