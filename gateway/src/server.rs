@@ -8,8 +8,11 @@ mod quota_hand_over;
 mod quota_leases;
 pub(crate) mod reload;
 mod shutdown;
+mod shutdown_signals;
 mod start_checks;
 mod upgrade;
+mod upgrade_acknowledgement;
+mod upgrade_service;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +22,7 @@ use anyhow::{Context, Result};
 use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::server::Server;
 use pingora::server::configuration::{Opt, ServerConf};
+use pingora::services::ServiceHandle;
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 use prometheus::IntCounter;
@@ -33,15 +37,18 @@ use crate::listener::https::HttpsApp;
 use crate::listener::redirect::RedirectToHttps;
 use crate::proxy::state::GatewayState;
 use crate::runtime::fd_limit;
-use crate::runtime::signals::{self, ShutdownSignals};
+use crate::runtime::signals;
 use crate::server::discovery::Discovery;
 use crate::server::identity::IdentityTasks;
 use crate::server::quota_hand_over::CounterSocket;
 use crate::server::quota_leases::QuotaLeases;
 use crate::server::reload::{ConfigSource, Reload};
 use crate::server::shutdown::DRAIN_TIMEOUT;
+use crate::server::shutdown_signals::ShutdownSignals;
 use crate::server::start_checks::TakeOver;
 use crate::server::upgrade::HandedOverSockets;
+use crate::server::upgrade_acknowledgement::AcknowledgementSocket;
+use crate::server::upgrade_service::UpgradeService;
 use crate::telemetry::access_log::AccessLog;
 
 /// Source of the listening sockets.
@@ -80,6 +87,7 @@ pub(crate) fn serve(
     let upgrade_socket = start_checks::upgrade_socket(&environment)?;
     // Whatever can fail without the sockets comes first: the running gateway ends once it has sent them.
     let gateway = Arc::new(GatewayState::new(config, telemetry.access_log)?);
+    let mut acknowledgement = None;
     let handed_over = match start {
         Start::Fresh => None,
         Start::Upgrade => match start_checks::prepare_take_over(listen)? {
@@ -89,7 +97,9 @@ pub(crate) fn serve(
             }
             Some(TakeOver { bound, in_use }) => {
                 start_checks::check_writable(&upgrade_socket)?;
-                // The running gateway connects to it when it sends its sockets.
+                // The running gateway connects to these when it sends its sockets.
+                let socket = AcknowledgementSocket::bind(&upgrade_socket);
+                acknowledgement = Some(socket.context("binding the socket to acknowledge at")?);
                 let counters = CounterSocket::bind(&upgrade_socket);
                 let sockets = HandedOverSockets::receive(&upgrade_socket, listen);
                 let mut sockets = sockets.with_context(|| format!("{in_use:#}"))?;
@@ -112,7 +122,14 @@ pub(crate) fn serve(
 
     let mut server = bootstrap(handed_over, &upgrade_socket)?;
     let source = ConfigSource { file, environment };
-    add_services(&mut server, listen, &gateway, source, supervisor)?;
+    let https = add_services(&mut server, listen, &gateway, source, supervisor)?;
+    let (listeners, not_replaced) = (Arc::default(), Arc::default());
+    let upgrade = server.add_service(UpgradeService {
+        listeners: Arc::clone(&listeners),
+        acknowledgement,
+        not_replaced: Arc::clone(&not_replaced),
+    });
+    upgrade.add_dependency(https);
     let (https, admin) = (listen.https.to_string(), listen.admin.to_string());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -120,7 +137,13 @@ pub(crate) fn serve(
         admin,
         "listening"
     );
-    shutdown::run(server, ShutdownSignals { upgrade_socket }, &gateway)?;
+    let signals = ShutdownSignals {
+        upgrade_socket,
+        gateway: Arc::clone(&gateway),
+        listeners,
+        not_replaced,
+    };
+    shutdown::run(server, signals, &gateway)?;
     tracing::info!("shut down");
     Ok(())
 }
@@ -157,13 +180,14 @@ fn server_conf(upgrade_socket: &Path) -> ServerConf {
     }
 }
 
+/// Adds the listeners and the background tasks. Returns the listener of HTTPS.
 fn add_services(
     server: &mut Server,
     listen: ListenAddresses,
     gateway: &Arc<GatewayState>,
     source: ConfigSource,
     supervisor: Supervisor,
-) -> Result<()> {
+) -> Result<ServiceHandle> {
     let connection_limit = ConnectionLimit::new(&gateway.metrics);
     let app = HttpsApp::new(gateway, &connection_limit)?;
     let mut https = Service::new("https".to_owned(), app);
@@ -229,5 +253,5 @@ fn add_services(
     let mut reload = background_service("reload", reload);
     reload.threads = Some(1);
     server.add_service(reload);
-    Ok(())
+    Ok(https)
 }

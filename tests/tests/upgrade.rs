@@ -348,22 +348,78 @@ async fn counters_that_are_malformed_or_of_another_version_begin_anew() -> Resul
 }
 
 #[tokio::test]
-async fn the_old_process_counts_alone_if_the_new_one_fails_after_the_take_over() -> Result<()> {
+async fn the_old_process_goes_on_serving_and_counting_if_the_new_one_is_killed() -> Result<()> {
     let upstream = MockUpstream::always_ok().await?;
     let mut gateway = Gateway::start(upstream.address, QUOTAS).await?;
-    let client = client_of(&gateway, address::random_loopback())?;
+    let source = address::random_loopback();
+    let client = client_of(&gateway, source)?;
     assert_eq!(remaining(&client.get("/fixed_window").await?)?, 99);
-    let second = begin_upgrade(&mut gateway).await?;
+    let mut second = gateway.start_second(&["run", "--upgrade"])?;
+    second.wait_for_log("waiting for the sockets").await?;
+    second.signal(Signal::STOP)?;
+    gateway.process.signal(Signal::QUIT)?;
     gateway
         .process
-        .wait_for_log("quota counters handed over")
+        .wait_for_log("listening sockets sent to the new gateway")
         .await?;
-    assert_eq!(remaining(&client.get("/fixed_window").await?)?, 98);
     second.signal(Signal::KILL)?;
-    let response = client.get("/fixed_window").await?;
-    assert_eq!(response.status, 200);
-    // The counts of the new process are lost with it.
-    assert!(remaining(&response)? >= 97);
+    second.wait_for_exit()?;
+    gateway
+        .process
+        .wait_for_log("the new gateway does not accept connections: this one goes on serving")
+        .await?;
+    assert!(remaining(&client.get("/fixed_window").await?)? >= 97);
+    let new_client = client_of(&gateway, source)?;
+    assert_eq!(new_client.get("/fixed_window").await?.status, 200);
+
+    // The next upgrade works, and no count is lost.
+    drop((client, new_client));
+    let mut third = begin_upgrade(&mut gateway).await?;
     assert!(gateway.process.wait_for_exit()?.success());
+    let client = client_of(&gateway, source)?;
+    assert!(remaining(&client.get("/fixed_window").await?)? <= 97);
+    assert!(third.terminate()?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_new_process_that_hangs_too_long_ends_and_the_old_one_goes_on_serving() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut second = gateway.start_second(&["run", "--upgrade"])?;
+    second.wait_for_log("waiting for the sockets").await?;
+    second.signal(Signal::STOP)?;
+    gateway.process.signal(Signal::QUIT)?;
+    gateway
+        .process
+        .wait_for_log("the new gateway does not accept connections: this one goes on serving")
+        .await?;
+    assert_eq!(gateway.client()?.get("/").await?.status, 200);
+    second.signal(Signal::CONT)?;
+    assert!(!second.wait_for_exit()?.success());
+    assert_eq!(gateway.client()?.get("/").await?.status, 200);
+    assert!(gateway.process.terminate()?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_new_process_serves_if_the_old_one_is_killed_during_the_hand_over() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut second = gateway.start_second(&["run", "--upgrade"])?;
+    second.wait_for_log("waiting for the sockets").await?;
+    second.signal(Signal::STOP)?;
+    gateway.process.signal(Signal::QUIT)?;
+    gateway
+        .process
+        .wait_for_log("listening sockets sent to the new gateway")
+        .await?;
+    gateway.process.signal(Signal::KILL)?;
+    gateway.process.wait_for_exit()?;
+    second.signal(Signal::CONT)?;
+    gateway
+        .wait_for_response("/", |response| response.status == 200)
+        .await?;
+    assert!(second.terminate()?.success());
     Ok(())
 }

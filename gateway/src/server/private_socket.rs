@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
@@ -34,22 +35,30 @@ pub(super) fn accept(listener: &UnixListener, timeout: Duration) -> io::Result<O
     while start.elapsed() < timeout {
         match listener.accept() {
             Ok((stream, _)) => {
-                let peer = sockopt::socket_peercred(&stream)?;
-                if may_hand_over(peer.uid, geteuid()) {
+                if is_peer_permitted(&stream)? {
                     stream.set_nonblocking(false)?;
                     return Ok(Some(stream));
                 }
-                tracing::warn!(
-                    uid = peer.uid.as_raw(),
-                    pid = peer.pid.as_raw_nonzero(),
-                    "process of another user connected to hand over: ignored"
-                );
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(POLL_INTERVAL),
             Err(error) => return Err(error),
         }
     }
     Ok(None)
+}
+
+/// Returns whether the process at the other end of a connection may hand something over. The log says if it may not.
+pub(super) fn is_peer_permitted(stream: impl AsFd) -> io::Result<bool> {
+    let peer = sockopt::socket_peercred(stream)?;
+    let is_permitted = may_hand_over(peer.uid, geteuid());
+    if !is_permitted {
+        tracing::warn!(
+            uid = peer.uid.as_raw(),
+            pid = peer.pid.as_raw_nonzero(),
+            "process of another user connected to hand over: ignored"
+        );
+    }
+    Ok(is_permitted)
 }
 
 /// Connects to a socket that a process of the same user has bound.

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use pingora::server::{ExecutionPhase, RunArgs, Server};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::proxy::state::GatewayState;
-use crate::runtime::signals::ShutdownSignals;
-use crate::server::quota_hand_over::hand_over;
 use crate::server::quota_leases::return_leases;
+use crate::server::shutdown_signals::ShutdownSignals;
 
 /// Longest time that requests in flight may take after the shutdown began.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,24 +24,20 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// waited for.
 ///
 /// # Errors
-/// Returns an error if the server panics: the exit status tells the process's supervisor to start it again.
+/// Returns an error if the server panics, or if the gateway that this one was to replace goes on serving: the exit
+/// status tells the process's supervisor to start it again.
 pub(super) fn run(
     server: Server,
     signals: ShutdownSignals,
     gateway: &Arc<GatewayState>,
 ) -> Result<()> {
     let mut phases = server.watch_execution_phase();
-    let upgrade_socket = signals.upgrade_socket.clone();
+    let not_replaced = Arc::clone(&signals.not_replaced);
     let shutdown_signal = Box::new(signals);
     let thread = thread::spawn(move || server.run(RunArgs { shutdown_signal }));
     loop {
         match phases.blocking_recv() {
             Ok(ExecutionPhase::GracefulTerminate) => begin(gateway),
-            Ok(ExecutionPhase::GracefulUpgradeTransferringFds) => {
-                begin(gateway);
-                let (gateway, upgrade_socket) = (Arc::clone(gateway), upgrade_socket.clone());
-                thread::spawn(move || hand_over(&upgrade_socket, &gateway));
-            }
             Ok(ExecutionPhase::ShutdownGracePeriod) => break,
             Ok(ExecutionPhase::ShutdownRuntimes | ExecutionPhase::Terminated) => return Ok(()),
             Ok(_) | Err(RecvError::Lagged(_)) => {}
@@ -56,6 +51,10 @@ pub(super) fn run(
     if let Some(quotas) = &gateway.shared_quotas {
         return_leases(quotas);
     }
+    ensure!(
+        !not_replaced.initialized(),
+        "the running gateway goes on serving, since this one did not accept connections in time; see the log of that one"
+    );
     Ok(())
 }
 

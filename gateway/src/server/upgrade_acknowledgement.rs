@@ -1,0 +1,190 @@
+//! Acknowledgement of an upgrade: the running gateway ends only once the new one accepts connections.
+//!
+//! The new gateway binds a Unix socket beside that of the [upgrade](super::upgrade), with the same permissions. The running
+//! one connects to it before it sends its listening sockets, and goes on serving. The new one sends [`READY`] when its
+//! listeners run; the running one closes the connection and ends. If the new one ends or hangs before, the running
+//! one sends [`STAYS`] and goes on; a new gateway that receives it ends.
+//!
+//! Invariant: one of the two goes on serving, also if the other one is killed at any point.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::server::private_socket;
+
+/// Longest time from the hand-over of the sockets until the new gateway accepts connections.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Message of the new gateway: it accepts connections.
+const READY: u8 = b'r';
+/// Message of the running gateway: it goes on accepting connections.
+const STAYS: u8 = b's';
+
+/// Gateway that goes on serving after an upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Successor {
+    New,
+    Old,
+}
+
+/// Socket at which the new gateway waits for the running one. Its file is removed when it is dropped.
+#[derive(Debug)]
+pub(super) struct AcknowledgementSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl AcknowledgementSocket {
+    /// Binds the socket.
+    ///
+    /// # Errors
+    /// Returns an error if that is not possible.
+    pub(super) fn bind(upgrade_socket: &Path) -> io::Result<Self> {
+        let path = path(upgrade_socket);
+        let listener = private_socket::bind(&path)?;
+        Ok(Self { listener, path })
+    }
+
+    /// Tells the running gateway that this one accepts connections. Returns when it ends or goes on serving. A gateway of
+    /// a version without acknowledgement does not connect: this waits without end.
+    ///
+    /// # Errors
+    /// Returns an error if no connection can be accepted.
+    pub(super) async fn acknowledge(self) -> io::Result<Successor> {
+        let mut stream = self.accept().await?;
+        // The running gateway may have closed the connection, with or without its message.
+        let _ = stream.write_all(&[READY]).await;
+        match stream.read_u8().await {
+            Ok(STAYS) => Ok(Successor::Old),
+            Ok(_) | Err(_) => Ok(Successor::New),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        let listener = tokio::net::UnixListener::from_std(self.listener.try_clone()?)?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            if private_socket::is_peer_permitted(&stream)? {
+                return Ok(stream);
+            }
+        }
+    }
+}
+
+impl Drop for AcknowledgementSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Connection to a new gateway that acknowledges the upgrade.
+#[derive(Debug)]
+pub(super) struct NewGateway {
+    stream: UnixStream,
+}
+
+impl NewGateway {
+    /// Connects to the new gateway, before the sockets are sent to it. Returns `None` if it is of a version without
+    /// acknowledgement.
+    ///
+    /// # Errors
+    /// Returns an error if another user's process is at the socket.
+    pub(super) fn connect(upgrade_socket: &Path) -> io::Result<Option<Self>> {
+        use ErrorKind::{ConnectionRefused, NotFound};
+
+        let stream = match private_socket::connect(&path(upgrade_socket)) {
+            Ok(stream) => stream,
+            // A gateway that was killed leaves the file.
+            Err(error) if matches!(error.kind(), NotFound | ConnectionRefused) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        stream.set_nonblocking(true)?;
+        let stream = UnixStream::from_std(stream)?;
+        Ok(Some(Self { stream }))
+    }
+
+    /// Waits until the new gateway, which has been sent the sockets, accepts connections.
+    ///
+    /// # Errors
+    /// Returns an error if it has ended, or does not accept connections within [`READY_TIMEOUT`]. It does not go on
+    /// serving then.
+    pub(super) async fn wait_until_ready(mut self) -> io::Result<()> {
+        let error = match timeout(READY_TIMEOUT, self.stream.read_u8()).await {
+            Ok(Ok(READY)) => return Ok(()),
+            Ok(Ok(_)) => ErrorKind::InvalidData.into(),
+            Ok(Err(error)) => error,
+            Err(elapsed) => elapsed.into(),
+        };
+        // It may have ended.
+        let _ = self.stream.write_all(&[STAYS]).await;
+        Err(error)
+    }
+}
+
+fn path(upgrade_socket: &Path) -> PathBuf {
+    let mut path = upgrade_socket.as_os_str().to_owned();
+    path.push(".ready");
+    path.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Folder of the sockets, a new gateway that waits, and the running one's connection to it.
+    fn connect() -> (tempfile::TempDir, AcknowledgementSocket, NewGateway) {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("upgrade.sock");
+        let new = AcknowledgementSocket::bind(&socket).unwrap();
+        let running = NewGateway::connect(&socket).unwrap().unwrap();
+        (folder, new, running)
+    }
+
+    #[tokio::test]
+    async fn the_new_gateway_replaces_the_running_one_when_it_is_ready() {
+        let (_folder, new, running) = connect();
+        let (ready, successor) = tokio::join!(running.wait_until_ready(), new.acknowledge());
+        ready.unwrap();
+        assert_eq!(successor.unwrap(), Successor::New);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_gateway_that_is_ready_too_late_does_not_replace_the_running_one() {
+        let (_folder, new, running) = connect();
+        let error = running.wait_until_ready().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert_eq!(new.acknowledge().await.unwrap(), Successor::Old);
+    }
+
+    #[tokio::test]
+    async fn the_running_gateway_goes_on_if_the_new_one_ends() {
+        let (_folder, new, running) = connect();
+        drop(new);
+        running.wait_until_ready().await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn the_new_gateway_serves_if_the_running_one_ends_without_a_message() {
+        let (_folder, new, running) = connect();
+        drop(running);
+        assert_eq!(new.acknowledge().await.unwrap(), Successor::New);
+    }
+
+    #[tokio::test]
+    async fn a_gateway_without_acknowledgement_is_recognized() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("upgrade.sock");
+        assert!(NewGateway::connect(&socket).unwrap().is_none());
+        let stale = path(&socket);
+        drop(UnixListener::bind(&stale).unwrap());
+        assert!(stale.exists());
+        assert!(NewGateway::connect(&socket).unwrap().is_none());
+    }
+}
