@@ -126,15 +126,23 @@ fn warn_about_cors(
     auth: Option<AuthRequirement>,
     warnings: &mut Vec<String>,
 ) {
-    let has_null = match &cors.origins {
-        AllowedOrigins::Listed(origins) => origins.iter().any(OriginPattern::is_null),
-        AllowedOrigins::Any => false,
+    let with_credentials = match (&cors.origins, cors.credentials) {
+        (AllowedOrigins::Listed(origins), CorsCredentials::Included) => origins.as_slice(),
+        _ => &[],
     };
-    if has_null && cors.credentials == CorsCredentials::Included {
+    if with_credentials.iter().any(OriginPattern::is_null) {
         warnings.push(format!(
             "{owner}: cors.origins: every website can have the origin `null`, by a sandboxed frame, and read \
              responses with its visitors' credentials"
         ));
+    }
+    for origin in with_credentials {
+        if let Some(domain) = origin.top_level_domain() {
+            warnings.push(format!(
+                "{owner}: cors.origins: `{origin}` permits every website under `{domain}` to read responses with its \
+                 visitors' credentials: name a domain of yours"
+            ));
+        }
     }
     // `*` does not stand for this one (Fetch standard, section 4.9).
     if auth.is_some() && !cors.headers.iter().any(|name| name == AUTHORIZATION) {

@@ -48,6 +48,15 @@ impl OriginPattern {
         *self == Self::Exact(NULL.to_owned())
     }
 
+    /// Returns the domain of `*.` before a single label, under which anyone can register names, as in `https://*.com`.
+    pub(super) fn top_level_domain(&self) -> Option<&str> {
+        let Self::AnyLabel { suffix, .. } = self else {
+            return None;
+        };
+        let domain = suffix.split(':').next()?.strip_prefix('.')?;
+        (!domain.contains('.')).then_some(domain)
+    }
+
     fn matches(&self, origin: &[u8]) -> bool {
         match self {
             Self::Exact(exact) => origin == exact.as_bytes(),

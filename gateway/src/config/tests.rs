@@ -356,7 +356,9 @@ premier:
     - pattern: /b
       features: {auth: {}, cors: {origins: [https://a.org], headers: [authorization]}}
     - pattern: /c
-      features: {cors: {origins: ['null']}}
+      features: {cors: {origins: ['null', 'https://*.com']}}
+    - pattern: /d
+      features: {cors: {origins: ['https://*.com:8443', 'https://*.a.org'], credentials: true}}
 ",
     )
     .unwrap();
