@@ -21,6 +21,7 @@ pub mod mock_upstream;
 pub mod nginx;
 pub mod oauth_client;
 pub mod pgbouncer;
+pub mod pingora_proxy;
 pub mod postgres;
 pub mod process;
 mod random;

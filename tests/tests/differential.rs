@@ -1,13 +1,15 @@
 //! Differential test of HTTP/1.1: several hundred malformed and borderline requests by raw bytes. Whatever the gateway
 //! forwards is one request by the letter of RFC 9112, is logged, and is read by nginx with the same target, headers,
-//! body and end.
+//! body and end. Pingora's own proxy, if it forwards the case too, sends the same request but for the differences that
+//! are listed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tests::nginx::Nginx;
+use tests::pingora_proxy::PingoraProxy;
 use tests::raw_connection::{RawConnection, parse_status};
 use tests::recording_upstream::{RecordingUpstream, WireRequest};
 use tests::{Gateway, address, wait};
@@ -709,6 +711,166 @@ async fn compare_with_nginx(
     Ok(())
 }
 
+/// Targets that the gateway normalises, with what it forwards. Pingora's own proxy sends them as they are.
+const NORMALISED_TARGETS: [(&str, &str); 17] = [
+    ("//", "/"),
+    ("//a", "/a"),
+    ("/a//b", "/a/b"),
+    ("/./a", "/a"),
+    ("/a/..", "/"),
+    ("/../a", "/a"),
+    ("/%61", "/a"),
+    ("/a%3bb", "/a%3Bb"),
+    ("/a|b", "/a%7Cb"),
+    ("/a\"b", "/a%22b"),
+    ("/a{b}", "/a%7Bb%7D"),
+    ("/a[b]", "/a%5Bb%5D"),
+    ("/a^b", "/a%5Eb"),
+    ("/a%0d%0aX:y", "/a%0D%0AX:y"),
+    ("/a%c3%a4", "/a%C3%A4"),
+    ("/http://elsewhere/", "/http:/elsewhere/"),
+    ("/a%3fb%23c", "/a%3Fb%23c"),
+];
+/// Headers that another server might take for those that frame a body or that the gateway sets. It removes them.
+const LOOK_ALIKES: [&str; 5] = [
+    "content_length",
+    "content.length",
+    "transfer_encoding",
+    "transfer.encoding",
+    "x_request_id",
+];
+/// Headers that the gateway sets, or answers itself.
+const GATEWAY_HEADERS: [&str; 6] = [
+    "expect",
+    "traceparent",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-request-id",
+];
+/// Parts of cases that the gateway alone forwards, in a form that RFC 9112 permits.
+const NOT_FORWARDED_BY_PINGORA: [&str; 5] = [
+    // HTTP/1.0 without `Host`: Pingora sends HTTP/1.1 without one, the gateway with the name of its certificate.
+    "HTTP/1.0\r\nConnection: keep-alive",
+    // Absolute form: forwarded as it is, or rejected with the scheme in capitals.
+    "GET http",
+    "GET HTTP",
+    // An option that names a header for all recipients, which Pingora rejects. The gateway does not obey it.
+    "Connection: content-length, host",
+    // An option that is no name of a header, which Pingora rejects. The gateway forwards no option.
+    "Connection: ,,",
+];
+
+/// Pingora's own proxy in front of a server that records what it has sent.
+struct PlainPingora {
+    proxy: PingoraProxy,
+    behind: RecordingUpstream,
+    /// Rows of the lists of differences that a case has needed.
+    used: HashSet<&'static str>,
+    compared: usize,
+}
+
+impl PlainPingora {
+    async fn start() -> Result<Self> {
+        let behind = RecordingUpstream::start().await?;
+        let proxy = PingoraProxy::start(behind.address).await?;
+        Ok(Self {
+            proxy,
+            behind,
+            used: HashSet::new(),
+            compared: 0,
+        })
+    }
+
+    /// Sends a case. Returns the complete requests that are forwarded before [`END`], up to the first that is not one
+    /// by the letter of RFC 9112.
+    async fn forward(&self, case: &[u8]) -> Result<Vec<WireRequest>> {
+        let before = self.behind.recordings().await?.len();
+        let mut stream = TcpStream::connect(self.proxy.address).await?;
+        // A body may contain the first of them. The connection may be closed before everything is sent.
+        let bytes = [case, END.as_bytes(), END.as_bytes()].concat();
+        let _ = stream.write_all(&bytes).await;
+        let mut response = Vec::new();
+        let _ = tokio::time::timeout(wait::TIMEOUT, stream.read_to_end(&mut response)).await?;
+        let recordings = self.behind.recordings().await?;
+        let requests = recordings[before..]
+            .iter()
+            .map_while(|bytes| WireRequest::parse(bytes).ok())
+            .filter_map(|request| request.map(|(request, _)| request));
+        Ok(requests
+            .take_while(|request| request.target != "/end")
+            .collect())
+    }
+
+    /// Compares the requests that the gateway has forwarded of a case with what Pingora makes of it, as far as it
+    /// forwards them.
+    async fn compare(&mut self, case: &Case, ours: &[WireRequest]) -> Result<()> {
+        let text = String::from_utf8_lossy(&case.bytes);
+        let theirs = self.forward(&case.bytes).await?;
+        let exception = NOT_FORWARDED_BY_PINGORA
+            .iter()
+            .find(|part| text.contains(**part));
+        if !ours.is_empty() && theirs.is_empty() {
+            let exception = exception.with_context(|| format!("{text:?} is not forwarded"))?;
+            self.used.insert(exception);
+        }
+        for (ours, theirs) in ours.iter().zip(theirs) {
+            let theirs = self.as_the_gateway_forwards(theirs);
+            assert_eq!(ours.method, theirs.method, "{text:?}");
+            assert_eq!(ours.target, theirs.target, "{text:?}");
+            let headers = headers_of_client(ours);
+            assert_eq!(headers, headers_of_client(&theirs), "{text:?}");
+            assert_eq!(ours.body, theirs.body, "{text:?}");
+            self.compared += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes the changes to a request that the gateway makes.
+    fn as_the_gateway_forwards(&mut self, mut request: WireRequest) -> WireRequest {
+        let mut targets = NORMALISED_TARGETS.into_iter();
+        if let Some((sent, normalised)) = targets.find(|(sent, _)| *sent == request.target) {
+            self.used.insert(sent);
+            normalised.clone_into(&mut request.target);
+        }
+        for name in LOOK_ALIKES {
+            let before = request.headers.len();
+            request.headers.retain(|(header, _)| header != name);
+            if request.headers.len() < before {
+                self.used.insert(name);
+            }
+        }
+        // RFC 9113 section 8.2.3, for either version.
+        let is_cookie = |(name, _): &(String, Vec<u8>)| name == "cookie";
+        let (cookies, mut headers): (Vec<_>, Vec<_>) =
+            request.headers.into_iter().partition(is_cookie);
+        if !cookies.is_empty() {
+            let values: Vec<_> = cookies.into_iter().map(|(_, value)| value).collect();
+            headers.push(("cookie".to_owned(), values.join(&b"; "[..])));
+        }
+        request.headers = headers;
+        request
+    }
+
+    /// Asserts that every listed difference was needed, and that a fair part of the cases was compared.
+    fn assert_all_differences_are_used(&self) {
+        let targets = NORMALISED_TARGETS.iter().map(|(sent, _)| *sent);
+        let listed: HashSet<_> = targets
+            .chain(LOOK_ALIKES)
+            .chain(NOT_FORWARDED_BY_PINGORA)
+            .collect();
+        assert_eq!(self.used, listed);
+        assert!(self.compared > 150, "{} requests", self.compared);
+    }
+}
+
+/// Returns the headers that both proxies forward as the client sent them.
+fn headers_of_client(request: &WireRequest) -> Vec<(String, Vec<u8>)> {
+    let mut headers = request.end_to_end_headers();
+    headers.retain(|(name, _)| !GATEWAY_HEADERS.contains(&name.as_str()));
+    headers
+}
+
 /// Decodes the percent-encoding of a path, for which the log and the request line may have different spellings.
 fn decoded(target: &str) -> Vec<u8> {
     let path = target.split('?').next().unwrap_or_default();
@@ -723,10 +885,11 @@ fn decoded(target: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_forwarded_is_one_request_and_nginx_reads_the_same() -> Result<()> {
+async fn what_is_forwarded_is_one_request_and_nginx_and_pingora_read_the_same() -> Result<()> {
     let upstream = RecordingUpstream::start().await?;
     let gateway = Gateway::start(upstream.address, CONFIG).await?;
     let nginx = Reference::start().await?;
+    let mut pingora = PlainPingora::start().await?;
     let cases = [
         framings(),
         request_lines(),
@@ -738,7 +901,7 @@ async fn what_is_forwarded_is_one_request_and_nginx_reads_the_same() -> Result<(
     ]
     .concat();
     let mut forwarded = HashMap::new();
-    for Case { bytes, verdict } in &cases {
+    for tested @ Case { bytes, verdict } in &cases {
         let case = format!("{:?}", String::from_utf8_lossy(bytes));
         let before = upstream.recordings().await?.len();
         let mut connection = RawConnection::connect(&gateway).await?;
@@ -746,7 +909,7 @@ async fn what_is_forwarded_is_one_request_and_nginx_reads_the_same() -> Result<(
         let _ = connection.send([&bytes[..], END.as_bytes()].concat()).await;
         let responses = connection.read_to_string().await?;
         let recordings = upstream.recordings().await?.split_off(before);
-        let (mut complete, mut is_forwarded) = (0, false);
+        let (mut complete, mut is_forwarded) = (Vec::new(), false);
         for recording in &recordings {
             let parsed = WireRequest::parse(recording)
                 .with_context(|| format!("{case} is forwarded as {recording:?}"))?;
@@ -755,14 +918,14 @@ async fn what_is_forwarded_is_one_request_and_nginx_reads_the_same() -> Result<(
                 continue;
             };
             assert_eq!(rest, b"", "{case}");
-            let is_case = complete == 0 && request.target != "/end";
+            let is_case = complete.is_empty() && request.target != "/end";
             is_forwarded |= is_case;
             let verdict = if is_case { *verdict } else { Any };
             compare_with_nginx(&nginx, recording, &request, &case, verdict).await?;
-            complete += 1;
             let id = request.header("x-request-id");
-            let previous = forwarded.insert(id, request.target);
+            let previous = forwarded.insert(id, request.target.clone());
             assert_eq!(previous, None, "{case}: two requests of one id");
+            complete.push(request);
         }
         let final_responses =
             responses.matches("HTTP/1.1 ").count() - responses.matches("HTTP/1.1 100 ").count();
@@ -771,7 +934,7 @@ async fn what_is_forwarded_is_one_request_and_nginx_reads_the_same() -> Result<(
             Rejected => {
                 assert!((400..600).contains(&status), "{case}: {responses}");
                 assert_eq!(final_responses, 1, "{case}: {responses}");
-                assert_eq!(complete, 0, "{case}");
+                assert!(complete.is_empty(), "{case}");
             }
             NotForwarded => {
                 assert!((400..600).contains(&status), "{case}: {responses}");
@@ -783,7 +946,10 @@ async fn what_is_forwarded_is_one_request_and_nginx_reads_the_same() -> Result<(
             }
             Any => assert_ne!(status, 0, "{case}"),
         }
+        complete.retain(|request| request.target != "/end");
+        pingora.compare(tested, &complete).await?;
     }
+    pingora.assert_all_differences_are_used();
     assert!(cases.len() > 500, "{} cases", cases.len());
     assert_each_is_logged_once(&gateway, &forwarded).await
 }
