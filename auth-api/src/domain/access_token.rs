@@ -178,7 +178,7 @@ impl AccessTokenKeys {
         }
         let digest = TokenDigest::of(token);
         let verified = match self.verified.get(&digest) {
-            Some(verified) if verified.expires_at < now.timestamp() => {
+            Some(verified) if verified.expires_at <= now.timestamp() => {
                 return Err(InvalidAccessToken::Expired);
             }
             Some(verified) => verified,
@@ -296,12 +296,13 @@ mod tests {
         for keys in [keys("a key"), private_keys(&[KEY], SymmetricTokens::Accept)] {
             let token = keys.sign(&login, principal, now);
             assert_eq!(keys.verify(&token), Ok(principal));
-            let later = now + HOUR + Duration::from_secs(1);
+            let last_second = now + HOUR - Duration::from_secs(1);
+            assert_eq!(keys.verify_at(&token, last_second), Ok(principal));
             // It was verified before, and is remembered.
             let expired = Err(InvalidAccessToken::Expired);
-            assert_eq!(keys.verify_at(&token, later), expired);
-            let old = keys.sign(&login, principal, now - HOUR - Duration::from_secs(1));
-            assert_eq!(keys.verify(&old), expired);
+            assert_eq!(keys.verify_at(&token, now + HOUR), expired);
+            let old = keys.sign(&login, principal, now - HOUR);
+            assert_eq!(keys.verify_at(&old, now), expired);
         }
     }
 

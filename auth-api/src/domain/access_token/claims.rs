@@ -196,7 +196,8 @@ impl ReceivedClaims {
     }
 
     fn check_expiry(&self, now: DateTime<Utc>) -> Result<(), InvalidAccessToken> {
-        if self.exp < now.timestamp() {
+        // It is not accepted on or after this second (RFC 7519, section 4.1.4).
+        if self.exp <= now.timestamp() {
             return Err(InvalidAccessToken::Expired);
         }
         Ok(())
