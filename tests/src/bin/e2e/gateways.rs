@@ -24,6 +24,19 @@ const GATEWAYS: usize = 2;
 const BALANCER: &str = "10.213.96.2";
 /// Longest time until a gateway is started again, and the balancer uses it.
 const RESTART_TIMEOUT: Duration = Duration::from_mins(1);
+/// Commands of a client that opens 100 connections more than the balancer accepts of one, and prints how many are closed.
+const TOO_MANY_CONNECTIONS: &str = r#"
+docker run --rm --ulimit nofile=4096 --network auth-edge-e2e_balancer haproxy:2.6-bookworm bash -c '
+    for number in {1..2100}; do exec {connection}<>/dev/tcp/balancer/443; connections+=("$connection"); done
+    closed=0
+    for connection in "${connections[@]}"; do
+        status=0
+        read -r -t 0.001 -u "$connection" 2>/dev/null || status=$?
+        # Others end by the timeout, with a status above 128.
+        [ "$status" -gt 128 ] || closed=$((closed + 1))
+    done
+    echo "$closed"'
+"#;
 /// Identity at the edge for one path.
 const IDENTITY: &str = "  identity:
     keys: http://auth-api:8000/.well-known/jwks.json
@@ -102,6 +115,7 @@ impl Step {
         match self {
             Self::None => {
                 thread::sleep(DURATION_AFTER);
+                expect_connection_limit(deployment)?;
                 expect_identity(deployment)
             }
             Self::Replace | Self::ReplaceAgain => {
@@ -286,6 +300,16 @@ fn ready_gateways(deployment: &Deployment, count: usize) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Returns an error if one client may have more connections than the balancer accepts of one.
+fn expect_connection_limit(deployment: &Deployment) -> Result<()> {
+    let closed = deployment.run_shell(TOO_MANY_CONNECTIONS)?;
+    ensure!(
+        closed == "100",
+        "{closed} of 2,100 connections of a client were closed"
+    );
+    Ok(())
 }
 
 /// Returns an error if a gateway does not remember tokens that auth-api verified, which it does while it hears of ended
