@@ -92,6 +92,11 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     $as_postgres postgres --single -jE postgres <<SQL
 CREATE DATABASE "$POSTGRES_DB";
 SQL
+    $as_postgres pg_ctl --wait --options="-c listen_addresses=''" start
+    for script in /docker-entrypoint-initdb.d/*.sh; do
+        [ ! -e "$script" ] || $as_postgres sh "$script"
+    done
+    $as_postgres pg_ctl --wait stop
 fi
 [ "$1" = postgres ] || exec "$@"
 shift

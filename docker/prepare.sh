@@ -31,7 +31,7 @@ create_secret() { # NAME, its content on standard input
 }
 # Letters, digits, - and _, which need no escapes in URLs.
 password() { head -c 36 /dev/urandom | base64 -w0 | tr '+/' '-_'; }
-for secret in secret_key db_password redis_password grafana_password; do
+for secret in secret_key db_password db_superuser_password redis_password grafana_password; do
     create_secret "$secret" < <(password)
 done
 create_secret gateway_redis_url < <(echo "redis://gateway:$(password)@redis:6379/0")
@@ -57,7 +57,7 @@ done
     created "a self-signed certificate in ssl/: replace it before clients connect"
 }
 # Whatever was the umask of an operator who has created these.
-for path in config config/gateway.yml ssl ssl/cert.pem; do
+for path in config config/gateway.yml ssl ssl/cert.pem docker docker/balancer docker/balancer/* docker/postgres docker/postgres/*; do
     if [ "$(stat -c %u "$path")" != "$USER_ID" ] && [ -w "$path" ]; then
         chmod o+rX "$path"
     fi

@@ -39,7 +39,7 @@ const RESTART_TIMEOUT: Duration = Duration::from_secs(90);
 const SCRIPT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Files that an operator copies to the host.
-const FILES: [&str; 18] = [
+const FILES: [&str; 20] = [
     "compose.prod.yml",
     ".prod.env.example",
     "gateway.yml",
@@ -50,6 +50,8 @@ const FILES: [&str; 18] = [
     "docker/compose",
     "docker/containers.sh",
     "docker/monitoring/alertmanager.yml",
+    "docker/postgres/roles.sh",
+    "docker/postgres/superuser-password",
     "docker/pull-image.sh",
     "docker/roll.sh",
     "docker/roll-auth-api.sh",

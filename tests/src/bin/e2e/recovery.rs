@@ -130,7 +130,7 @@ fn fill_postgres_disk(deployment: &Deployment) -> Result<()> {
         "exec",
         postgres,
         "psql",
-        "--username=auth_user",
+        "--username=postgres",
         "--dbname=auth",
     ];
     let next_segment = [
