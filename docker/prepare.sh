@@ -31,7 +31,8 @@ create_secret() { # NAME, its content on standard input
 }
 # Letters, digits, - and _, which need no escapes in URLs.
 password() { head -c 36 /dev/urandom | base64 -w0 | tr '+/' '-_'; }
-for secret in secret_key db_password db_superuser_password redis_password grafana_password; do
+for secret in secret_key db_password db_superuser_password redis_password grafana_password \
+    postgres_exporter_password redis_exporter_password; do
     create_secret "$secret" < <(password)
 done
 create_secret gateway_redis_url < <(echo "redis://gateway:$(password)@redis:6379/0")
