@@ -20,8 +20,9 @@ created() { echo "created $*"; }
 mkdir -p config acme
 [ -e config/gateway.yml ] || { cp gateway.yml config/gateway.yml && created config/gateway.yml; }
 
-# Containers read secrets as different users: the files are world-readable, their folder is not.
-[ -d secrets ] || mkdir -m 700 secrets
+# Containers read secrets as different users: the files are world-readable, their folder is not, whoever has created it.
+mkdir -p secrets
+chmod 700 secrets
 create_secret() { # NAME, its content on standard input
     [ -s "secrets/$1" ] || {
         cat >"secrets/$1"
@@ -57,7 +58,8 @@ done
     docker/self-signed-certificate.sh ssl/cert.pem ssl/key.pem 90
     created "a self-signed certificate in ssl/: replace it before clients connect"
 }
-# Whatever was the umask of an operator who has created these.
+# Whatever was the umask of an operator who has created these, which have no secret: config/gateway.yml names those it needs
+# as ${NAME}, from files in secrets/.
 for path in config config/gateway.yml ssl ssl/cert.pem docker docker/balancer docker/balancer/* docker/postgres docker/postgres/*; do
     if [ "$(stat -c %u "$path")" != "$USER_ID" ] && [ -w "$path" ]; then
         chmod o+rX "$path"
