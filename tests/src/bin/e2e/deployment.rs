@@ -39,7 +39,7 @@ const RESTART_TIMEOUT: Duration = Duration::from_secs(90);
 const SCRIPT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Files that an operator copies to the host.
-const FILES: [&str; 20] = [
+const FILES: [&str; 21] = [
     "compose.prod.yml",
     ".prod.env.example",
     "gateway.yml",
@@ -56,6 +56,7 @@ const FILES: [&str; 20] = [
     "docker/roll.sh",
     "docker/roll-auth-api.sh",
     "docker/self-signed-certificate.sh",
+    "docker/settings.sh",
     "docker/stack",
     "docker/status",
     "docker/upgrade-gateway.sh",
