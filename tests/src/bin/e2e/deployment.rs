@@ -39,7 +39,7 @@ const RESTART_TIMEOUT: Duration = Duration::from_secs(90);
 const SCRIPT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Files that an operator copies to the host.
-const FILES: [&str; 21] = [
+const FILES: [&str; 22] = [
     "compose.prod.yml",
     ".prod.env.example",
     "gateway.yml",
@@ -50,6 +50,7 @@ const FILES: [&str; 21] = [
     "docker/compose",
     "docker/containers.sh",
     "docker/monitoring/alertmanager.yml",
+    "docker/ports.yml",
     "docker/postgres/roles.sh",
     "docker/postgres/superuser-password",
     "docker/pull-image.sh",
