@@ -53,6 +53,11 @@ read_old
 check_config
 old_image=$(docker inspect --format '{{.Image}}' "$old")
 temporary=${project}_gateway_upgrade
+# A rule for the port alone would take over that port of every address.
+addresses=$(docker inspect --format \
+    '{{range .HostConfig.PortBindings}}{{range .}}{{println .HostIp}}{{end}}{{end}}' "$old" | grep -vxE '|0\.0\.0\.0|::' || true)
+[ -z "$addresses" ] ||
+    fail "the gateway is published on ${addresses//$'\n'/ } alone: replace it by docker/compose up -d --no-deps --force-recreate gateway"
 # Each line is the container's port and the machine's, also of a container that a killed run has stopped.
 ports=$(docker inspect --format \
     '{{range $port, $bindings := .HostConfig.PortBindings}}{{range $bindings}}{{$port}} {{.HostPort}}{{"\n"}}{{end}}{{end}}' \
