@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tests::client::{Client, NEW_PASSWORD, PASSWORD};
+use tests::clock::Clock;
 use tests::replicas::Replicas;
 use tests::session_backup::SessionBackup;
 use tests::{Store, on_both_stores, wait};
@@ -66,6 +67,51 @@ async fn ended_sessions_stay_ended_when_the_store_restores_them(store: Store) ->
             assert_eq!(statuses(&client, &tokens).await?, [401; 3], "enabled again");
         }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn ended_sessions_stay_ended_when_the_store_restores_them_although_clocks_differ()
+-> Result<()> {
+    let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let clock = Clock::new(20)?;
+    for (name, value) in clock.environment()? {
+        replicas.set(&name, &value);
+    }
+    replicas.start_another()?;
+    replicas.wait_until_ready(1).await?;
+    let [right, ahead] = [replicas.client(0)?, replicas.client(1)?];
+    right.register("alice").await?;
+    let early = log_in(&ahead, "alice").await?;
+    let kept = log_in(&ahead, "alice").await?;
+    // Its time is before that of the other logins.
+    let last = log_in(&right, "alice").await?;
+    let ended_by = async |tokens: &Value| {
+        let token = tokens["access_token"].as_str().context("an access token")?;
+        let ended = right
+            .post_with_token(token, "/api/logout-all", None)
+            .await?;
+        anyhow::ensure!(ended.status == 200, "{}", ended.text);
+        anyhow::Ok(())
+    };
+    let backup = SessionBackup::take(&replicas).await?;
+    ended_by(&last).await?;
+    backup.restore(&replicas).await?;
+    for tokens in [&early, &kept, &last] {
+        assert_eq!(statuses(&right, tokens).await?, [401; 3]);
+    }
+
+    let kept = log_in(&ahead, "alice").await?;
+    let token = kept["access_token"].as_str().context("an access token")?;
+    let change = json!({"current_password": PASSWORD, "new_password": NEW_PASSWORD});
+    let changed = ahead
+        .post_with_token(token, "/api/password", Some(&change))
+        .await?;
+    assert_eq!(changed.status, 200, "{}", changed.text);
+    let backup = SessionBackup::take(&replicas).await?;
+    ended_by(&kept).await?;
+    backup.restore(&replicas).await?;
+    assert_eq!(statuses(&right, &kept).await?, [401; 3]);
     Ok(())
 }
 

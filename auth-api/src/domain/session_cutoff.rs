@@ -12,7 +12,7 @@ pub(crate) struct AuthTime(pub(crate) i64);
 ///
 /// Clocks of replicas may differ, so times are also ordered by cause, as in a hybrid logical clock
 /// (Kulkarni et al. 2014): a login reads the cutoff and gets a later time, and a new cutoff is not
-/// earlier than the last login.
+/// earlier than the latest login and than the session that the last change of the password has kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SessionCutoff(i64);
 
@@ -30,9 +30,16 @@ impl SessionCutoff {
         auth_time.0 > self.0
     }
 
-    /// Returns the time of a password verification at `now`, which is later than the cutoff.
+    /// Returns the time of a password verification at `now`, which is later than the cutoff and than
+    /// [`Self::kept_auth_time`].
     pub(crate) fn next_auth_time(self, now: DateTime<Utc>) -> AuthTime {
-        AuthTime(now.timestamp_micros().max(self.0.saturating_add(1)))
+        AuthTime(now.timestamp_micros().max(self.0.saturating_add(2)))
+    }
+
+    /// Returns the time of the session that a change of the password to this cutoff keeps. The next cutoff is not
+    /// earlier, whatever the clock of its replica says.
+    pub(crate) fn kept_auth_time(self) -> AuthTime {
+        AuthTime(self.0.saturating_add(1))
     }
 }
 
@@ -63,6 +70,8 @@ mod tests {
             let auth_time = cutoff.next_auth_time(now);
             assert!(cutoff.permits(auth_time));
             assert!(auth_time.to_utc() >= now);
+            let kept = cutoff.kept_auth_time();
+            assert!(cutoff.permits(kept) && kept < auth_time);
             let latest = auth_time.latest_cutoff().timestamp_micros();
             assert!(SessionCutoff::from_micros(Some(latest)).permits(auth_time));
         }

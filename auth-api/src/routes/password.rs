@@ -139,7 +139,7 @@ async fn change(
     let event = AuditEvent::PasswordChanged;
     let recorded = state.audit.record(event, principal.user, &request).await;
     // Later than a concurrent login, up to which the account has ended sessions.
-    let last_auth_time = auth_time.max(cutoff.next_auth_time(now));
+    let last_auth_time = auth_time.max(cutoff.kept_auth_time());
     match state.sessions.end_others(principal, last_auth_time).await {
         Ok(ended) => sessions_ended.inc_by(ended),
         // The account refuses the other sessions, and this one has its time already.

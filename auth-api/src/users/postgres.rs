@@ -39,12 +39,12 @@ const ACCOUNT_COLUMNS: &str =
 /// The Python service's table is accepted as it is: without NOT NULL, a login or a hash may be missing.
 type AccountRow = (i64, Option<String>, Option<String>, bool, Option<Timestamp>);
 
-/// Assignment that ends every session up to the given time, and up to the last login, which a replica
-/// with another clock may have recorded.
+/// Assignment that ends every session up to the given time, up to the last login, which a replica with another clock may
+/// have recorded, and the one that the last change of the password has kept, a microsecond after the cutoff.
 macro_rules! end_sessions {
     ($time:literal) => {
         concat!(
-            "sessions_valid_after = greatest(sessions_valid_after, ",
+            "sessions_valid_after = greatest(sessions_valid_after + interval '1 microsecond', ",
             $time,
             ", CASE WHEN isfinite(last_login) THEN last_login END)"
         )
@@ -189,7 +189,8 @@ impl PostgresUsers {
         auth_time: AuthTime,
     ) -> Result<bool, Unavailable> {
         let update = sqlx::query(
-            "UPDATE users SET last_login = $3
+            "UPDATE users
+             SET last_login = greatest($3, CASE WHEN isfinite(last_login) THEN last_login END)
              WHERE id = $1 AND password_hash = $2 AND disabled_at IS NULL
              AND (sessions_valid_after IS NULL OR sessions_valid_after < $3)",
         )

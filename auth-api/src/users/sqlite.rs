@@ -19,14 +19,15 @@ pub(crate) struct SqliteUsers(pub(crate) Sqlite);
 type AccountRow = (i64, String, String, bool, Option<i64>);
 type SummaryRow = (i64, String, i64, Option<i64>, bool, Option<i64>);
 
-/// Assignment that ends every session up to the given time, and up to the last login, which a replica
-/// may have recorded before the clock was set back.
+/// Assignment that ends every session up to the given time, up to the last login, which a replica may have recorded
+/// before the clock was set back, and the one that the last change of the password has kept, a microsecond after the
+/// cutoff.
 macro_rules! end_sessions {
     ($time:literal) => {
         concat!(
             "sessions_valid_after = max(",
             $time,
-            ", coalesce(sessions_valid_after, 0), coalesce(last_login, 0))"
+            ", coalesce(min(sessions_valid_after, 9223372036854775806) + 1, 0), coalesce(last_login, 0))"
         )
     };
 }
@@ -121,7 +122,7 @@ impl SqliteUsers {
         auth_time: AuthTime,
     ) -> Result<bool, Unavailable> {
         let result = sqlx::query(
-            "UPDATE users SET last_login = ?1
+            "UPDATE users SET last_login = max(?1, coalesce(last_login, 0))
              WHERE id = ?2 AND password_hash = ?3 AND disabled_at IS NULL
              AND (sessions_valid_after IS NULL OR sessions_valid_after < ?1)",
         )
