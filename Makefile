@@ -1,6 +1,6 @@
 # Commands for development. `make` alone lists them.
 
-.PHONY: help run test lint fuzz e2e bench
+.PHONY: help run test lint fuzz simulate e2e bench
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ lint: ## check formatting, clippy, direction of imports, shell scripts, alert ru
 
 fuzz: ## send requests generated from the OpenAPI document to every endpoint, then run every fuzz target; WHAT=schema or a target for one, SECONDS for each target
 	@exec scripts/fuzz "$(WHAT)" "$(SECONDS)"
+
+simulate: ## simulate the protocol of ended sessions with SEEDS seeds (10000), or print what happens with one SEED
+	@exec scripts/simulate "$(SEEDS)" "$(SEED)"
 
 e2e: ## test the production deployment in Docker under load: scaling, upgrades, crashes, restarts, with several gateways, on a Swarm and under systemd; WHAT=operations, gateways, faults, disasters, swarm or systemd for a part
 	@exec scripts/e2e $(WHAT)

@@ -10,7 +10,6 @@
 
 mod authenticator;
 mod bearer;
-mod check_gate;
 mod failure_limit;
 mod key_set;
 mod key_source;

@@ -24,6 +24,9 @@ use crate::message::{self, ParticipantId};
 #[derive(Debug)]
 pub struct InvalidationTracker {
     pub(crate) participant: ParticipantId,
+    /// Instant from which the times in this participant's heartbeats count. It is that of the participant and not
+    /// of a subscriber, since one that is restarted receives heartbeats of the one before.
+    pub(crate) epoch: Instant,
     next_number: AtomicU64,
     state: Mutex<TrackerState>,
 }
@@ -52,18 +55,13 @@ pub struct PendingInvalidation<'t> {
     completed: Arc<Notify>,
 }
 
-impl Default for InvalidationTracker {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl InvalidationTracker {
     /// Creates the tracker of a new participant.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(now: Instant) -> Self {
         Self {
             participant: ParticipantId::random(),
+            epoch: now,
             next_number: AtomicU64::new(0),
             state: Mutex::default(),
         }
@@ -157,11 +155,19 @@ impl PendingInvalidation<'_> {
 
     /// Waits until every participant has acknowledged the invalidation or its lease has expired.
     pub async fn acknowledged_by_all(self) {
-        if tokio::time::timeout(LEASE_DURATION, self.completed.notified())
-            .await
-            .is_err()
-        {
-            tracing::debug!("session invalidation not acknowledged by every participant");
+        self.acknowledged_before(tokio::time::sleep(LEASE_DURATION))
+            .await;
+    }
+
+    /// Waits until every participant has acknowledged the invalidation, or until `expiry` ends, which lasts for
+    /// [`LEASE_DURATION`].
+    pub(crate) async fn acknowledged_before(self, expiry: impl Future<Output = ()>) {
+        tokio::select! {
+            biased;
+            () = self.completed.notified() => {}
+            () = expiry => {
+                tracing::debug!("session invalidation not acknowledged by every participant");
+            }
         }
     }
 }
@@ -181,7 +187,8 @@ mod tests {
 
     /// Returns a tracker with the times at which its subscription began and became complete.
     fn subscribed_tracker() -> (InvalidationTracker, Instant, Instant) {
-        let (tracker, start) = (InvalidationTracker::new(), Instant::now());
+        let start = Instant::now();
+        let tracker = InvalidationTracker::new(start);
         tracker.subscription_started(start);
         (tracker, start, start + LEASE_DURATION)
     }

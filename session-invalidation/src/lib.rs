@@ -22,15 +22,20 @@
 
 mod acknowledgement;
 mod cache;
+mod check_gate;
 mod generation;
 mod ids;
 mod lease;
 mod message;
+mod participant;
 mod recent;
+#[cfg(test)]
+mod simulation;
 mod subscriber;
 
 pub use acknowledgement::{InvalidationTracker, PendingInvalidation};
 pub use cache::{CacheVersion, LeasedCache, LookupSource};
+pub use check_gate::CheckGates;
 pub use generation::{CacheEntry, Owner};
 pub use ids::{SessionId, UserId};
 pub use message::{INVALIDATION_CHANNEL, UNACKNOWLEDGED_HEADER};

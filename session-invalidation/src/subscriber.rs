@@ -1,4 +1,5 @@
-//! Subscriber that receives the messages of other participants and sends this participant's heartbeats.
+//! Subscriber that connects a [`Participant`] to Redis: it receives the messages of other participants and sends this
+//! participant's heartbeats and acknowledgements.
 
 use std::fmt;
 use std::hash::Hash;
@@ -14,19 +15,14 @@ use tokio::time::MissedTickBehavior;
 use crate::acknowledgement::InvalidationTracker;
 use crate::cache::{Invalidate, LeasedCache};
 use crate::lease::HEARTBEAT_INTERVAL;
-use crate::message::{
-    self, HEARTBEAT_CHANNEL, INVALIDATION_CHANNEL, Invalidated, Message, ParticipantId,
-};
+use crate::participant::{Participant, Request};
 
 /// Task of a participant that keeps its cache valid.
 pub struct Subscriber {
     redis: RedisConnection,
     connection: SubscriberClient,
-    is_subscribed: bool,
+    participant: Participant,
     cache: Arc<dyn Invalidate>,
-    tracker: Arc<InvalidationTracker>,
-    /// Instant from which the times in this participant's heartbeats count.
-    epoch: Instant,
 }
 
 impl Subscriber {
@@ -43,13 +39,12 @@ impl Subscriber {
         K: Hash + Eq + Clone + Send + 'static,
         V: Clone + Send + 'static,
     {
+        let cache: Arc<dyn Invalidate> = cache;
         Ok(Self {
             connection: redis.subscriber()?,
             redis,
-            is_subscribed: false,
+            participant: Participant::new(Arc::clone(&cache), tracker),
             cache,
-            tracker,
-            epoch: Instant::now(),
         })
     }
 
@@ -70,13 +65,13 @@ impl Subscriber {
                     Ok(message) => self.handle(&message),
                     Err(RecvError::Lagged(count)) => {
                         tracing::warn!(count, "messages of other participants lost");
-                        self.messages_lost();
+                        self.participant.messages_lost(Instant::now());
                     }
                     Err(RecvError::Closed) => break,
                 },
-                _ = failed.recv() => self.subscription_lost(),
+                _ = failed.recv() => self.participant.subscription_lost(Instant::now()),
                 _ = reconnected.recv() => {
-                    self.subscription_lost();
+                    self.participant.subscription_lost(Instant::now());
                     self.subscribe().await;
                 }
                 _ = heartbeats.tick() => self.maintain().await,
@@ -85,119 +80,60 @@ impl Subscriber {
     }
 
     async fn subscribe(&mut self) {
-        let channels = vec![
-            INVALIDATION_CHANNEL.to_owned(),
-            HEARTBEAT_CHANNEL.to_owned(),
-            self.tracker.participant.channel(),
-        ];
-        if let Err(error) = self.connection.subscribe(channels).await {
-            return tracing::warn!(%error, "subscribing to session invalidations failed");
+        let channels = self.participant.channels().to_vec();
+        match self.connection.subscribe(channels).await {
+            Ok(()) => self.participant.subscribed(Instant::now()),
+            Err(error) => tracing::warn!(%error, "subscribing to session invalidations failed"),
         }
-        self.is_subscribed = true;
-        let now = Instant::now();
-        self.cache.subscription_started(now);
-        self.tracker.subscription_started(now);
-        tracing::info!("subscribed to session invalidations");
     }
 
-    fn subscription_lost(&mut self) {
-        if std::mem::take(&mut self.is_subscribed) {
-            tracing::warn!("subscription to session invalidations lost: sessions are not cached");
-        }
-        self.cache.subscription_lost(Instant::now());
-        self.tracker.subscription_lost();
-    }
-
-    /// Handles the loss of messages, which may have been invalidations and heartbeats.
-    fn messages_lost(&self) {
-        let now = Instant::now();
-        self.cache.invalidate_all(now);
-        self.tracker.subscription_started(now);
-    }
-
-    /// Subscribes if necessary, replaces a dead connection, and sends a heartbeat if the cache is in use.
+    /// Does what the participant needs at an interval.
     async fn maintain(&mut self) {
-        if !self.is_subscribed {
-            if self.connection.is_connected() {
-                self.subscribe().await;
-            }
-            return;
-        }
-        let now = Instant::now();
-        if self.cache.is_heartbeat_overdue(now) {
-            self.subscription_lost();
-            let connection = self.connection.clone();
-            // Its end is received as an event.
-            tokio::spawn(async move { connection.force_reconnection().await });
-        } else if self.cache.take_needs_heartbeat(now) {
-            let (redis, cache) = (self.redis.clone(), Arc::clone(&self.cache));
-            let heartbeat = message::heartbeat(self.tracker.participant, now - self.epoch);
-            tokio::spawn(async move {
-                if redis.publish(HEARTBEAT_CHANNEL, heartbeat).await.is_ok() {
-                    cache.heartbeat_published(now);
-                }
-            });
-        }
-    }
-
-    fn handle(&self, message: &fred::types::Message) {
-        let text = message.value.as_str().unwrap_or_default();
-        match Message::parse(&message.channel, &text) {
-            Some(Message::Invalidation {
-                sender,
-                number,
-                invalidated,
-            }) => self.handle_invalidation(sender, number, invalidated),
-            Some(Message::Heartbeat { sender, sent }) => {
-                let now = Instant::now();
-                self.tracker.heartbeat_received(sender, now);
-                if sender == self.tracker.participant
-                    && let Some(sent) = self.epoch.checked_add(sent).filter(|sent| *sent <= now)
-                {
-                    self.cache.heartbeat_received(sent);
+        match self.participant.tick(Instant::now()) {
+            Some(Request::Subscribe) => {
+                if self.connection.is_connected() {
+                    self.subscribe().await;
                 }
             }
-            Some(Message::Acknowledgement { sender, number }) => {
-                self.tracker.acknowledgement_received(number, sender);
+            Some(Request::Reconnect) => {
+                let connection = self.connection.clone();
+                // Its end is received as an event.
+                tokio::spawn(async move { connection.force_reconnection().await });
             }
-            None => {
-                // It may have been meant as an invalidation.
-                tracing::warn!(channel = %message.channel, "unknown message on a session channel");
-                self.messages_lost();
+            Some(Request::Heartbeat { sent, publication }) => {
+                let (redis, cache) = (self.redis.clone(), Arc::clone(&self.cache));
+                tokio::spawn(async move {
+                    let published = redis.publish(&publication.channel, publication.message);
+                    if published.await.is_ok() {
+                        cache.heartbeat_published(sent);
+                    }
+                });
             }
-        }
-    }
-
-    fn handle_invalidation(
-        &self,
-        sender: Option<ParticipantId>,
-        number: u64,
-        invalidated: Invalidated,
-    ) {
-        self.cache.invalidate(invalidated, Instant::now());
-        match sender {
-            Some(participant) if participant == self.tracker.participant => {
-                self.tracker
-                    .own_invalidation_received(number, Instant::now());
-            }
-            Some(other) => self.acknowledge(other, number),
             None => {}
         }
     }
 
-    fn acknowledge(&self, sender: ParticipantId, number: u64) {
-        let acknowledgement = message::acknowledgement(self.tracker.participant, number);
-        let redis = self.redis.clone();
-        // In a task of its own, because the subscriber must not wait for Redis.
-        tokio::spawn(async move { redis.publish(&sender.channel(), acknowledgement).await });
+    fn handle(&mut self, message: &fred::types::Message) {
+        let text = message.value.as_str().unwrap_or_default();
+        let acknowledgement = self
+            .participant
+            .receive(&message.channel, &text, Instant::now);
+        if let Some(acknowledgement) = acknowledgement {
+            let redis = self.redis.clone();
+            // In a task of its own, because the subscriber must not wait for Redis.
+            tokio::spawn(async move {
+                redis
+                    .publish(&acknowledgement.channel, acknowledgement.message)
+                    .await
+            });
+        }
     }
 }
 
 /// Ends the caching of sessions with the subscriber, also if it panics.
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        self.cache.subscription_lost(Instant::now());
-        self.tracker.subscription_lost();
+        self.participant.subscription_lost(Instant::now());
         let connection = self.connection.clone();
         // The library keeps a connection that is not closed.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -210,8 +146,7 @@ impl fmt::Debug for Subscriber {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Subscriber")
-            .field("is_subscribed", &self.is_subscribed)
-            .field("tracker", &self.tracker)
+            .field("participant", &self.participant)
             .finish_non_exhaustive()
     }
 }
@@ -243,15 +178,14 @@ mod tests {
         };
         let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
         let start = || {
-            let tracker = Arc::new(InvalidationTracker::new());
+            let tracker = Arc::new(InvalidationTracker::new(Instant::now()));
             let mut subscriber =
                 Subscriber::new(redis.clone(), Arc::clone(&cache), tracker).unwrap();
             let (started, cache) = (started.clone(), Arc::clone(&cache));
             async move {
                 let now = Instant::now();
                 let version = cache.get(&session, now).unwrap_err();
-                subscriber.is_subscribed = true;
-                subscriber.cache.subscription_started(now);
+                subscriber.participant.subscribed(now);
                 subscriber.cache.heartbeat_received(now);
                 let current = cache.get(&session, now).unwrap_err();
                 assert_ne!(version, current);

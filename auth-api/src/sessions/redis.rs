@@ -68,7 +68,7 @@ impl RedisSessions {
         let sessions = Self {
             redis,
             cache: Arc::new(LeasedCache::new(LookupSource::Store, MAX_CACHED_SESSIONS)),
-            tracker: Arc::new(InvalidationTracker::new()),
+            tracker: Arc::new(InvalidationTracker::new(Instant::now())),
         };
         let (supervisor, subscribed) = (supervisor.clone(), sessions.clone());
         tokio::spawn(async move {

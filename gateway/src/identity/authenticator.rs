@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderMap, HeaderName, StatusCode};
-use session_invalidation::{Owner, SessionId, UserId};
+use session_invalidation::{CheckGates, Owner, SessionId, UserId};
 use supervision::Supervisor;
 use thiserror::Error;
 
@@ -13,7 +13,6 @@ use crate::client::ClientKey;
 use crate::config::IdentitySettings;
 use crate::http::h1::encode::put_header;
 use crate::identity::bearer::{self, Credentials};
-use crate::identity::check_gate::CheckGates;
 use crate::identity::failure_limit::FailureLimit;
 use crate::identity::key_source::KeySource;
 use crate::identity::revocations::{TokenHash, VerifiedTokens};
@@ -195,7 +194,7 @@ impl Authenticator {
         let result = match self.screen(token) {
             Ok(expires_at) => {
                 let check = self.verify_unless_remembered(token, hash, expires_at);
-                self.gates.pass(hash, check).await
+                self.gates.pass(hash, std::time::Instant::now, check).await
             }
             Err(invalid) => Err(invalid.into()),
         };

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis_connection::RedisConnection;
-use session_invalidation::{CacheEntry, CacheVersion, LeasedCache, LookupSource, Subscriber};
+use session_invalidation::{
+    CacheEntry, CacheVersion, InvalidationTracker, LeasedCache, LookupSource, Subscriber,
+};
 use supervision::Supervisor;
 
 use crate::config::RedisUrl;
@@ -83,7 +85,8 @@ impl VerifiedTokens {
         };
         let subscribe = || async {
             let (redis, cache) = (connection.0.clone(), Arc::clone(&self.cache));
-            match Subscriber::new(redis, cache, Arc::default()) {
+            let tracker = Arc::new(InvalidationTracker::new(Instant::now()));
+            match Subscriber::new(redis, cache, tracker) {
                 Ok(subscriber) => subscriber.run().await,
                 Err(error) => {
                     tracing::error!(%error, "session invalidations cannot be subscribed to");

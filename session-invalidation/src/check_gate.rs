@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 /// Gates of the tokens that are being checked, by key.
 #[derive(Debug)]
-pub(super) struct CheckGates<K, R>(Mutex<HashMap<K, Arc<Gate<R>>>>);
+pub struct CheckGates<K, R>(Mutex<HashMap<K, Arc<Gate<R>>>>);
 
 type Gate<R> = tokio::sync::Mutex<Option<LastCheck<R>>>;
 
@@ -33,15 +33,20 @@ impl<K, R> Default for CheckGates<K, R> {
 
 impl<K: Hash + Eq + Clone, R: Clone> CheckGates<K, R> {
     /// Returns the result of a check of the token `key` that begins after this call: `check` is polled unless another
-    /// request's check serves this one too.
-    pub(super) async fn pass(&self, key: K, check: impl Future<Output = R>) -> R {
-        let arrived = Instant::now();
+    /// request's check serves this one too. `clock` returns the time.
+    pub async fn pass(
+        &self,
+        key: K,
+        clock: impl Fn() -> Instant,
+        check: impl Future<Output = R>,
+    ) -> R {
+        let arrived = clock();
         let entered = self.enter(key);
         let mut last = entered.gate.lock().await;
         if let Some(last) = last.as_ref().filter(|last| last.began >= arrived) {
             return last.result.clone();
         }
-        let began = Instant::now();
+        let began = clock();
         let result = check.await;
         *last = Some(LastCheck {
             began,
@@ -110,7 +115,7 @@ mod tests {
                     checks.permits.acquire().await.unwrap().forget();
                     number
                 };
-                checks.gates.pass(token, check).await
+                checks.gates.pass(token, Instant::now, check).await
             });
             for _ in 0..10 {
                 tokio::task::yield_now().await;
