@@ -10,6 +10,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use tokio::task::JoinHandle;
+
 /// Shutdown state shared by the server and the request handlers. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lifecycle(Arc<LifecycleState>);
@@ -47,12 +49,7 @@ impl Lifecycle {
         &self,
         operation: impl Future<Output = T> + Send + 'static,
     ) -> T {
-        let guard = OperationGuard::new(&self.0);
-        let task = tokio::spawn(async move {
-            let _guard = guard;
-            operation.await
-        });
-        match task.await {
+        match self.start(operation).await {
             Ok(output) => output,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -60,6 +57,18 @@ impl Lifecycle {
                 Err(_) => std::future::pending().await,
             },
         }
+    }
+
+    /// Starts an operation that a shutdown waits for, as [`Self::complete`] does.
+    pub(crate) fn start<T: Send + 'static>(
+        &self,
+        operation: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        let guard = OperationGuard::new(&self.0);
+        tokio::spawn(async move {
+            let _guard = guard;
+            operation.await
+        })
     }
 
     pub(crate) fn has_pending_operations(&self) -> bool {

@@ -81,18 +81,23 @@ async fn create_session(
     };
     let refresh_token = RefreshToken::random(principal);
     let auth_time = account.standing.cutoff.next_auth_time(now);
-    state
-        .sessions
-        .create(&NewSession {
-            principal,
-            refresh_hash: refresh_token.hash(),
-            refresh_generation: refresh_token.generation(),
-            created_at: now,
-            auth_time,
-            policy: state.session_policy,
-            client: request.client.clone(),
-        })
-        .await?;
+    let session = NewSession {
+        principal,
+        refresh_hash: refresh_token.hash(),
+        refresh_generation: refresh_token.generation(),
+        created_at: now,
+        auth_time,
+        policy: state.session_policy,
+        client: request.client.clone(),
+    };
+    if let Err(error) = state.sessions.create(&session).await {
+        // The store may have created it all the same, and lost the response. The client, which never gets its
+        // tokens, does not wait for its end.
+        let sessions = state.sessions.clone();
+        let end = async move { sessions.end(principal).await };
+        drop(state.lifecycle.start(end));
+        return Err(error.into());
+    }
     // A concurrent password change, deletion or disabling may have ended the sessions of the account
     // before this one was created.
     let recorded = state.users.record_login(&account, auth_time).await;
