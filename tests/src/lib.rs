@@ -15,6 +15,7 @@ pub mod fault_proxy;
 pub mod gateway;
 pub mod http2_frames;
 pub mod identity_edge;
+pub mod interruption;
 pub mod load;
 pub mod make_run;
 pub mod mock_upstream;
@@ -34,6 +35,7 @@ pub mod runbook;
 pub mod session_backup;
 pub mod settings;
 pub mod signing_key;
+pub mod store_breakpoint;
 pub mod terminal;
 pub mod wait;
 

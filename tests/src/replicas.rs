@@ -244,6 +244,19 @@ impl Replicas {
         self.with_settings(command, std::env::var_os("PATH").unwrap_or_default())
     }
 
+    /// Like [`Replicas::command`], for a program whose writes beyond a size of a file, in bytes, fail as on a full disk.
+    #[must_use]
+    pub fn command_with_max_file_size(&self, name: &str, limit: Option<u64>) -> Command {
+        let Some(limit) = limit else {
+            return self.command(name);
+        };
+        let mut command = bound_command("prlimit");
+        command
+            .arg(format!("--fsize={limit}:"))
+            .arg(program_path(name));
+        self.with_settings(command, std::env::var_os("PATH").unwrap_or_default())
+    }
+
     /// Returns a command that runs `script` by the shell with the settings of the replicas, and `auth-api` in its `PATH`.
     ///
     /// # Panics
