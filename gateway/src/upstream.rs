@@ -26,6 +26,8 @@ use crate::config::{Config, UpstreamIndex, UpstreamSettings};
 use crate::telemetry::metrics::Metrics;
 pub(crate) use connection::{Connection, UpstreamError, UpstreamEvent};
 pub(crate) use connection_slots::Overflow;
+#[cfg(test)]
+pub(crate) use connector::in_memory;
 pub(crate) use connector::{ConnectError, SharedConnector};
 pub(crate) use endpoint::{ChosenEndpoint, ConnectionReuse, Endpoint, InFlight};
 pub(crate) use endpoint_set::EndpointSet;

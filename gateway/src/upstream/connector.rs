@@ -1,11 +1,15 @@
 //! Connector: establishes connections to servers, in cleartext or with TLS.
 
+#[cfg(test)]
+pub(crate) mod in_memory;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use pingora::ErrorType;
 use pingora::connectors::TransportConnector;
+use pingora::protocols::Stream;
 use pingora::protocols::l4::ext::TcpKeepalive;
 use pingora::upstreams::peer::HttpPeer;
 use thiserror::Error;
@@ -28,7 +32,7 @@ pub(crate) type SharedConnector = Arc<LazyLock<TransportConnector>>;
 /// Means of connecting to servers.
 #[derive(Clone, Copy)]
 pub(super) struct Connector<'c> {
-    pub(super) tcp: &'c TransportConnector,
+    pub(super) tcp: &'c LazyLock<TransportConnector>,
     /// `None` if no server has `https`.
     pub(super) tls: Option<&'c Arc<TlsClient>>,
 }
@@ -46,13 +50,7 @@ impl<'c> Connector<'c> {
     ) -> Result<Connection, ConnectError> {
         let tls = self.tls_to(server)?;
         let deadline = tokio::time::Instant::now() + timeout;
-        // TLS is not Pingora's.
-        let mut peer = HttpPeer::new(address, false, String::new());
-        peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);
-        peer.options.connection_timeout = Some(timeout);
-        peer.options.total_connection_timeout = Some(timeout);
-        let stream = self.tcp.new_stream(&peer).await;
-        let stream = stream.map_err(|error| ConnectError::from(error.etype()))?;
+        let stream = self.connect(address, timeout).await?;
         let Some(tls) = tls else {
             return Ok(Connection::new(stream, None));
         };
@@ -62,6 +60,21 @@ impl<'c> Connector<'c> {
             Ok(Err(error)) => Err(ConnectError::Tls(error.to_string())),
             Err(_) => Err(ConnectError::TimedOut),
         }
+    }
+
+    async fn connect(self, address: SocketAddr, timeout: Duration) -> Result<Stream, ConnectError> {
+        #[cfg(test)]
+        if let Some(connecting) = in_memory::connect(address) {
+            let connected = tokio::time::timeout(timeout, connecting).await;
+            return connected.unwrap_or(Err(ConnectError::TimedOut));
+        }
+        // TLS is not Pingora's.
+        let mut peer = HttpPeer::new(address, false, String::new());
+        peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);
+        peer.options.connection_timeout = Some(timeout);
+        peer.options.total_connection_timeout = Some(timeout);
+        let stream = self.tcp.new_stream(&peer).await;
+        stream.map_err(|error| ConnectError::from(error.etype()))
     }
 
     /// Returns the TLS client of connections to a server, `None` for cleartext.

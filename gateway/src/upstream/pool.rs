@@ -102,3 +102,201 @@ impl fmt::Debug for ConnectionPool {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use http::Method;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::*;
+    use crate::http::downstream::Backpressure;
+    use crate::http::message::{Framing, Upgrade};
+    use crate::upstream::UpstreamEvent;
+    use crate::upstream::in_memory::{PipeEnd, pipe};
+
+    const MAX_IDLE: usize = 3;
+
+    /// State of the exchange after which a connection is put into the pool.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Exchange {
+        Complete,
+        /// The endpoint has announced that it closes the connection.
+        Last,
+        RequestIncomplete,
+        ResponseIncomplete,
+        /// The endpoint has sent more than the response.
+        Surplus,
+    }
+
+    /// Step of a run. A number selects one of the connections.
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Put(Exchange),
+        Take,
+        CloseExpired,
+        Clear,
+        Advance(Duration),
+        /// The endpoint closes a connection.
+        Close(usize),
+        /// The endpoint sends something on an idle connection.
+        Send(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let exchange = prop_oneof![
+            4 => Just(Exchange::Complete),
+            1 => Just(Exchange::Last),
+            1 => Just(Exchange::RequestIncomplete),
+            1 => Just(Exchange::ResponseIncomplete),
+            1 => Just(Exchange::Surplus),
+        ];
+        let seconds = prop_oneof![Just(1), Just(27), Just(54), Just(55)];
+        prop_oneof![
+            6 => exchange.prop_map(Step::Put),
+            4 => Just(Step::Take),
+            2 => Just(Step::CloseExpired),
+            1 => Just(Step::Clear),
+            3 => seconds.prop_map(|seconds| Step::Advance(Duration::from_secs(seconds))),
+            1 => (0..8_usize).prop_map(Step::Close),
+            1 => (0..8_usize).prop_map(Step::Send),
+        ]
+    }
+
+    /// The endpoint's side of the connections, by number. `None` once the endpoint has closed it.
+    #[derive(Default)]
+    struct Endpoint(Vec<Option<PipeEnd>>);
+
+    impl Endpoint {
+        /// Returns a connection after an exchange.
+        fn connection(&mut self, exchange: Exchange) -> Connection {
+            let mut cx = Context::from_waker(Waker::noop());
+            let (mut peer, stream) = pipe(1024);
+            let mut connection = Connection::new(stream, None);
+            let framing = match exchange {
+                Exchange::RequestIncomplete => Framing::Length(1),
+                _ => Framing::Empty,
+            };
+            connection.begin_request(&Method::GET, framing, Upgrade::None);
+            if exchange != Exchange::RequestIncomplete {
+                connection.finish_request();
+            }
+            let response: &[u8] = match exchange {
+                Exchange::Last => {
+                    b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                }
+                Exchange::ResponseIncomplete => b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n",
+                Exchange::Surplus => b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\nHTTP",
+                Exchange::Complete | Exchange::RequestIncomplete => {
+                    b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+                }
+            };
+            let sent = Pin::new(&mut peer.stream).poll_write(&mut cx, response);
+            assert!(matches!(sent, Poll::Ready(Ok(count)) if count == response.len()));
+            while let Poll::Ready(Ok(event)) = connection.poll(&mut cx, Backpressure::Ready) {
+                if matches!(event, UpstreamEvent::End) {
+                    break;
+                }
+            }
+            self.0.push(Some(peer));
+            connection
+        }
+
+        /// Returns the numbers of the connections that the gateway has open, of those that the endpoint has open.
+        fn open(&mut self) -> Vec<usize> {
+            let mut cx = Context::from_waker(Waker::noop());
+            let peers = self.0.iter_mut().enumerate();
+            peers
+                .filter_map(|(number, peer)| {
+                    let mut byte = [0];
+                    let mut buffer = ReadBuf::new(&mut byte);
+                    let stream = Pin::new(&mut peer.as_mut()?.stream);
+                    let read: Poll<io::Result<()>> = stream.poll_read(&mut cx, &mut buffer);
+                    read.is_pending().then_some(number)
+                })
+                .collect()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        /// The model is the list of idle connections, the most recently used one last. Only clean ones are in it, not more
+        /// than the maximum, and none that is returned was closed or written to by the endpoint.
+        #[test]
+        fn a_pool_is_as_its_model_whatever_endpoints_do(steps in vec(step(), 0..60)) {
+            let pool = ConnectionPool {
+                idle: Mutex::default(),
+                max_idle: MAX_IDLE,
+            };
+            let mut endpoint = Endpoint::default();
+            let mut model: Vec<(usize, Instant)> = Vec::new();
+            // Connections on which the endpoint has closed or sent something since they were put back.
+            let mut unusable = Vec::new();
+            let mut now = Instant(1_000_000_000);
+            for step in steps {
+                let number = match step {
+                    Step::Close(number) | Step::Send(number) => number,
+                    _ => 0,
+                };
+                let selected = number.checked_rem(model.len()).map(|index| model[index].0);
+                match step {
+                    Step::Put(exchange) => {
+                        let connection = endpoint.connection(exchange);
+                        pool.put(connection, now);
+                        if exchange == Exchange::Complete {
+                            model.push((endpoint.0.len() - 1, now));
+                        }
+                        if model.len() > MAX_IDLE {
+                            model.remove(0);
+                        }
+                    }
+                    Step::Take => {
+                        let taken = pool.take(None);
+                        while model.last().is_some_and(|(last, _)| unusable.contains(last)) {
+                            model.pop();
+                        }
+                        let expected = model.pop();
+                        prop_assert_eq!(taken.is_some(), expected.is_some());
+                        // Dropped: the endpoint sees below that it was this one.
+                        drop(taken);
+                    }
+                    Step::CloseExpired => {
+                        pool.close_expired(now);
+                        model.retain(|(number, since)| {
+                            now.since(*since) < IDLE_TIMEOUT && !unusable.contains(number)
+                        });
+                    }
+                    Step::Clear => {
+                        pool.clear();
+                        model.clear();
+                    }
+                    Step::Advance(duration) => now = now.saturating_add(duration),
+                    Step::Close(_) => {
+                        let Some(number) = selected else { continue };
+                        endpoint.0[number] = None;
+                        unusable.push(number);
+                    }
+                    Step::Send(_) => {
+                        let Some(number) = selected else { continue };
+                        let mut cx = Context::from_waker(Waker::noop());
+                        if let Some(peer) = &mut endpoint.0[number] {
+                            let sent = Pin::new(&mut peer.stream).poll_write(&mut cx, b"x");
+                            prop_assert!(sent.is_ready());
+                            unusable.push(number);
+                        }
+                    }
+                }
+                let mut expected: Vec<_> = model.iter().map(|(number, _)| *number).collect();
+                expected.retain(|number| endpoint.0[*number].is_some());
+                expected.sort_unstable();
+                prop_assert_eq!(endpoint.open(), expected, "after {:?}", step);
+            }
+        }
+    }
+}

@@ -22,8 +22,8 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Duration after which a lookup is logged as a failure.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-type Addresses = io::Result<Vec<SocketAddr>>;
-type Lookup = fn(Server) -> BoxFuture<'static, Addresses>;
+pub(super) type Addresses = io::Result<Vec<SocketAddr>>;
+pub(super) type Lookup = fn(Server) -> BoxFuture<'static, Addresses>;
 
 /// Lookups of all servers.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Resolver {
         Self::with_lookup(|server| lookup(server).boxed())
     }
 
-    fn with_lookup(lookup: Lookup) -> Self {
+    pub(super) fn with_lookup(lookup: Lookup) -> Self {
         Self {
             lookup,
             in_progress: HashMap::new(),
