@@ -15,6 +15,8 @@
 //! that exceeds the capacity of a path would take it away from all others.
 
 mod breaker;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,9 +28,8 @@ use parking_lot::RwLock;
 use crate::config::CircuitBreakerSettings;
 use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::Metrics;
-use breaker::CircuitBreaker;
 pub(crate) use breaker::Permission;
-use breaker::PermitRole;
+use breaker::{Admission, CircuitBreaker, PermitRole};
 
 /// Returns true for the statuses of a failing endpoint. Others of class 5xx say something about the request:
 /// its method is not implemented (501), its version not supported (505).
@@ -47,27 +48,26 @@ pub(crate) fn is_failure(status: StatusCode) -> bool {
 pub(crate) struct Permit {
     /// `None` once the outcome is recorded.
     breaker: Option<Arc<CircuitBreaker>>,
-    acquired_at: Instant,
-    role: PermitRole,
+    admission: Admission,
 }
 
 impl Permit {
     /// Records that a successful response has begun.
     pub(crate) fn record_response_begin(&self) {
-        if let (Some(breaker), PermitRole::Probe) = (&self.breaker, self.role) {
-            breaker.record_probe_response(self.acquired_at);
+        if let (Some(breaker), PermitRole::Probe) = (&self.breaker, self.admission.role) {
+            breaker.record_probe_response(self.admission);
         }
     }
 
     pub(crate) fn record_success(mut self) {
         if let Some(breaker) = self.breaker.take() {
-            breaker.record_success(self.acquired_at);
+            breaker.record_success(self.admission);
         }
     }
 
     pub(crate) fn record_failure(mut self, now: Instant) {
         if let Some(breaker) = self.breaker.take() {
-            breaker.record_failure(self.acquired_at, now);
+            breaker.record_failure(self.admission, now);
         }
     }
 }
@@ -75,7 +75,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(breaker) = &self.breaker {
-            breaker.release_probe(self.acquired_at);
+            breaker.release_probe(self.admission);
         }
     }
 }
@@ -125,11 +125,10 @@ impl CircuitBreakers {
     /// Returns the time until the next probe if the breaker admits no request.
     pub(crate) fn acquire(&self, endpoint: SocketAddr, now: Instant) -> Result<Permit, Duration> {
         let breaker = self.breaker(endpoint);
-        let role = breaker.admit(now)?;
+        let admission = breaker.admit(now)?;
         Ok(Permit {
             breaker: Some(breaker),
-            acquired_at: now,
-            role,
+            admission,
         })
     }
 

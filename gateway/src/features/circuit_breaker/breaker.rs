@@ -43,15 +43,22 @@ impl BreakerState {
         consecutive_failures: 0,
     };
 
-    /// Returns true if the outcome of a request that acquired its permit at `acquired_at` counts. In
-    /// a half-open breaker only the outcome of the probe does, not those of requests from before the
-    /// breaker opened.
-    fn considers(self, acquired_at: Instant) -> bool {
+    /// Returns true if the outcome of a request counts. In a half-open breaker only the outcome of the probe
+    /// does, not those of requests from before the breaker opened.
+    fn considers(self, admission: Admission) -> bool {
         match self {
             Self::Closed { .. } => true,
             Self::Open { .. } => false,
-            Self::HalfOpen { probe_started } => probe_started == acquired_at,
+            Self::HalfOpen { .. } => self.has_probe(admission),
         }
+    }
+
+    /// Returns true if the breaker is half-open and waits for the outcome of this request.
+    fn has_probe(self, admission: Admission) -> bool {
+        let probe = Self::HalfOpen {
+            probe_started: admission.at,
+        };
+        admission.role == PermitRole::Probe && self == probe
     }
 }
 
@@ -62,6 +69,14 @@ pub(super) enum PermitRole {
     Regular,
     /// The request whose outcome decides whether the breaker closes.
     Probe,
+}
+
+/// Admission of a request. That of a probe differs from all others: the next probe begins later, and regular
+/// requests may have been admitted at the same instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Admission {
+    pub(super) at: Instant,
+    pub(super) role: PermitRole,
 }
 
 /// Circuit breaker of one path pattern and one endpoint.
@@ -91,17 +106,19 @@ impl CircuitBreaker {
     ///
     /// # Errors
     /// Returns the time until the next probe if the request is not admitted.
-    pub(super) fn admit(&self, now: Instant) -> Result<PermitRole, Duration> {
+    pub(super) fn admit(&self, now: Instant) -> Result<Admission, Duration> {
         let mut state = self.state.lock();
         if let Permission::Denied { retry_after } = self.permission_in(*state, now) {
             return Err(retry_after);
         }
-        if matches!(*state, BreakerState::Closed { .. }) {
-            return Ok(PermitRole::Regular);
-        }
-        *state = BreakerState::HalfOpen { probe_started: now };
-        self.gauge.set(GAUGE_HALF_OPEN);
-        Ok(PermitRole::Probe)
+        let role = if matches!(*state, BreakerState::Closed { .. }) {
+            PermitRole::Regular
+        } else {
+            *state = BreakerState::HalfOpen { probe_started: now };
+            self.gauge.set(GAUGE_HALF_OPEN);
+            PermitRole::Probe
+        };
+        Ok(Admission { at: now, role })
     }
 
     fn permission_in(&self, state: BreakerState, now: Instant) -> Permission {
@@ -121,15 +138,12 @@ impl CircuitBreaker {
         }
     }
 
-    /// Records that the probe admitted at `acquired_at` has got the headers of a successful response. It
+    /// Records that a request has got the headers of a successful response. That of the probe
     /// closes the breaker, since the response may be a stream that lasts for hours. Until a response is
     /// complete, one failure opens the breaker again.
-    pub(super) fn record_probe_response(&self, acquired_at: Instant) {
+    pub(super) fn record_probe_response(&self, admission: Admission) {
         let mut state = self.state.lock();
-        let probe = BreakerState::HalfOpen {
-            probe_started: acquired_at,
-        };
-        if *state == probe {
+        if state.has_probe(admission) {
             *state = BreakerState::Closed {
                 consecutive_failures: self.settings.failure_threshold.get() - 1,
             };
@@ -137,20 +151,20 @@ impl CircuitBreaker {
         }
     }
 
-    /// Records the success of a request that acquired its permit at `acquired_at`.
-    pub(super) fn record_success(&self, acquired_at: Instant) {
+    /// Records the success of a request.
+    pub(super) fn record_success(&self, admission: Admission) {
         let mut state = self.state.lock();
-        if *state == BreakerState::INITIAL || !state.considers(acquired_at) {
+        if *state == BreakerState::INITIAL || !state.considers(admission) {
             return;
         }
         *state = BreakerState::INITIAL;
         self.gauge.set(GAUGE_CLOSED);
     }
 
-    /// Records the failure of a request that acquired its permit at `acquired_at`.
-    pub(super) fn record_failure(&self, acquired_at: Instant, now: Instant) {
+    /// Records the failure of a request.
+    pub(super) fn record_failure(&self, admission: Admission, now: Instant) {
         let mut state = self.state.lock();
-        if !state.considers(acquired_at) {
+        if !state.considers(admission) {
             return;
         }
         let threshold = self.settings.failure_threshold.get();
@@ -173,13 +187,12 @@ impl CircuitBreaker {
     }
 
     /// Ends a request without an outcome. If it was the probe, the next request becomes the probe.
-    pub(super) fn release_probe(&self, acquired_at: Instant) {
+    pub(super) fn release_probe(&self, admission: Admission) {
         let mut state = self.state.lock();
-        let probe = BreakerState::HalfOpen {
-            probe_started: acquired_at,
-        };
-        if *state == probe {
-            *state = BreakerState::Open { until: acquired_at };
+        if state.has_probe(admission) {
+            *state = BreakerState::Open {
+                until: admission.at,
+            };
             self.gauge.set(GAUGE_OPEN);
         }
     }
@@ -232,11 +245,26 @@ mod tests {
         Instant(seconds * SECOND_NS)
     }
 
+    /// Returns the admission of a request to a closed breaker.
+    fn regular(seconds: u64) -> Admission {
+        Admission {
+            at: at(seconds),
+            role: PermitRole::Regular,
+        }
+    }
+
+    fn probe(seconds: u64) -> Admission {
+        Admission {
+            at: at(seconds),
+            role: PermitRole::Probe,
+        }
+    }
+
     /// Returns a breaker that opened at second 1.
     fn open_breaker() -> CircuitBreaker {
         let breaker = closed_breaker();
         for _ in 0..3 {
-            breaker.record_failure(at(1), at(1));
+            breaker.record_failure(regular(1), at(1));
         }
         breaker
     }
@@ -245,12 +273,12 @@ mod tests {
     fn consecutive_failures_open_it_and_a_successful_probe_closes_it() {
         let breaker = closed_breaker();
         for _ in 0..2 {
-            breaker.record_failure(at(1), at(1));
+            breaker.record_failure(regular(1), at(1));
         }
-        breaker.record_success(at(1));
+        breaker.record_success(regular(1));
         for _ in 0..3 {
             assert_eq!(breaker.acquire(at(2)), Permission::Granted);
-            breaker.record_failure(at(2), at(2));
+            breaker.record_failure(regular(2), at(2));
         }
         assert_eq!(
             breaker.acquire(at(12)),
@@ -264,10 +292,10 @@ mod tests {
             matches!(breaker.acquire(at(33)), Permission::Denied { .. }),
             "one probe"
         );
-        breaker.record_failure(at(32), at(33));
+        breaker.record_failure(probe(32), at(33));
         assert!(matches!(breaker.acquire(at(34)), Permission::Denied { .. }));
         assert_eq!(breaker.acquire(at(63)), Permission::Granted);
-        breaker.record_success(at(63));
+        breaker.record_success(probe(63));
         assert_eq!(breaker.acquire(at(63)), Permission::Granted);
         assert_eq!(breaker.acquire(at(63)), Permission::Granted);
     }
@@ -276,9 +304,9 @@ mod tests {
     fn a_probe_without_an_outcome_is_followed_by_another() {
         let breaker = open_breaker();
         assert_eq!(breaker.acquire(at(31)), Permission::Granted);
-        breaker.release_probe(at(0));
+        breaker.release_probe(probe(0));
         assert!(matches!(breaker.acquire(at(32)), Permission::Denied { .. }));
-        breaker.release_probe(at(31));
+        breaker.release_probe(probe(31));
         assert_eq!(breaker.acquire(at(32)), Permission::Granted);
         assert!(matches!(breaker.acquire(at(32)), Permission::Denied { .. }));
     }
@@ -286,29 +314,29 @@ mod tests {
     #[test]
     fn a_probe_whose_response_breaks_off_opens_it_again() {
         let breaker = open_breaker();
-        assert_eq!(breaker.admit(at(31)), Ok(PermitRole::Probe));
-        breaker.record_probe_response(at(31));
-        assert_eq!(breaker.admit(at(31)), Ok(PermitRole::Regular));
-        breaker.record_failure(at(31), at(32));
+        assert_eq!(breaker.admit(at(31)), Ok(probe(31)));
+        breaker.record_probe_response(probe(31));
+        assert_eq!(breaker.admit(at(31)), Ok(regular(31)));
+        breaker.record_failure(regular(31), at(32));
         assert!(matches!(breaker.acquire(at(33)), Permission::Denied { .. }));
 
-        assert_eq!(breaker.admit(at(62)), Ok(PermitRole::Probe));
-        breaker.record_probe_response(at(62));
-        breaker.record_success(at(62));
-        breaker.record_failure(at(62), at(63));
+        assert_eq!(breaker.admit(at(62)), Ok(probe(62)));
+        breaker.record_probe_response(probe(62));
+        breaker.record_success(probe(62));
+        breaker.record_failure(probe(62), at(63));
         assert_eq!(breaker.acquire(at(63)), Permission::Granted);
     }
 
     #[test]
     fn outcomes_of_earlier_requests_do_not_change_an_open_breaker() {
         let breaker = open_breaker();
-        breaker.record_success(at(0));
+        breaker.record_success(regular(0));
         assert!(matches!(breaker.acquire(at(2)), Permission::Denied { .. }));
         assert_eq!(breaker.acquire(at(31)), Permission::Granted);
-        breaker.record_success(at(0));
-        breaker.record_failure(at(0), at(32));
+        breaker.record_success(regular(0));
+        breaker.record_failure(regular(0), at(32));
         assert_eq!(breaker.state_name(), "half-open");
-        breaker.record_success(at(31));
+        breaker.record_success(probe(31));
         assert_eq!(breaker.state_name(), "closed");
     }
 }
