@@ -19,6 +19,7 @@ pub mod interruption;
 pub mod load;
 pub mod make_run;
 pub mod mock_upstream;
+pub mod model;
 pub mod nginx;
 pub mod oauth_client;
 pub mod pgbouncer;
