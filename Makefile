@@ -1,6 +1,6 @@
 # Commands for development. `make` alone lists them.
 
-.PHONY: help run test lint fuzz simulate e2e bench
+.PHONY: help run test lint loom fuzz simulate e2e bench
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ test: ## run every test against the real programs, on private servers
 
 lint: ## check formatting, clippy, direction of imports, shell scripts, alert rules, licences and sources of dependencies
 	@exec scripts/lint
+
+loom: ## run the models of what threads share without a lock in every interleaving
+	@exec scripts/loom
 
 fuzz: ## send requests generated from the OpenAPI document to every endpoint, then run every fuzz target; WHAT=schema or a target for one, SECONDS for each target
 	@exec scripts/fuzz "$(WHAT)" "$(SECONDS)"

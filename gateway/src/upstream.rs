@@ -1,6 +1,7 @@
 //! Upstreams: groups of servers, the endpoints of each, their health, and load balancing among them.
 
 mod balance;
+mod connect_error;
 mod connection;
 mod connection_slots;
 mod connector;
@@ -24,11 +25,12 @@ use pingora::connectors::TransportConnector;
 
 use crate::config::{Config, UpstreamIndex, UpstreamSettings};
 use crate::telemetry::metrics::Metrics;
+pub(crate) use connect_error::ConnectError;
 pub(crate) use connection::{Connection, UpstreamError, UpstreamEvent};
 pub(crate) use connection_slots::Overflow;
+pub(crate) use connector::SharedConnector;
 #[cfg(test)]
 pub(crate) use connector::in_memory;
-pub(crate) use connector::{ConnectError, SharedConnector};
 pub(crate) use endpoint::{ChosenEndpoint, ConnectionReuse, Endpoint, InFlight};
 pub(crate) use endpoint_set::EndpointSet;
 pub(crate) use group::{ProbeScope, UpstreamGroup};

@@ -1,9 +1,9 @@
 //! Least interval between two events of a kind in the log, for events that a client can cause at any rate.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::runtime::clock::Instant;
+use crate::runtime::sync::{AtomicU64, Ordering};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 

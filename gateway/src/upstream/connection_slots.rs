@@ -5,12 +5,10 @@
 //! is put back or closed. A connection is opened only if none is idle, so that there are never more
 //! connections, busy and idle together, than slots. Requests wait in the order of their arrival.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-
 use crate::config::EndpointLimits;
+use crate::runtime::sync::{AtomicUsize, Notify, Ordering, timeout};
 
 /// No slot became free in time, or too many requests wait already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,11 +54,11 @@ impl ConnectionSlots {
     /// Waits for a slot after [`Self::try_acquire`] has found none.
     ///
     /// # Errors
-    /// Returns an error after `timeout`, or at once if too many requests wait already.
+    /// Returns an error after `limit`, or at once if too many requests wait already.
     pub(super) async fn acquire(
         &self,
         limits: EndpointLimits,
-        timeout: Duration,
+        limit: Duration,
     ) -> Result<(), Overflow> {
         let before = self.pending.fetch_add(1, Ordering::SeqCst);
         let pending = Pending(self);
@@ -76,7 +74,7 @@ impl ConnectionSlots {
                 is_next = true;
             }
         };
-        let result = tokio::time::timeout(timeout, acquired).await;
+        let result = timeout(limit, acquired).await;
         drop(pending);
         self.wake_next();
         result.map_err(|_| Overflow)

@@ -7,14 +7,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use pingora::ErrorType;
 use pingora::connectors::TransportConnector;
 use pingora::protocols::Stream;
 use pingora::protocols::l4::ext::TcpKeepalive;
 use pingora::upstreams::peer::HttpPeer;
-use thiserror::Error;
 
 use crate::config::{Scheme, Server};
+use crate::upstream::connect_error::ConnectError;
 use crate::upstream::connection::Connection;
 use crate::upstream::tls::TlsClient;
 
@@ -92,33 +91,6 @@ impl<'c> Connector<'c> {
             (Scheme::Https, None) => Err(ConnectError::Tls(
                 "a reload has changed the scheme of the server".to_owned(),
             )),
-        }
-    }
-}
-
-/// Reason a connection to a server was not established.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(crate) enum ConnectError {
-    #[error("connecting timed out")]
-    TimedOut,
-    #[error("the connection was refused, or the endpoint is unreachable")]
-    Failed,
-    /// The gateway has no socket: too many files are open, or all ports are in use.
-    #[error("no socket is available")]
-    NoSocket,
-    /// The TLS handshake failed, for this reason.
-    #[error("the TLS handshake failed: {0}")]
-    Tls(String),
-}
-
-impl From<&ErrorType> for ConnectError {
-    fn from(error: &ErrorType) -> Self {
-        match error {
-            ErrorType::ConnectTimedout => Self::TimedOut,
-            ErrorType::SocketError | ErrorType::BindError | ErrorType::InternalError => {
-                Self::NoSocket
-            }
-            _ => Self::Failed,
         }
     }
 }

@@ -13,9 +13,10 @@ use crate::runtime::clock::Instant;
 use crate::telemetry::event_interval::EventInterval;
 use crate::telemetry::gauge_guard::GaugeGuard;
 use crate::telemetry::metrics::EndpointMetrics;
+use crate::upstream::connect_error::ConnectError;
 use crate::upstream::connection::Connection;
 use crate::upstream::connection_slots::{ConnectionSlots, Overflow};
-use crate::upstream::connector::{ConnectError, Connector};
+use crate::upstream::connector::Connector;
 use crate::upstream::health::{HealthStatus, ProbeHistory};
 use crate::upstream::pool::ConnectionPool;
 

@@ -22,8 +22,9 @@ use crate::http::downstream::Backpressure;
 use crate::http::h1::encode::{put_header, put_request_line};
 use crate::http::message::{Framing, Upgrade};
 use crate::runtime::clock::Instant;
+use crate::upstream::connect_error::ConnectError;
 use crate::upstream::connection::{Connection, UpstreamError, UpstreamEvent};
-use crate::upstream::connector::{ConnectError, Connector, SharedConnector};
+use crate::upstream::connector::{Connector, SharedConnector};
 use crate::upstream::tls::TlsClient;
 
 /// Time in which an address has to accept a connection, and in which it has to respond.

@@ -12,8 +12,9 @@ use crate::config::{HealthCheckMethod, HealthCheckSettings};
 use crate::http::downstream::Backpressure;
 use crate::http::h1::encode::{put_header, put_request_line};
 use crate::http::message::{Framing, Upgrade};
+use crate::upstream::connect_error::ConnectError;
 use crate::upstream::connection::{Connection, UpstreamEvent};
-use crate::upstream::connector::{ConnectError, Connector};
+use crate::upstream::connector::Connector;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::health::HealthStatus;
 

@@ -4,7 +4,7 @@
 //! cannot amplify an overload. Retries after connection failures do not use the budget: they cause no
 //! load on an endpoint that is unavailable.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use crate::runtime::sync::{AtomicI64, Ordering};
 
 /// Tokens that a request deposits.
 const TOKENS_PER_REQUEST: i64 = 1;

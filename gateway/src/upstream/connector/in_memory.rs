@@ -17,7 +17,7 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
-use crate::upstream::connector::ConnectError;
+use crate::upstream::connect_error::ConnectError;
 
 /// Connection that is being established.
 pub(crate) type Connecting = BoxFuture<'static, Result<Stream, ConnectError>>;

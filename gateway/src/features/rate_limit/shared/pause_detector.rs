@@ -1,10 +1,10 @@
 //! Detection of pauses of this process (`SIGSTOP`, a stopped virtual machine). When it goes on, every time limit has
 //! passed at once, which says nothing about the store: the responses may wait in the socket.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::runtime::clock::Instant;
+use crate::runtime::sync::{AtomicU64, Ordering};
 
 /// Time between two calls of [`PauseDetector::tick`] that means that the process was paused.
 const MIN_PAUSE: Duration = Duration::from_millis(750);
@@ -19,17 +19,19 @@ pub(super) struct PauseDetector {
 }
 
 impl PauseDetector {
-    /// Records that the process runs. Called several times in [`MIN_PAUSE`].
+    /// Records that the process runs. Called several times in [`MIN_PAUSE`], by one task.
     pub(super) fn tick(&self, now: Instant) {
-        let last = self.last_tick.swap(now.0, Ordering::Relaxed);
+        let last = self.last_tick.load(Ordering::Relaxed);
         if last != 0 && now.since(Instant(last)) >= MIN_PAUSE {
+            // Before the tick, which ends the first sign of the pause: a thread that sees the tick sees this too.
             self.resumed.store(now.0, Ordering::Relaxed);
         }
+        self.last_tick.store(now.0, Ordering::Release);
     }
 
     /// Returns whether the process was paused a short time ago.
     pub(super) fn was_paused(&self, now: Instant) -> bool {
-        let last_tick = self.last_tick.load(Ordering::Relaxed);
+        let last_tick = self.last_tick.load(Ordering::Acquire);
         let resumed = self.resumed.load(Ordering::Relaxed);
         last_tick != 0 && now.since(Instant(last_tick)) >= MIN_PAUSE
             || resumed != 0 && now.since(Instant(resumed)) < RECOVERY_TIME
