@@ -13,7 +13,7 @@ use crate::client::ClientKey;
 use crate::config::{Config, Environment};
 use crate::features::monitoring;
 use crate::features::rate_limit::shared::{
-    HashKey, LeaseIdentity, ScriptReply, SharedQuotas, StoreCommand,
+    HashKey, LeaseIdentity, ScriptArguments, ScriptReply, SharedQuotas, StoreCommand,
 };
 use crate::features::rate_limit::sharing::QuotaRequest;
 use crate::features::rate_limit::{Quota, QuotaDecision, QuotaStore};
@@ -193,6 +193,8 @@ fn grant_everything(shared: &SharedQuotas, command: &StoreCommand) {
         reset: LEASE_MICROSECONDS,
         identity: LeaseIdentity::default(),
         first_departure_ns: 0,
+        kept: 0,
     };
-    shared.apply(command, &reply.to_grant(command.need(), now, now));
+    let arguments = ScriptArguments::new(command, 1);
+    shared.apply(command, &reply.to_grant(&arguments, now, now));
 }

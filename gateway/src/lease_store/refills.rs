@@ -15,6 +15,8 @@ use super::store_link::StoreLink;
 use crate::features::rate_limit::shared::{ScriptArguments, StoreCommand};
 use crate::runtime::clock::Instant;
 
+/// Version of what the scripts store. Gateways of two versions count apart: their scripts never meet the state of the other.
+const FORMAT: u32 = 2;
 /// Commands that are sent together.
 const MAX_BATCH: usize = 256;
 /// Such batches that may wait for replies. Each waits no longer than the time limit of a command.
@@ -95,7 +97,7 @@ impl Refills<'_> {
             .returned_units
             .inc_by(arguments.returned().into());
         if command.is_refill() {
-            let grant = reply.to_grant(arguments.need, sent, received);
+            let grant = reply.to_grant(&arguments, sent, received);
             self.0.quotas.apply(command, &grant);
         }
     }
@@ -107,7 +109,11 @@ impl Refills<'_> {
         arguments: &[ScriptArguments],
     ) -> Vec<Result<Value, RedisError>> {
         let replies = commands.iter().zip(arguments).map(|(command, arguments)| {
-            let key = format!("{}:quota:{}", self.0.keyspace, command.key.to_hex());
+            let key = format!(
+                "{}:quota:{FORMAT}:{}",
+                self.0.keyspace,
+                command.key.to_hex()
+            );
             let hash = scripts::of(command.terms).sha1().clone();
             let client = &self.0.connection.client;
             client.evalsha(hash, vec![key], scripts::to_values(arguments))

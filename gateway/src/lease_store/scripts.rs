@@ -44,20 +44,29 @@ pub(super) fn to_values(arguments: &ScriptArguments) -> Vec<String> {
         gateways,
         need,
         want,
-        give_back,
+        report,
     } = *arguments;
-    let identity = give_back.map_or_else(LeaseIdentity::default, |units| units.identity);
-    vec![
+    let identity = report.map_or_else(LeaseIdentity::default, |report| report.identity);
+    let spent = report.map_or(0, |report| report.spent.total());
+    let kept = report.map_or(0, |report| report.kept);
+    let mut values = vec![
         terms.limit().to_string(),
         terms.period().to_string(),
+        terms.short_lease_time().as_micros().to_string(),
         terms.lease_time().as_micros().to_string(),
         gateways.max(1).to_string(),
         need.to_string(),
         want.to_string(),
-        arguments.returned().to_string(),
         identity.incarnation.to_string(),
         identity.slot.to_string(),
-    ]
+        spent.to_string(),
+        kept.to_string(),
+        arguments.returned().to_string(),
+    ];
+    for (age, units) in arguments.ages_of_spent() {
+        values.extend([age.to_string(), units.to_string()]);
+    }
+    values
 }
 
 /// Parses a reply. Returns `None` if none of the scripts produces it.
@@ -73,6 +82,7 @@ pub(super) fn parse_reply(value: Value) -> Option<ScriptReply> {
         incarnation,
         slot,
         first_departure_ns,
+        kept,
     ] = numbers[..]
     else {
         return None;
@@ -86,5 +96,6 @@ pub(super) fn parse_reply(value: Value) -> Option<ScriptReply> {
         reset,
         identity: LeaseIdentity { incarnation, slot },
         first_departure_ns,
+        kept,
     })
 }

@@ -1,7 +1,7 @@
 //! Quotas that several gateways share through a store, by leases (ADR 0009).
 //!
 //! A gateway takes a [lease](lease) of some units of a key's quota: the store deducts them in advance, and
-//! the gateway spends them without asking it. Invariant: a unit is spent at most once, after the store deducted
+//! the gateway spends them without asking it. With its next command it reports [when](spent) it did. Invariant: a unit is spent at most once, after the store deducted
 //! it and before its lease ends, so that no number of gateways exceeds a quota. What breaks it: a store that
 //! loses what it acknowledged, and a clock of the store that is set forward.
 //!
@@ -14,6 +14,7 @@ mod key;
 mod lease;
 mod pause_detector;
 mod script;
+mod spent;
 #[cfg(test)]
 pub(crate) mod store_model;
 mod table;
@@ -33,13 +34,15 @@ use tokio::time::{sleep, timeout_at};
 use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::QuotaStoreMetrics;
 #[cfg(test)]
-pub(crate) use command::GiveBack;
+pub(crate) use command::LeaseReport;
 use command::{Grant, Prefetch};
 pub(crate) use command::{LeaseIdentity, StoreCommand};
 pub(crate) use key::{HashKey, KeyWriter, StoreKey};
 pub(super) use lease::LeaseDecision;
 use pause_detector::PauseDetector;
 pub(crate) use script::{ScriptArguments, ScriptReply};
+#[cfg(test)]
+pub(crate) use spent::SpentUnits;
 use table::{LeaseTable, TableDecision};
 pub(crate) use terms::LeaseTerms;
 
@@ -92,29 +95,31 @@ impl SharedQuotas {
     }
 
     /// Decides about a request by the lease of a key. A request that finds none waits for one, until `timeout`
-    /// has passed. Requests of a key share one command. Returns `None` if the store cannot be used, or has not
-    /// responded in time.
+    /// has passed. Requests of a key share one command. Returns the decision and its instant, or `None` if the store
+    /// cannot be used, or has not responded in time.
     pub(super) async fn take(
         &self,
         id: u64,
         key: impl Fn(&HashKey) -> StoreKey,
         terms: LeaseTerms,
         timeout: Duration,
-    ) -> Option<LeaseDecision> {
-        let mut deadline = Instant::now().saturating_add(timeout);
+    ) -> Option<(LeaseDecision, Instant)> {
+        let mut now = Instant::now();
+        let mut deadline = now.saturating_add(timeout);
         let mut is_extended = false;
         loop {
-            match self.try_take(id, &key, terms, Instant::now()) {
-                TableDecision::Decided(decision) => return Some(decision),
+            match self.try_take(id, &key, terms, now) {
+                TableDecision::Decided(decision) => return Some((decision, now)),
                 TableDecision::Unavailable => {}
                 TableDecision::Wait(refill) => {
                     let completed = timeout_at(deadline.to_tokio(), refill.completed());
                     if completed.await.is_ok() && !refill.has_failed() {
+                        now = Instant::now();
                         continue;
                     }
                 }
             }
-            let now = Instant::now();
+            now = Instant::now();
             if !is_extended && self.pauses.was_paused(now) {
                 is_extended = true;
                 deadline = now.saturating_add(timeout.max(RESUME_TIMEOUT));
@@ -123,6 +128,7 @@ impl SharedQuotas {
                 return None;
             }
             sleep(RETRY_DELAY).await;
+            now = Instant::now();
         }
     }
 
@@ -190,7 +196,7 @@ impl SharedQuotas {
 
     /// Queues the return of all leases.
     pub(crate) fn return_all(&self) {
-        for mut command in self.table.release_all() {
+        for mut command in self.table.release_all(Instant::now()) {
             command.shutdown_return = Some(Arc::clone(&self.returns));
             self.send(command);
         }

@@ -50,9 +50,9 @@ impl Quota {
                 .await;
         }
         let key = |hash_key: &HashKey| self.store_key(request, hash_key);
-        let decision = shared.take(id, key, self.lease_terms(), timeout).await?;
-        self.record(store, id, access, decision);
-        Some(to_quota_decision(decision, Instant::now()))
+        let (decision, now) = shared.take(id, key, self.lease_terms(), timeout).await?;
+        self.record(store, id, access, decision, now);
+        Some(to_quota_decision(decision, now))
     }
 
     /// Decides about a request of a client that has as many keys as it may, as
@@ -71,18 +71,18 @@ impl Quota {
             writer.part(&request.sender.client.bits().to_be_bytes());
             writer.finish(hash_key)
         };
-        let first = shared.take(rest, rest_key, terms, timeout).await?;
-        self.record(store, rest, SlotAccess::Free, first);
+        let (first, now) = shared.take(rest, rest_key, terms, timeout).await?;
+        self.record(store, rest, SlotAccess::Free, first, now);
         if let LeaseDecision::Rejected { .. } = first {
-            return Some(to_quota_decision(first, Instant::now()));
+            return Some(to_quota_decision(first, now));
         }
         // The entry is apart from that of a key within the limit, which would not count for the rest.
         let id = self.key(store, request.sender, request.path, request.headers);
         let key = |hash_key: &HashKey| self.store_key(request, hash_key);
         let entry = store.hash((id, KEY_OF_REST));
-        let second = shared.take(entry, key, terms, timeout).await?;
-        self.record(store, id, SlotAccess::ExistingOnly, second);
-        Some(to_quota_decision(first.and(second), Instant::now()))
+        let (second, now) = shared.take(entry, key, terms, timeout).await?;
+        self.record(store, id, SlotAccess::ExistingOnly, second, now);
+        Some(to_quota_decision(first.and(second), now))
     }
 
     fn lease_terms(&self) -> LeaseTerms {
@@ -90,9 +90,15 @@ impl Quota {
     }
 
     /// Counts a request that passed by a lease in the store of this process.
-    fn record(&self, store: &QuotaStore, id: u64, access: SlotAccess, decision: LeaseDecision) {
+    fn record(
+        &self,
+        store: &QuotaStore,
+        id: u64,
+        access: SlotAccess,
+        decision: LeaseDecision,
+        now: Instant,
+    ) {
         if let LeaseDecision::Passed { reset, .. } = decision {
-            let now = Instant::now();
             let count = self.count(now, AfterHandOver::Count);
             let recording = Recording {
                 count: &count,

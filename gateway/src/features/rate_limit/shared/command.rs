@@ -7,17 +7,18 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use super::key::StoreKey;
+use super::spent::SpentUnits;
 use super::terms::LeaseTerms;
 use crate::runtime::clock::Instant;
 
-/// Command for the store: returns units, takes a lease, or both, in one step.
+/// Command for the store: reports about the lease of a key, takes a new one, or both, in one step.
 #[derive(Debug)]
 pub(crate) struct StoreCommand {
     /// Entry of the [table](super::table) that the command is for.
     pub(super) id: u64,
     pub(crate) key: StoreKey,
     pub(crate) terms: LeaseTerms,
-    pub(crate) give_back: Option<GiveBack>,
+    pub(crate) report: Option<LeaseReport>,
     pub(super) refill: Option<Refill>,
     /// Units that the gateway would like to have.
     pub(crate) want: u32,
@@ -25,14 +26,19 @@ pub(crate) struct StoreCommand {
     pub(super) shutdown_return: Option<Arc<()>>,
 }
 
-/// Unused units of a lease.
+/// Report about a lease: units that were spent since the last report, and what is left of it. A unit is in one report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct GiveBack {
-    pub(crate) units: u32,
+pub(crate) struct LeaseReport {
     pub(crate) identity: LeaseIdentity,
+    pub(crate) spent: SpentUnits,
+    /// Unused units that the gateway keeps: the store moves them to the new lease.
+    pub(crate) kept: u32,
+    /// Unused units that go back.
+    pub(crate) returned: u32,
+    pub(crate) made: Instant,
 }
 
-/// Identity of a lease in the store. Its units are credited only to the state that they were deducted from.
+/// Identity of a lease in the store. A report counts only for the state that its units were deducted from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct LeaseIdentity {
     pub(crate) incarnation: i64,
@@ -47,7 +53,11 @@ pub(crate) struct Grant {
     pub(crate) received: Instant,
     /// Units that requests waited for when it was sent.
     pub(crate) need: u32,
+    /// Units that the gateway would have liked to have.
+    pub(crate) want: u32,
     pub(crate) granted: u32,
+    /// Units of the lease before that are in this one now.
+    pub(crate) kept: u32,
     /// Units that the store has left.
     pub(crate) remaining: u32,
     pub(crate) valid: Duration,
@@ -124,6 +134,10 @@ impl Refill {
 
     fn need(&self) -> u32 {
         self.0.need.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(super) fn is_complete(&self) -> bool {

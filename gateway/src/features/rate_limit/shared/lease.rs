@@ -1,8 +1,9 @@
-//! Leases of one key: what this gateway may still spend, and until when. Pure: time is a parameter.
+//! Lease of one key: what this gateway may still spend, and until when. Pure: time is a parameter.
 
 use std::time::Duration;
 
-use super::command::{GiveBack, Grant, LeaseIdentity};
+use super::command::{Grant, LeaseIdentity, LeaseReport};
+use super::spent::SpentUnits;
 use super::terms::LeaseTerms;
 use crate::runtime::clock::{Instant, nanoseconds};
 
@@ -10,34 +11,58 @@ use crate::runtime::clock::{Instant, nanoseconds};
 const MAX_DEPARTURE_DELAY: Duration = Duration::from_millis(50);
 /// Largest number of units to ask for that no request waits for.
 const MAX_WANT: u32 = 1 << 20;
+/// Units of a lease for a key with few requests: one command for so many.
+const STEADY_LEASE: u32 = 32;
+/// Part of a lease that is left when the next one is taken in the background.
+const LOW_PART: u32 = 8;
+/// Part of the time of a lease that is left then. It is longer than a key with requests may be idle.
+const RENEWAL_PART: u32 = 8;
 
-/// Units of one lease.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Lease {
+/// Lease of one key and what is known of the store's state.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct LeaseState {
     units: u32,
+    /// Units that the lease began with.
+    size: u32,
     end: Instant,
+    /// Instant from which the next lease is taken although this one has units.
+    renewal: Instant,
+    last_use: Instant,
+    reset: Instant,
+    /// Units that the store had left after the last grant.
+    store_remaining: u32,
+    spent: SpentUnits,
     identity: LeaseIdentity,
     /// Next instant of departure from a leaky bucket.
     departure: Instant,
-}
-
-/// Leases of one key and what is known of the store's state.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct LeaseState {
-    current: Lease,
-    /// Lease that was taken before the current one was used up.
-    next: Lease,
-    /// Lease that has ended with units left, which are to be returned.
-    ended: Lease,
-    /// Units of the last grant.
-    size: u32,
-    /// Units that the store had left after the last grant.
-    store_remaining: u32,
-    reset: Instant,
+    settlement: Settlement,
     rejected_until: Instant,
     /// Time from which the store is asked again, at most `rejected_until`.
     ask_again_at: Instant,
-    last_use: Instant,
+    /// Instant of the last command.
+    last_command: Instant,
+    /// Units spent before the last command.
+    recently_spent: u32,
+    /// Units spent in this fixed window, and in the one before.
+    spent_in_window: u32,
+    spent_in_last_window: u32,
+}
+
+/// Need of a report about what was spent of a lease.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Settlement {
+    /// It would count hardly shorter: it is reported with the next command of the key, if there is one.
+    #[default]
+    Optional,
+    /// It would count too long.
+    Due,
+}
+
+/// Use of what a lease has left.
+#[derive(Debug, Clone, Copy)]
+enum Unused {
+    Kept,
+    Returned,
 }
 
 /// Decision about a request.
@@ -82,17 +107,23 @@ impl LeaseDecision {
 impl LeaseState {
     /// Decides about a request. Returns `None` if the store has to be asked.
     pub(super) fn take(&mut self, terms: LeaseTerms, now: Instant) -> Option<LeaseDecision> {
-        self.advance(terms, now);
-        if self.current.units > 0 && self.current.end > now {
-            self.current.units -= 1;
+        let interval = terms.departure_interval();
+        if let Some(interval) = interval {
+            self.skip_departures(interval, now);
+        }
+        if self.units > 0 && self.end > now {
+            self.units -= 1;
             self.last_use = now;
             let mut delay = Duration::ZERO;
-            if let Some(interval) = terms.departure_interval() {
-                delay = self.current.departure.since(now);
-                self.current.departure = self.current.departure.saturating_add(interval);
+            if let Some(interval) = interval {
+                delay = self.departure.since(now);
+                self.departure = self.departure.saturating_add(interval);
+            } else {
+                self.spent.add(|| terms.spent_interval(), now);
+                self.spent_in_window = self.spent_in_window.saturating_add(1);
             }
             return Some(LeaseDecision::Passed {
-                remaining: self.units().saturating_add(self.store_remaining),
+                remaining: self.units.saturating_add(self.store_remaining),
                 reset: self.reset,
                 delay,
             });
@@ -102,31 +133,69 @@ impl LeaseState {
         })
     }
 
-    /// Returns whether the lease should be refilled before it is used up. A gateway that got nothing beyond what
-    /// requests waited for does not ask in advance again.
-    pub(super) fn is_low(&self, terms: LeaseTerms) -> bool {
-        terms.departure_interval().is_none()
-            && self.size > 1
-            && self.next.units == 0
-            && self.current.units <= self.size / 4
+    /// Returns whether the next lease should be taken before this one is used up or ends. A gateway that got nothing beyond
+    /// what requests waited for does not ask in advance again.
+    pub(super) fn is_low(&self, terms: LeaseTerms, now: Instant) -> bool {
+        self.size > 1
+            && (self.units <= self.size / LOW_PART || now >= self.renewal)
+            && terms.departure_interval().is_none()
     }
 
-    /// Returns the number of units to ask for: twice as many as the last lease had if it was used up, else
-    /// as many as were used of it.
-    pub(super) fn want(&self, terms: LeaseTerms) -> u32 {
+    /// Returns the number of units to ask for beyond those that it keeps.
+    ///
+    /// Of a fixed window: as many as it has spent in it, or a quarter more than in the one before. Otherwise twice as many as it
+    /// has spent since the last command, but where that was long ago, no more than it spends twice in the time of a short
+    /// lease, or [`STEADY_LEASE`]. After a pause: as many as it spent before the last command.
+    pub(super) fn want(&self, terms: LeaseTerms, now: Instant) -> u32 {
         if terms.departure_interval().is_some() {
-            0
-        } else if self.ended.units > 0 {
-            self.size.saturating_sub(self.ended.units).max(1)
-        } else {
-            self.size.saturating_mul(2).min(MAX_WANT)
+            return 0;
         }
+        let target = if now.since(self.last_use) >= terms.idle_time() {
+            self.spent_last()
+        } else if terms.ends_with_window() {
+            let before = self.spent_in_last_window;
+            let before = before.saturating_add(before / 4);
+            self.spent_in_window.max(before)
+        } else {
+            self.paced(terms, now)
+        };
+        let kept = if self.end > now { self.units } else { 0 };
+        target.min(MAX_WANT).saturating_sub(kept)
+    }
+
+    fn paced(&self, terms: LeaseTerms, now: Instant) -> u32 {
+        let doubled = self.spent_last().saturating_mul(2);
+        let elapsed = nanoseconds(now.since(self.last_command));
+        let short = nanoseconds(terms.short_lease_time());
+        if elapsed <= short {
+            return doubled;
+        }
+        let in_short_time = u128::from(doubled) * u128::from(short) / u128::from(elapsed);
+        let in_short_time = u32::try_from(in_short_time).expect("it is less than `doubled`");
+        doubled.min(in_short_time.max(STEADY_LEASE))
+    }
+
+    fn spent_last(&self) -> u32 {
+        match self.spent.total() {
+            0 => self.recently_spent,
+            spent => spent,
+        }
+    }
+
+    /// Returns the report about the lease that a command takes along which takes the next one. What an ended lease has left is not in
+    /// this state any more.
+    pub(super) fn report(&mut self, terms: LeaseTerms, now: Instant) -> Option<LeaseReport> {
+        let unused = if self.end > now {
+            Unused::Kept
+        } else {
+            Unused::Returned
+        };
+        self.make_report(terms, now, unused)
     }
 
     /// Adds what the store granted.
     pub(super) fn apply(&mut self, terms: LeaseTerms, grant: &Grant) {
         let now = grant.received;
-        self.advance(terms, now);
         self.store_remaining = grant.remaining;
         self.reset = grant.sent.saturating_add(grant.reset);
         self.last_use = self.last_use.max(now);
@@ -137,108 +206,115 @@ impl LeaseState {
             let idle_time = now.saturating_add(terms.idle_time());
             self.ask_again_at = self.rejected_until.min(idle_time);
         }
-        if grant.granted == 0 {
+        if grant.granted == 0 && grant.kept == 0 {
             // Near the limit units are taken one by one.
             self.size = self.size.min(1);
             return;
         }
-        self.size = grant.granted;
-        let lease = Lease::new(terms, grant);
-        if lease.end <= now {
-            self.ended = lease;
-        } else if self.current.units == 0 || self.current.end <= now {
-            self.current = lease;
-        } else if self.current.identity == lease.identity {
-            self.current.units = self.current.units.saturating_add(lease.units);
-            self.current.end = self.current.end.min(lease.end);
-        } else if self.next.units == 0 {
-            self.next = lease;
-        } else {
-            self.ended = lease;
+        if grant.kept == 0 {
+            // What the lease before may have left is lost, and nothing is reported about it with this one.
+            self.units = 0;
+            self.spent = SpentUnits::default();
+        }
+        if terms.ends_with_window() && self.identity != grant.identity {
+            self.spent_in_last_window = std::mem::take(&mut self.spent_in_window);
+        }
+        self.begin_lease(terms, grant);
+        if grant.granted == 0 && grant.want > 0 {
+            self.size = 1;
         }
     }
 
-    /// Removes the units of a lease that has ended, so that they can be returned.
-    pub(super) fn take_ended(&mut self) -> Option<GiveBack> {
-        let lease = std::mem::take(&mut self.ended);
-        lease.give_back()
+    fn begin_lease(&mut self, terms: LeaseTerms, grant: &Grant) {
+        self.units = self.units.saturating_add(grant.granted);
+        self.size = self.units;
+        self.identity = grant.identity;
+        self.departure = grant.received.saturating_add(grant.first_departure);
+        self.end = match terms.departure_interval() {
+            Some(interval) => self
+                .departure
+                .saturating_add(interval.saturating_mul(grant.granted))
+                .saturating_add(MAX_DEPARTURE_DELAY),
+            None => LeaseTerms::lease_end(grant.sent, grant.valid),
+        };
+        let is_long = !terms.lease_time().is_zero() && grant.valid > terms.short_lease_time();
+        (self.settlement, self.renewal) = if is_long {
+            let renewal = grant.valid - grant.valid / RENEWAL_PART;
+            (Settlement::Due, grant.sent.saturating_add(renewal))
+        } else {
+            (Settlement::Optional, Instant(u64::MAX))
+        };
     }
 
-    /// Removes one lease with unused units if it has ended or, although it could be used, has been idle.
-    pub(super) fn take_idle(&mut self, terms: LeaseTerms, now: Instant) -> Option<GiveBack> {
-        self.advance(terms, now);
-        if let Some(ended) = self.take_ended() {
-            // The next lease has twice as many: what was used of this one.
-            let used = self.size.saturating_sub(ended.units);
-            self.size = used.div_ceil(2).max(1);
-            return Some(ended);
+    /// Returns the report about a lease that has ended with unused units or, although it could be used, has been idle.
+    pub(super) fn take_idle(&mut self, terms: LeaseTerms, now: Instant) -> Option<LeaseReport> {
+        if let Some(interval) = terms.departure_interval() {
+            self.skip_departures(interval, now);
         }
         let is_idle = now.since(self.last_use) >= terms.idle_time();
-        if is_idle { self.release(terms) } else { None }
+        let has_ended = self.units > 0 && self.end <= now;
+        if is_idle || has_ended {
+            self.release(terms, now)
+        } else {
+            None
+        }
     }
 
-    /// Removes one lease with unused units.
-    pub(super) fn release(&mut self, terms: LeaseTerms) -> Option<GiveBack> {
-        for lease in [&mut self.ended, &mut self.current, &mut self.next] {
-            let lease = std::mem::take(lease);
-            // A slot before the end of the queue cannot be returned.
-            if lease.units > 0 && terms.departure_interval().is_none() {
-                self.size = 1;
-                return lease.give_back();
-            }
+    /// Removes the lease, and returns the report about it.
+    pub(super) fn release(&mut self, terms: LeaseTerms, now: Instant) -> Option<LeaseReport> {
+        if self.units == 0 && !self.has_to_settle() {
+            return None;
         }
-        None
+        self.make_report(terms, now, Unused::Returned)
     }
 
     /// Returns whether nothing would be lost with this state.
     pub(super) fn is_unused(&self, now: Instant) -> bool {
         /// Time for which the size of the last lease is remembered.
         const MEMORY: Duration = Duration::from_secs(10);
-        self.units() == 0
-            && self.ended.units == 0
+        self.units == 0
+            && !self.has_to_settle()
             && self.ask_again_at <= now
             && now.since(self.last_use) >= MEMORY
     }
 
-    fn units(&self) -> u32 {
-        self.current.units.saturating_add(self.next.units)
+    fn has_to_settle(&self) -> bool {
+        self.settlement == Settlement::Due && self.spent.total() > 0
     }
 
-    /// Ends leases, and begins the next one where the current one cannot be used any more.
-    fn advance(&mut self, terms: LeaseTerms, now: Instant) {
-        if let Some(interval) = terms.departure_interval() {
-            self.current.skip_departures(interval, now);
+    /// Reports the units that were spent since the last report. `unused` are those that the store learns to be unused:
+    /// kept for the next lease or returned.
+    fn make_report(
+        &mut self,
+        terms: LeaseTerms,
+        now: Instant,
+        unused: Unused,
+    ) -> Option<LeaseReport> {
+        self.last_command = now;
+        // A slot before the end of the queue of a leaky bucket cannot be returned.
+        if terms.departure_interval().is_some() {
+            return None;
         }
-        if self.current.units > 0 && self.current.end > now {
-            return;
+        let spent = std::mem::take(&mut self.spent);
+        if spent.total() > 0 {
+            self.recently_spent = spent.total();
         }
-        // Where another ended lease waits to be returned, this one waits too, unless the next one can be used.
-        let is_next_usable = self.next.units > 0 && self.next.end > now;
-        if self.current.units > 0 {
-            if self.ended.units > 0 && !is_next_usable {
-                return;
-            }
-            self.ended = self.current;
+        if terms.ends_with_window() && self.end <= now {
+            // The store has forgotten the window.
+            self.units = 0;
+            return None;
         }
-        self.current = std::mem::take(&mut self.next);
-    }
-}
-
-impl Lease {
-    fn new(terms: LeaseTerms, grant: &Grant) -> Self {
-        let departure = grant.received.saturating_add(grant.first_departure);
-        let end = match terms.departure_interval() {
-            Some(interval) => departure
-                .saturating_add(interval.saturating_mul(grant.granted))
-                .saturating_add(MAX_DEPARTURE_DELAY),
-            None => LeaseTerms::lease_end(grant.sent, grant.valid),
+        let (kept, returned) = match unused {
+            Unused::Kept => (self.units, 0),
+            Unused::Returned => (0, std::mem::take(&mut self.units)),
         };
-        Self {
-            units: grant.granted,
-            end,
-            identity: grant.identity,
-            departure,
-        }
+        (spent.total() + kept + returned > 0).then_some(LeaseReport {
+            identity: self.identity,
+            spent,
+            kept,
+            returned,
+            made: now,
+        })
     }
 
     /// Removes the departures that have passed.
@@ -250,12 +326,5 @@ impl Lease {
             .min(self.units.into());
         self.units -= u32::try_from(passed).expect("it is at most the number of units");
         self.departure = Instant(self.departure.0.saturating_add(passed * interval_ns));
-    }
-
-    fn give_back(self) -> Option<GiveBack> {
-        (self.units > 0).then_some(GiveBack {
-            units: self.units,
-            identity: self.identity,
-        })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::command::{GiveBack, Grant, LeaseIdentity, StoreCommand};
+use super::command::{Grant, LeaseIdentity, LeaseReport, StoreCommand};
 use super::terms::LeaseTerms;
 use crate::runtime::clock::Instant;
 
@@ -16,7 +16,7 @@ pub(crate) struct ScriptArguments {
     pub(crate) need: u32,
     /// Units that the gateway would like to have.
     pub(crate) want: u32,
-    pub(crate) give_back: Option<GiveBack>,
+    pub(crate) report: Option<LeaseReport>,
 }
 
 impl ScriptArguments {
@@ -26,13 +26,20 @@ impl ScriptArguments {
             gateways,
             need: command.need(),
             want: command.want,
-            give_back: command.give_back,
+            report: command.report,
         }
     }
 
     /// Returns the number of units that are returned.
     pub(crate) fn returned(&self) -> u32 {
-        self.give_back.map_or(0, |give_back| give_back.units)
+        self.report.map_or(0, |report| report.returned)
+    }
+
+    /// Returns the ages of spent units in microseconds, with their number, oldest first.
+    pub(crate) fn ages_of_spent(&self) -> impl Iterator<Item = (u64, u32)> {
+        let interval = self.terms.spent_interval();
+        let ages = move |report: LeaseReport| report.spent.ages(interval, report.made);
+        self.report.into_iter().flat_map(ages)
     }
 }
 
@@ -48,19 +55,28 @@ pub(crate) struct ScriptReply {
     pub(crate) reset: i64,
     pub(crate) identity: LeaseIdentity,
     pub(crate) first_departure_ns: i64,
+    /// Units of the lease before that are in the new one.
+    pub(crate) kept: i64,
 }
 
 impl ScriptReply {
-    /// Returns the grant to a command that was sent at `sent` for `need` requests. Negative numbers, which no script
-    /// replies with, are taken for zero.
-    pub(crate) fn to_grant(self, need: u32, sent: Instant, received: Instant) -> Grant {
+    /// Returns the grant to a command that was sent at `sent`. Negative numbers, which no script replies with, are taken
+    /// for zero.
+    pub(crate) fn to_grant(
+        self,
+        arguments: &ScriptArguments,
+        sent: Instant,
+        received: Instant,
+    ) -> Grant {
         let units = |number: i64| u32::try_from(number.max(0)).unwrap_or(u32::MAX);
         let microseconds = |number: i64| Duration::from_micros(number.max(0).unsigned_abs());
         Grant {
             sent,
             received,
-            need,
+            need: arguments.need,
+            want: arguments.want,
             granted: units(self.granted),
+            kept: units(self.kept),
             remaining: units(self.remaining),
             valid: microseconds(self.valid),
             retry_after: microseconds(self.retry_after),

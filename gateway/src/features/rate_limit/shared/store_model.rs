@@ -7,6 +7,9 @@ use super::command::LeaseIdentity;
 use super::script::{ScriptArguments, ScriptReply};
 use crate::config::RateLimitAlgorithm;
 
+/// Bound of the slots of a key: those of a window and of a lease that is as long, each in part.
+const MAX_SLOTS: usize = 2 * 64 + 3;
+
 /// State of one key.
 #[derive(Debug, Default)]
 pub(crate) struct ModelStore {
@@ -20,25 +23,34 @@ pub(crate) struct ModelStore {
 struct Window {
     end: i64,
     used: i64,
+    leased: i64,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Bucket {
     updated: i64,
     debt: i64,
-    a_units: i64,
-    a_start: i64,
-    a_end: i64,
-    b_units: i64,
-    b_start: i64,
-    b_end: i64,
-    a_lowest: i64,
-    b_lowest: i64,
+    slots: BTreeMap<i64, i64>,
+}
+
+/// Report as the scripts have it.
+#[derive(Debug, Clone, Copy)]
+struct Report {
+    slot: i64,
+    spent: i64,
+    kept: i64,
+    returned: i64,
+}
+
+impl Report {
+    fn units(self) -> i64 {
+        self.spent + self.kept + self.returned
+    }
 }
 
 impl ScriptArguments {
-    fn grant(&self, left: i64) -> i64 {
-        let share = left / (2 * i64::from(self.gateways));
+    fn grant(&self, left: i64, leased: i64) -> i64 {
+        let share = (left / (2 * i64::from(self.gateways))).max((left - leased).div_euclid(2));
         let prefetch = i64::from(self.want).min(share);
         left.min(i64::from(self.need).max(prefetch))
     }
@@ -55,9 +67,30 @@ impl ScriptArguments {
         self.terms.lease_time().as_micros().try_into().unwrap()
     }
 
-    fn returned_if(&self, matches: impl Fn(LeaseIdentity) -> bool) -> Option<(i64, i64)> {
-        let give_back = self.give_back?;
-        matches(give_back.identity).then(|| (give_back.units.into(), give_back.identity.slot))
+    fn lease_for(&self, held: i64) -> i64 {
+        if held > self.need.into() {
+            self.lease()
+        } else {
+            let short = self.terms.short_lease_time();
+            short.as_micros().try_into().unwrap()
+        }
+    }
+
+    fn report_if(&self, matches: impl Fn(LeaseIdentity) -> bool) -> Option<Report> {
+        let report = self.report.filter(|report| matches(report.identity))?;
+        let report = Report {
+            slot: report.identity.slot,
+            spent: report.spent.total().into(),
+            kept: report.kept.into(),
+            returned: report.returned.into(),
+        };
+        (report.units() > 0).then_some(report)
+    }
+
+    /// Returns the instants by which units were spent, with their number.
+    fn spent(&self, now: i64) -> impl Iterator<Item = (i64, i64)> {
+        self.ages_of_spent()
+            .map(move |(age, units)| (now - i64::try_from(age).unwrap(), units.into()))
     }
 }
 
@@ -71,12 +104,15 @@ impl ModelStore {
                 self.bucket(now, command)
             }
         };
-        for number in [reply.granted, reply.remaining] {
+        for number in [reply.granted, reply.remaining, reply.kept] {
             assert!(u32::try_from(number).is_ok(), "{reply:?}");
         }
         let times = [reply.valid, reply.retry_after, reply.reset];
         assert!(times.iter().all(|time| *time >= 0), "{reply:?}");
         assert!(reply.first_departure_ns >= 0, "{reply:?}");
+        let slots = self.slots.len() + self.bucket.as_ref().map_or(0, |bucket| bucket.slots.len());
+        let is_usual = command.period() >= command.lease();
+        assert!(slots <= MAX_SLOTS || !is_usual, "{slots} slots");
         reply
     }
 
@@ -88,15 +124,18 @@ impl ModelStore {
             .unwrap_or(Window {
                 end: now + period,
                 used: 0,
+                leased: 0,
             });
         window.end = window.end.min(now + period);
-        let returned = command.returned_if(|identity| identity.incarnation == window.end);
-        if let Some((units, _)) = returned {
-            window.used = (window.used - units).max(0);
+        let report = command.report_if(|identity| identity.incarnation == window.end);
+        if let Some(report) = report {
+            window.used = (window.used - report.returned).max(0);
+            window.leased = (window.leased - report.spent - report.returned).max(0);
         }
-        let granted = command.grant(command.limit() - window.used);
+        let granted = command.grant(command.limit() - window.used, window.leased);
         window.used += granted;
-        if granted > 0 || returned.is_some() {
+        window.leased += granted;
+        if granted > 0 || report.is_some() {
             self.window = Some(window);
         }
         let left = window.end - now;
@@ -112,6 +151,7 @@ impl ModelStore {
                 slot: 0,
             },
             first_departure_ns: 0,
+            kept: report.map_or(0, |report| report.kept),
         }
     }
 
@@ -121,53 +161,65 @@ impl ModelStore {
         let slot_length = i64::try_from(period.unsigned_abs().div_ceil(SLOTS))
             .unwrap()
             .max(1);
-        let slot = (now + command.lease()).div_euclid(slot_length);
+        let slot_of = |instant: i64| instant.div_euclid(slot_length);
         let expiry = |number: i64| (number + 1) * slot_length + period;
-        let mut slots = BTreeMap::new();
+        let (current_slot, last_slot) = (slot_of(now), slot_of(now + command.lease()));
+        let mut counts = BTreeMap::new();
         for (number, count) in &self.slots {
             if expiry(*number) > now {
-                if *number > slot {
+                if *number > last_slot {
                     self.incarnation = None;
                 }
-                *slots.entry((*number).min(slot)).or_insert(0) += count;
+                *counts.entry((*number).min(last_slot)).or_insert(0) += count;
             }
         }
-        if let Some((units, number)) =
-            command.returned_if(|identity| Some(identity.incarnation) == self.incarnation)
-            && let Some(count) = slots.get_mut(&number)
-            && *count >= units
-        {
-            *count -= units;
+        let report = command
+            .report_if(|identity| Some(identity.incarnation) == self.incarnation)
+            .filter(|report| counts.get(&report.slot).copied().unwrap_or(0) >= report.units());
+        if let Some(report) = report {
+            *counts.entry(report.slot).or_insert(0) -= report.units();
+            for (instant, units) in command.spent(now) {
+                *counts.entry(slot_of(instant).min(report.slot)).or_insert(0) += units;
+            }
         }
-        let used: i64 = slots.values().sum();
-        let granted = command.grant(command.limit() - used);
+        let kept = report.map_or(0, |report| report.kept);
+        let used = kept + counts.values().sum::<i64>();
+        let later = counts.range(current_slot + 1..).map(|(_, count)| count);
+        let granted = command.grant(command.limit() - used, kept + later.sum::<i64>());
+        let valid = command.lease_for(kept + granted);
+        let slot = slot_of(now + valid);
+        if kept + granted > 0 {
+            *counts.entry(slot).or_insert(0) += kept + granted;
+        }
         if granted > 0 {
             self.incarnation.get_or_insert(now);
-            *slots.entry(slot).or_insert(0) += granted;
         }
-        let occupied = || slots.iter().filter(|(_, count)| **count > 0);
-        let until =
-            |number: Option<(&i64, &i64)>| number.map_or(0, |(number, _)| expiry(*number) - now);
+        counts.retain(|_, count| *count > 0);
+        let until = |number: Option<&i64>| {
+            number.map_or(0, |number| expiry((*number).min(current_slot)) - now)
+        };
         let reply = ScriptReply {
             now,
             granted,
             remaining: command.limit() - used - granted,
-            valid: command.lease(),
-            retry_after: until(occupied().next()),
-            reset: until(occupied().next_back()),
+            valid,
+            retry_after: until(counts.keys().next()),
+            reset: until(counts.keys().next_back()),
             identity: LeaseIdentity {
                 incarnation: self.incarnation.unwrap_or(0),
                 slot,
             },
             first_departure_ns: 0,
+            kept,
         };
-        self.slots = slots;
+        self.slots = counts;
         reply
     }
 
     fn bucket(&mut self, now: i64, command: &ScriptArguments) -> ScriptReply {
         let (limit, period, lease) = (command.limit(), command.period(), command.lease());
-        let mut state = self.bucket.unwrap_or(Bucket {
+        let slots = BucketSlots::of(lease);
+        let mut state = self.bucket.clone().unwrap_or(Bucket {
             updated: now,
             ..Bucket::default()
         });
@@ -176,70 +228,70 @@ impl ModelStore {
             self.incarnation = Some(now);
             is_changed = true;
             state.updated = now;
-            state.a_end = state.a_end.min(now + 2 * lease);
-            state.b_end = state.b_end.min(now + 2 * lease);
-            state.b_start = state.b_start.min(now);
-        }
-        state.advance(now, period);
-        if let Some((units, slot)) =
-            command.returned_if(|identity| Some(identity.incarnation) == self.incarnation)
-        {
-            let mut credit = units * period;
-            if (state.b_start + lease..=state.b_end).contains(&slot) {
-                if state.b_units > 0 {
-                    state.b_units = (state.b_units - units).max(0);
-                } else {
-                    credit = credit.min(state.b_lowest);
-                }
-            } else if (state.a_start + lease..=state.a_end).contains(&slot) {
-                if state.a_units > 0 {
-                    state.a_units = (state.a_units - units).max(0);
-                } else {
-                    credit = credit.min(state.a_lowest);
-                }
-            } else {
-                credit = 0;
+            let last_slot = slots.of_instant(now + lease);
+            let mut moved = BTreeMap::new();
+            for (number, units) in state.slots {
+                *moved.entry(number.min(last_slot)).or_insert(0) += units;
             }
-            let outstanding = state.a_units + state.b_units;
-            state.debt = (state.debt - credit).max(outstanding * period);
-            state.a_lowest = (state.a_lowest - credit).max(0);
-            state.b_lowest = (state.b_lowest - credit).max(0);
+            state.slots = moved;
+        }
+        let report = command
+            .report_if(|identity| Some(identity.incarnation) == self.incarnation)
+            .filter(|report| state.units(report.slot) >= report.units());
+        let mut events: Vec<_> = state
+            .slots
+            .iter()
+            .map(|(number, units)| (slots.end(*number), *number, *units))
+            .filter(|(end, ..)| *end <= now)
+            .collect();
+        if let Some(report) = report {
+            for (instant, units) in command.spent(now) {
+                let instant = instant.min(slots.end(report.slot)).max(state.updated);
+                events.push((instant, report.slot, units));
+            }
+        }
+        events.sort_by_key(|(instant, ..)| *instant);
+        for (instant, number, units) in events {
+            state.drain_until(instant, period);
+            let units = units.min(state.units(number));
+            state.add(number, -units);
+        }
+        state.drain_until(now, period);
+        let mut kept = 0;
+        if let Some(report) = report {
+            let back = report.returned.min(state.units(report.slot));
+            state.add(report.slot, -back);
+            state.debt = (state.debt - back * period).max(state.leased() * period);
+            if state.units(report.slot) >= report.kept {
+                kept = report.kept;
+            }
             is_changed = true;
         }
         let before = state.debt;
         let left = ((limit * period - state.debt).max(0)) / period;
-        let granted = command.grant(left);
-        if granted > 0 {
-            state.debt += granted * period;
-            if lease > 0 {
-                if state.b_units == 0 || now >= state.b_start + lease {
-                    if state.b_units > 0 || state.b_end <= now {
-                        if state.a_units == 0 {
-                            state.a_start = state.b_start;
-                        }
-                        state.a_units += state.b_units;
-                        state.a_end = state.b_end;
-                        state.a_lowest = state.b_lowest;
-                    }
-                    state.b_units = 0;
-                    state.b_start = now;
-                }
-                state.b_units += granted;
-                state.b_end = now + lease;
+        let granted = command.grant(left, state.leased());
+        state.debt += granted * period;
+        let valid = command.lease_for(kept + granted);
+        let slot = slots.of_instant(now + valid);
+        if lease > 0 && kept + granted > 0 {
+            if let Some(report) = report {
+                state.add(report.slot, -kept);
             }
+            state.add(slot, kept + granted);
+        }
+        state.slots.retain(|_, units| *units > 0);
+        if granted > 0 {
             self.incarnation.get_or_insert(now);
             is_changed = true;
         }
         let microseconds = |ns: i64| ns.max(0).unsigned_abs().div_ceil(1000).cast_signed();
         let mut retry_after = microseconds(state.debt + period - limit * period);
-        if state.a_units + state.b_units >= limit {
-            let end = if state.a_units > 0 {
-                state.a_end
-            } else {
-                state.b_end
-            };
-            retry_after = retry_after.max(end - now);
+        if state.leased() >= limit
+            && let Some(number) = state.slots.keys().next()
+        {
+            retry_after = retry_after.max(slots.end(*number) - now);
         }
+        let reset = microseconds(state.debt);
         if is_changed {
             self.bucket = Some(state);
         }
@@ -247,39 +299,60 @@ impl ModelStore {
             now,
             granted,
             remaining: left - granted,
-            valid: lease,
+            valid,
             retry_after,
-            reset: microseconds(state.debt),
+            reset,
             identity: LeaseIdentity {
                 incarnation: self.incarnation.unwrap_or(0),
-                slot: now + lease,
+                slot,
             },
             first_departure_ns: before,
+            kept,
         }
     }
 }
 
+/// Slots in which units are outstanding.
+#[derive(Debug, Clone, Copy)]
+struct BucketSlots {
+    length: i64,
+}
+
+impl BucketSlots {
+    fn of(lease: i64) -> Self {
+        const SLOTS: u64 = 32;
+        let length = lease.unsigned_abs().div_ceil(SLOTS).cast_signed();
+        Self {
+            length: length.max(1),
+        }
+    }
+
+    fn of_instant(self, instant: i64) -> i64 {
+        instant.div_euclid(self.length) + 1
+    }
+
+    fn end(self, number: i64) -> i64 {
+        number * self.length
+    }
+}
+
 impl Bucket {
-    fn advance(&mut self, now: i64, period: i64) {
-        if self.a_units > 0 && self.a_end <= now {
-            self.drain_until(self.a_end, period);
-            self.a_units = 0;
-            self.a_lowest = self.debt;
-        }
-        if self.b_units > 0 && self.b_end <= now {
-            self.drain_until(self.b_end, period);
-            self.b_units = 0;
-            self.b_lowest = self.debt;
-        }
-        self.drain_until(now, period);
-        self.a_lowest = self.a_lowest.min(self.debt);
-        self.b_lowest = self.b_lowest.min(self.debt);
+    fn units(&self, number: i64) -> i64 {
+        self.slots.get(&number).copied().unwrap_or(0)
+    }
+
+    fn leased(&self) -> i64 {
+        self.slots.values().sum()
+    }
+
+    fn add(&mut self, number: i64, units: i64) {
+        *self.slots.entry(number).or_insert(0) += units;
     }
 
     fn drain_until(&mut self, instant: i64, period: i64) {
         if instant > self.updated {
-            let outstanding = (self.a_units + self.b_units) * period;
-            self.debt = (self.debt - (instant - self.updated) * 1000).max(outstanding);
+            let leased = self.leased() * period;
+            self.debt = (self.debt - (instant - self.updated) * 1000).max(leased);
             self.updated = instant;
         }
     }

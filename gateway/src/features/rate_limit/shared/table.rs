@@ -7,7 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use parking_lot::Mutex;
 
-use super::command::{GiveBack, Grant, Prefetch, Refill, RefillOutcome, StoreCommand};
+use super::command::{Grant, LeaseReport, Prefetch, Refill, RefillOutcome, StoreCommand};
 use super::key::StoreKey;
 use super::lease::{LeaseDecision, LeaseState};
 use super::terms::LeaseTerms;
@@ -88,9 +88,9 @@ impl LeaseTable {
         if let Some(decision) = entry.state.take(terms, now) {
             let is_low = prefetch == Prefetch::Permitted
                 && matches!(decision, LeaseDecision::Passed { .. })
-                && entry.state.is_low(terms)
+                && entry.state.is_low(terms, now)
                 && entry.pending().is_none();
-            let command = is_low.then(|| entry.refill(id, 0, prefetch).1);
+            let command = is_low.then(|| entry.refill(id, 0, prefetch, now).1);
             return (TableDecision::Decided(decision), command);
         }
         if let Some(refill) = entry.pending() {
@@ -100,7 +100,7 @@ impl LeaseTable {
         if new_key().is_none() {
             return (TableDecision::Unavailable, None);
         }
-        let (refill, command) = entry.refill(id, 1, prefetch);
+        let (refill, command) = entry.refill(id, 1, prefetch, now);
         (TableDecision::Wait(refill), Some(command))
     }
 
@@ -113,7 +113,10 @@ impl LeaseTable {
             let mut shard = self.shard(command.id).lock();
             // The units of a key that was removed meanwhile are lost.
             if let Some(entry) = shard.get_mut(&command.id)
-                && entry.key == command.key
+                && entry
+                    .refill
+                    .as_ref()
+                    .is_some_and(|last| last.is_same(refill))
             {
                 entry.state.apply(command.terms, grant);
             }
@@ -122,14 +125,14 @@ impl LeaseTable {
     }
 
     /// Removes keys that are not used, and returns the commands that return the units of leases that have ended
-    /// or are idle.
+    /// or are idle, with the reports about what was spent of them.
     pub(super) fn sweep(&self, now: Instant) -> Vec<StoreCommand> {
         let mut commands = Vec::new();
         for shard in &self.shards {
             shard.lock().retain(|id, entry| {
                 if entry.pending().is_none() {
                     let idle = entry.state.take_idle(entry.terms, now);
-                    commands.extend(idle.map(|units| entry.command(*id, Some(units))));
+                    commands.extend(idle.map(|report| entry.command(*id, Some(report))));
                 }
                 entry.pending().is_some() || !entry.state.is_unused(now)
             });
@@ -137,13 +140,15 @@ impl LeaseTable {
         commands
     }
 
-    /// Returns the commands that return all units.
-    pub(super) fn release_all(&self) -> Vec<StoreCommand> {
+    /// Returns the commands that return all units, apart from those of keys whose refill is under way: it may
+    /// move them to another lease.
+    pub(super) fn release_all(&self, now: Instant) -> Vec<StoreCommand> {
         let mut commands = Vec::new();
         for shard in &self.shards {
             for (id, entry) in shard.lock().iter_mut() {
-                while let Some(units) = entry.state.release(entry.terms) {
-                    commands.push(entry.command(*id, Some(units)));
+                if entry.pending().is_none() {
+                    let report = entry.state.release(entry.terms, now);
+                    commands.extend(report.map(|report| entry.command(*id, Some(report))));
                 }
             }
         }
@@ -176,26 +181,32 @@ impl Entry {
     }
 
     /// Begins a refill for `need` requests.
-    fn refill(&mut self, id: u64, need: u32, prefetch: Prefetch) -> (Refill, StoreCommand) {
+    fn refill(
+        &mut self,
+        id: u64,
+        need: u32,
+        prefetch: Prefetch,
+        now: Instant,
+    ) -> (Refill, StoreCommand) {
         let refill = Refill::new(need);
         self.refill = Some(refill.clone());
         let want = match prefetch {
-            Prefetch::Permitted => self.state.want(self.terms),
+            Prefetch::Permitted => self.state.want(self.terms, now),
             Prefetch::Forbidden => 0,
         };
-        let give_back = self.state.take_ended();
-        let mut command = self.command(id, give_back);
+        let report = self.state.report(self.terms, now);
+        let mut command = self.command(id, report);
         command.refill = Some(refill.clone());
         command.want = want;
         (refill, command)
     }
 
-    fn command(&self, id: u64, give_back: Option<GiveBack>) -> StoreCommand {
+    fn command(&self, id: u64, report: Option<LeaseReport>) -> StoreCommand {
         StoreCommand {
             id,
             key: self.key,
             terms: self.terms,
-            give_back,
+            report,
             refill: None,
             want: 0,
             shutdown_return: None,

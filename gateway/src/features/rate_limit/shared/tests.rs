@@ -47,6 +47,12 @@ enum Step {
         count: u32,
     },
     Wait(u64),
+    /// Requests one after another, with sweeps in between.
+    Steady {
+        gateway: usize,
+        interval: u64,
+        count: u32,
+    },
     Sweep {
         gateway: usize,
     },
@@ -77,7 +83,7 @@ enum Message {
         gateway: usize,
         generation: u32,
         sent: Instant,
-        need: u32,
+        arguments: ScriptArguments,
         command: StoreCommand,
         reply: ScriptReply,
     },
@@ -247,6 +253,16 @@ impl Simulation {
                 }
             }
             Step::Wait(time) => self.advance_to(self.now + time),
+            Step::Steady {
+                gateway,
+                interval,
+                count,
+            } => {
+                for _ in 0..count {
+                    self.advance_with_sweeps(gateway, self.now + interval);
+                    self.request(self.index(gateway));
+                }
+            }
             Step::Sweep { gateway } => {
                 let gateway = self.index(gateway);
                 if self.now >= self.gateways[gateway].paused_until {
@@ -271,13 +287,27 @@ impl Simulation {
             Step::Drain { gateway } => {
                 let gateway = self.index(gateway);
                 self.gateways[gateway].prefetch = Prefetch::Forbidden;
-                for command in self.gateways[gateway].table.release_all() {
+                let now = self.gateways[gateway].clock(self.now);
+                for command in self.gateways[gateway].table.release_all(now) {
                     self.send(gateway, command);
                 }
             }
             Step::SetStoreClockBack(time) => {
                 self.store_clock_offset -= i64::try_from(time / MICROSECOND).unwrap();
             }
+        }
+    }
+
+    /// Lets time pass, in which the gateway sweeps as often as a real one.
+    fn advance_with_sweeps(&mut self, gateway: usize, end: u64) {
+        const SWEEP_INTERVAL: u64 = 250 * MILLISECOND;
+        loop {
+            let next = (self.now / SWEEP_INTERVAL + 1) * SWEEP_INTERVAL;
+            if next > end {
+                return self.advance_to(end);
+            }
+            self.advance_to(next);
+            self.step(Step::Sweep { gateway });
         }
     }
 
@@ -301,7 +331,6 @@ impl Simulation {
                 command,
                 back,
             } => {
-                let need = command.need();
                 let gateways = u32::try_from(self.gateways.len()).unwrap();
                 let arguments = ScriptArguments::new(&command, gateways);
                 let reply = self.store.execute(self.store_time(), &arguments);
@@ -315,7 +344,7 @@ impl Simulation {
                         gateway,
                         generation,
                         sent,
-                        need,
+                        arguments,
                         command,
                         reply,
                     };
@@ -326,7 +355,7 @@ impl Simulation {
                 gateway,
                 generation,
                 sent,
-                need,
+                arguments,
                 command,
                 reply,
             } => {
@@ -339,7 +368,7 @@ impl Simulation {
                         gateway,
                         generation,
                         sent,
-                        need,
+                        arguments,
                         command,
                         reply,
                     };
@@ -349,7 +378,7 @@ impl Simulation {
                     return;
                 }
                 let received = self.gateways[gateway].clock(self.now);
-                let grant = reply.to_grant(need, sent, received);
+                let grant = reply.to_grant(&arguments, sent, received);
                 self.gateways[gateway].table.apply(&command, &grant);
                 let waiting = std::mem::take(&mut self.gateways[gateway].waiting);
                 for deadline in waiting {
@@ -440,6 +469,8 @@ fn steps(max_clock_step: u64) -> impl Strategy<Value = Vec<Step>> {
         4 => (gateway(), 1..30_u32).prop_map(|(gateway, count)| Step::Burst { gateway, count }),
         12 => wait.prop_map(Step::Wait),
         3 => gateway().prop_map(|gateway| Step::Sweep { gateway }),
+        3 => (gateway(), 0..2 * SECOND, 1..40_u32)
+            .prop_map(|(gateway, interval, count)| Step::Steady { gateway, interval, count }),
         1 => gateway().prop_map(|gateway| Step::Crash { gateway }),
         1 => (gateway(), 0..10 * SECOND).prop_map(|(gateway, time)| Step::Pause { gateway, time }),
         1 => gateway().prop_map(|gateway| Step::Drain { gateway }),
@@ -537,16 +568,124 @@ proptest! {
     }
 }
 
+/// Time of a response from a store nearby.
+const RESPONSE_TIME: u64 = 150 * MICROSECOND;
+
+/// Network without faults, to a store nearby.
+fn quick_fates() -> Vec<Fate> {
+    vec![Fate::Delivered {
+        there: 150 * MICROSECOND,
+        back: RESPONSE_TIME,
+    }]
+}
+
+/// Requests of a client: intervals, and how many follow each other with one.
+fn requests() -> impl Strategy<Value = Vec<(u64, u32)>> {
+    let interval = prop_oneof![
+        2 => 0..10 * MILLISECOND,
+        3 => 0..SECOND,
+        2 => 0..4 * SECOND,
+        1 => 0..20 * SECOND,
+    ];
+    proptest::collection::vec((interval, 1..60_u32), 0..12)
+}
+
+/// Requests that passed, and the end of the last fixed window in the microseconds of the store.
+struct History {
+    passed: Vec<u64>,
+    window_end: Option<u64>,
+}
+
+/// Lets a client of one gateway send requests, and then at one instant more than its limit. Returns that instant, what
+/// had happened before, and the number of requests that passed then.
+fn burst_after(terms: LeaseTerms, requests: Vec<(u64, u32)>) -> (u64, History, usize) {
+    let mut simulation = Simulation::new(terms, &[(0, 0)], quick_fates());
+    for (interval, count) in requests {
+        simulation.step(Step::Steady {
+            gateway: 0,
+            interval,
+            count,
+        });
+    }
+    simulation.step(Step::Wait(MILLISECOND));
+    let before = History {
+        passed: simulation.passed_at(),
+        window_end: simulation.windows.last().copied(),
+    };
+    let at = simulation.now;
+    simulation.step(Step::Burst {
+        gateway: 0,
+        count: terms.limit() + 10,
+    });
+    simulation.step(Step::Wait(TIMEOUT));
+    let passed = simulation.passed.len() - before.passed.len();
+    (at, before, passed)
+}
+
+/// Largest part of the window by which units are available late.
+fn lateness(window: u64) -> u64 {
+    window * 3 / 64 + 2 * MILLISECOND
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn a_client_of_one_gateway_gets_its_whole_sliding_window(
+        (quota, window, _) in policies(), requests in requests()
+    ) {
+        let terms = terms(SlidingWindow, quota, window, 1);
+        let (at, before, passed) = burst_after(terms, requests);
+        let still_counted = before.passed.iter().filter(|spent| **spent + window + lateness(window) >= at);
+        let least = quota as usize - still_counted.count().min(quota as usize);
+        prop_assert!(passed >= least, "{} of {}", passed, least);
+    }
+
+    #[test]
+    fn a_client_of_one_gateway_gets_its_whole_fixed_window(
+        (quota, window, _) in policies(), requests in requests()
+    ) {
+        let terms = terms(FixedWindow, quota, window, 1);
+        let (at, before, passed) = burst_after(terms, requests);
+        let start = before.window_end.map_or(0, |end| end - window.div_ceil(MICROSECOND));
+        // The responses of its commands arrive after the store opened it.
+        let opened = start * MICROSECOND + RESPONSE_TIME;
+        let in_window = before.passed.iter().filter(|spent| **spent >= opened).count();
+        let end = before.window_end.unwrap_or(0) * MICROSECOND;
+        prop_assume!(at + MILLISECOND < end || at >= end);
+        let least = if at < end { quota as usize - in_window } else { quota as usize };
+        prop_assert_eq!(passed, least);
+    }
+
+    #[test]
+    fn a_client_of_one_gateway_gets_all_tokens_of_its_bucket(
+        (quota, window, limit) in policies(), requests in requests()
+    ) {
+        let terms = terms(TokenBucket, quota, window, limit);
+        let (at, before, passed) = burst_after(terms, requests);
+        let policy = QuotaPolicy { quota, window_ns: window, bucket_size: limit };
+        let mut alone = QuotaState::default();
+        let mut take = |now| {
+            let decision = token_bucket::take(&mut alone, policy, Instant(now));
+            matches!(decision, AlgorithmDecision::Passed { .. })
+        };
+        // What is refilled late, and the unit that is refilled in part.
+        let recovery = window.min(terms.period() * u64::from(limit));
+        let late = lateness(recovery).div_ceil(terms.period()) + 1;
+        for spent in before.passed {
+            take(spent);
+        }
+        let all = (0..limit).filter(|_| take(at)).count();
+        prop_assert!(passed as u64 + late >= all as u64, "{} of {}", passed, all);
+    }
+}
+
 /// Lets requests pass at a steady rate, in turn through each gateway, and returns how many did in `time`.
 fn steady(terms: LeaseTerms, gateways: usize, requests: u64, time: u64) -> Simulation {
     let clocks: Vec<_> = (0..gateways as u64)
         .map(|number| (number * SECOND, 0))
         .collect();
-    let fates = vec![Fate::Delivered {
-        there: 150 * MICROSECOND,
-        back: 150 * MICROSECOND,
-    }];
-    let mut simulation = Simulation::new(terms, &clocks, fates);
+    let mut simulation = Simulation::new(terms, &clocks, quick_fates());
     let mut swept = 0;
     for number in 0..requests {
         let at = START + time / requests * number;
@@ -641,6 +780,92 @@ fn far_from_the_limit_one_command_serves_many_requests() {
     }
 }
 
+/// Counts the commands for the requests of a client that come at one interval to one of several gateways, after the first
+/// window of them.
+fn requests_and_commands(
+    terms: LeaseTerms,
+    gateways: u64,
+    (window, per_window): (u64, u32),
+) -> (u64, u64) {
+    const WINDOWS: u32 = 10;
+    let clocks: Vec<_> = (0..gateways).map(|number| (number * SECOND, 0)).collect();
+    let mut simulation = Simulation::new(terms, &clocks, quick_fates());
+    let requests = |count| Step::Steady {
+        gateway: 0,
+        interval: window / u64::from(per_window),
+        count,
+    };
+    simulation.step(requests(per_window));
+    let before = simulation.commands;
+    simulation.step(requests(WINDOWS * per_window));
+    assert_eq!(simulation.rejected, 0);
+    (
+        u64::from(WINDOWS * per_window),
+        simulation.commands - before,
+    )
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "shown with --nocapture")]
+fn in_a_steady_state_far_from_the_limit_one_command_serves_twenty_requests() {
+    let quotas = [
+        (100, 60 * SECOND, 25..=50),
+        (100, 6 * SECOND, 25..=50),
+        (1000, 60 * SECOND, 25..=500),
+        (1000, SECOND, 25..=500),
+        (1000, 600 * SECOND, 61..=500),
+    ];
+    for (quota, window, rates) in quotas {
+        for algorithm in [FixedWindow, SlidingWindow, TokenBucket] {
+            for gateways in [1, 3] {
+                let rates = rates.clone();
+                let step = (rates.end() - rates.start()).div_ceil(5) as usize;
+                for per_window in rates.step_by(step) {
+                    let terms = terms(algorithm, quota, window, quota);
+                    let (requests, commands) =
+                        requests_and_commands(terms, gateways, (window, per_window));
+                    let case = format!("{algorithm:?}, {quota} per {window} ns, one of {gateways}");
+                    println!("{case}, {per_window}: {requests} by {commands} commands");
+                    assert!(
+                        commands * 20 <= requests,
+                        "{case}, {per_window}: {requests} by {commands} commands"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn requests_with_pauses_cost_few_commands() {
+    const PAUSE: u64 = 7 * SECOND;
+    const GROUPS: u32 = 10;
+    for algorithm in [FixedWindow, SlidingWindow, TokenBucket] {
+        for requests in [1, 2, 3, 7, 15, 31, 60] {
+            let terms = terms(algorithm, 10_000, 60 * SECOND, 10_000);
+            let mut simulation = Simulation::new(terms, &[(0, 0)], quick_fates());
+            for _ in 0..GROUPS {
+                for (interval, count) in [(PAUSE, 1), (MILLISECOND, requests - 1)] {
+                    simulation.step(Step::Steady {
+                        gateway: 0,
+                        interval,
+                        count,
+                    });
+                }
+            }
+            let most = match requests {
+                1 => 1,
+                _ => 3 + requests.ilog2(),
+            };
+            let commands = simulation.commands;
+            assert!(
+                commands <= u64::from(GROUPS * most),
+                "{algorithm:?}, groups of {requests}: {commands} commands"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_flood_of_rejected_requests_costs_no_commands() {
     for algorithm in [FixedWindow, SlidingWindow] {
@@ -676,14 +901,10 @@ fn a_shutdown_returns_what_is_unused() {
 }
 
 #[test]
-fn what_an_ended_lease_has_left_goes_back() {
+fn what_an_idle_lease_has_left_goes_back() {
     for algorithm in [SlidingWindow, TokenBucket] {
         let terms = terms(algorithm, 100, 3600 * SECOND, 100);
-        let fates = vec![Fate::Delivered {
-            there: 150 * MICROSECOND,
-            back: 150 * MICROSECOND,
-        }];
-        let mut simulation = Simulation::new(terms, &[(0, 0)], fates);
+        let mut simulation = Simulation::new(terms, &[(0, 0)], quick_fates());
         for _ in 0..30 {
             simulation.step(Step::Burst {
                 gateway: 0,
@@ -692,9 +913,8 @@ fn what_an_ended_lease_has_left_goes_back() {
             simulation.step(Step::Wait(MILLISECOND));
         }
         assert_eq!(simulation.passed.len(), 30);
-        // All leases end in five seconds. The last one has units left.
-        simulation.step(Step::Wait(5 * SECOND));
-        simulation.step(Step::Sweep { gateway: 0 });
+        // The last lease has units left, which are idle after ten seconds.
+        simulation.step(Step::Wait(10 * SECOND));
         simulation.step(Step::Sweep { gateway: 0 });
         simulation.step(Step::Wait(MILLISECOND));
         simulation.step(Step::Crash { gateway: 0 });
