@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use fuzz::{TARGETS, Target, is_tolerated_panic};
+use fuzz::{TARGETS, Target};
 use libfuzzer_sys::fuzz_target;
 
 static TARGET: LazyLock<Target> = LazyLock::new(|| {
@@ -16,14 +16,4 @@ static TARGET: LazyLock<Target> = LazyLock::new(|| {
     })
 });
 
-/// Ends the process at a panic, as libFuzzer expects, unless the target tolerates it.
-fn filter_panics() {
-    let end = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if !is_tolerated_panic(panic.payload_as_str()) {
-            end(panic);
-        }
-    }));
-}
-
-fuzz_target!(init: filter_panics(), |input| (TARGET.run)(input));
+fuzz_target!(|input: &[u8]| (TARGET.run)(input));

@@ -2,7 +2,6 @@
 //! itself, every frame of the server is valid, and each stream has one response at most.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use gateway::fuzz::{BodyFraming, ClientReading, ClientStep, Http2Connection, serve_http2};
@@ -20,13 +19,6 @@ const MAX_TIME: Duration = Duration::from_mins(10);
 /// Largest frame that a client has to accept without announcing it (RFC 9113, section 4.2).
 const MAX_FRAME: usize = 16 * 1024;
 const MAX_STEPS: usize = 64;
-
-/// Returns whether a panic has the message of an assertion in the crate `h2` that is none of its promises: in debug
-/// builds, that no stream is open when a connection is dropped (hyperium/h2#907).
-#[must_use]
-pub fn is_tolerated_panic(message: Option<&str>) -> bool {
-    message == Some("assertion failed: !self.has_streams()")
-}
 
 /// Input: a byte of options, then raw bytes or choices from which frames are made.
 pub(crate) fn run(input: &[u8]) {
@@ -50,14 +42,7 @@ pub(crate) fn run(input: &[u8]) {
         .start_paused(true)
         .build()
         .expect("a runtime without threads");
-    let connection = catch_unwind(AssertUnwindSafe(|| {
-        runtime.block_on(serve_http2(&steps, reading, MAX_TIME))
-    }));
-    match connection {
-        Ok(connection) => check(&connection),
-        Err(panic) if is_tolerated_panic(panic.downcast_ref().copied()) => {}
-        Err(panic) => resume_unwind(panic),
-    }
+    check(&runtime.block_on(serve_http2(&steps, reading, MAX_TIME)));
 }
 
 /// Returns raw bytes after a preface and settings, in a few parts.

@@ -22,8 +22,6 @@ mod quota;
 mod refresh_token;
 mod stored_rows;
 
-pub use h2_connection::is_tolerated_panic;
-
 /// Fuzz target.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {

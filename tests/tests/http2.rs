@@ -44,7 +44,6 @@ async fn a_slow_flood_of_resets_is_disconnected() -> Result<()> {
         if connection.send(requests).await.is_err() {
             break;
         }
-        // Resets of requests that are being served are not counted by the HTTP/2 library.
         let expected = usize::try_from(numbers.end)?;
         wait::until("the requests, or the end of the connection", async || {
             let connections = gateway.metric("gateway_connections", &[]).await;
@@ -174,7 +173,7 @@ premier:
 async fn a_client_whose_uploads_exceed_a_quota_keeps_its_connection() -> Result<()> {
     const CONCURRENT_UPLOADS: usize = 100;
     let upstream = MockUpstream::always_ok().await?;
-    // More uploads than the errors that the HTTP/2 library tolerates, and some that are larger than the window of a
+    // More uploads than the errors that HTTP/2 libraries tolerate, and some that are larger than the window of a
     // stream.
     for (uploads, size) in [(2000, 16_000), (400, 300_000)] {
         let gateway = Gateway::start(upstream.address, UPLOAD_QUOTA).await?;

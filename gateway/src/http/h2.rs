@@ -1,10 +1,17 @@
-//! HTTP/2 (RFC 9113), on the `h2` crate.
+//! HTTP/2 (RFC 9113).
 
-mod coalescing_waker;
-mod frame_guard;
+mod connection;
+mod exchanges;
+mod flood_limit;
+mod flow_control;
+mod frame;
+mod header_block;
+mod hpack;
 mod idle;
-mod rejected_streams;
+mod output;
 mod request_headers;
 pub(crate) mod server;
+mod settings;
+mod socket;
 mod stream;
-mod unread_body;
+mod streams;

@@ -17,21 +17,49 @@ const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time in total.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(30);
 
-/// State of a connection that is closed for writing and waits for its client to close it.
-#[derive(Debug)]
-pub(crate) struct LingeringClose {
-    timer: IdleTimer,
+/// Time until which input is read and discarded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LingeringDeadline {
     started_at: Instant,
     last_read_at: Instant,
 }
 
-impl LingeringClose {
+impl LingeringDeadline {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
         Self {
-            timer: IdleTimer::new(),
             started_at: now,
             last_read_at: now,
+        }
+    }
+
+    /// Records that input was read.
+    pub(crate) fn record_read(&mut self) {
+        self.last_read_at = Instant::now();
+    }
+
+    pub(crate) fn instant(self) -> Instant {
+        let read_deadline = self.last_read_at.saturating_add(READ_TIMEOUT);
+        read_deadline.min(self.last_instant())
+    }
+
+    fn last_instant(self) -> Instant {
+        self.started_at.saturating_add(MAX_DURATION)
+    }
+}
+
+/// State of a connection that is closed for writing and waits for its client to close it.
+#[derive(Debug)]
+pub(crate) struct LingeringClose {
+    timer: IdleTimer,
+    deadline: LingeringDeadline,
+}
+
+impl LingeringClose {
+    pub(crate) fn new() -> Self {
+        Self {
+            timer: IdleTimer::new(),
+            deadline: LingeringDeadline::new(),
         }
     }
 
@@ -42,17 +70,16 @@ impl LingeringClose {
         cx: &mut Context<'_>,
         mut read: impl FnMut(&mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<()> {
-        let deadline = self.started_at.to_tokio() + MAX_DURATION;
         loop {
             match read(cx) {
-                Poll::Ready(Ok(1..)) => self.last_read_at = Instant::now(),
+                Poll::Ready(Ok(1..)) => self.deadline.record_read(),
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => {
-                    let read_deadline = self.last_read_at.to_tokio() + READ_TIMEOUT;
-                    return self.timer.poll_until(cx, read_deadline.min(deadline));
+                    let deadline = self.deadline.instant();
+                    return self.timer.poll_until(cx, deadline.to_tokio());
                 }
             }
-            if self.last_read_at.to_tokio() > deadline {
+            if self.deadline.last_read_at > self.deadline.last_instant() {
                 return Poll::Ready(());
             }
         }

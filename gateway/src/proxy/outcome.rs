@@ -7,7 +7,7 @@ use crate::telemetry::access_log::Termination;
 /// Outcome of a request.
 #[derive(Debug)]
 pub(crate) enum RequestOutcome {
-    /// The complete response was sent: over HTTP/1.1 to the socket, over HTTP/2 to the crate `h2`.
+    /// The complete response was sent: over HTTP/1.1 to the socket, over HTTP/2 to the output of the connection.
     Completed,
     /// No part of a response has been sent to the client: this one is sent.
     Failed(ErrorResponse),

@@ -18,8 +18,7 @@ pub(crate) fn start(settings: LogSettings, writer: LogWriter) {
         .with_target("session_invalidation", settings.level)
         .with_target("pingora_core", LevelFilter::ERROR)
         // Logs an error for each second of waiting for the gateway that hands its sockets over.
-        .with_target("pingora_core::server::transfer_fd", LevelFilter::OFF)
-        .with_target("h2", LevelFilter::ERROR);
+        .with_target("pingora_core::server::transfer_fd", LevelFilter::OFF);
     let colours = if settings.format == LogFormat::Text && std::io::stdout().is_terminal() {
         Colours::Ansi
     } else {

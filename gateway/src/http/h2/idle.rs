@@ -1,14 +1,11 @@
 //! Idle timeouts of an HTTP/2 connection, by the event that it waits for.
 
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use h2::Reason;
-
 use crate::config::Limits;
 use crate::http::downstream::HIGH_WATERMARK;
-use crate::http::h2::frame_guard::FrameGuard;
+use crate::http::h2::frame::Reason;
 use crate::runtime::clock::Instant;
 use crate::runtime::idle_timer::IdleTimer;
 
@@ -33,14 +30,23 @@ pub(super) enum RemainingWork {
     UnreadBodies,
     /// Complete responses that are not sent yet.
     UnsentResponses,
-    /// A lingering close, with its own timeouts.
-    LingeringClose,
     None,
+}
+
+/// Progress of the client.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClientProgress {
+    /// Start of the header block that is incomplete.
+    pub(super) header_block_since: Option<Instant>,
+    /// Number of bytes that the socket has taken.
+    pub(super) sent_bytes: u64,
+    /// True if the socket takes no more bytes at present.
+    pub(super) is_write_blocked: bool,
 }
 
 /// Event that an idle connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum IdleWait {
+enum IdleWait {
     HeaderBlockEnd,
     NextRequest,
     /// Request that the client sent before it received the GOAWAY frame.
@@ -58,10 +64,9 @@ pub(super) enum IdleAction {
     Close(Reason),
 }
 
-/// Timer of a connection that waits, and detector of frame floods.
+/// Timer of a connection that waits.
 #[derive(Debug)]
 pub(super) struct IdleMonitor {
-    guard: Arc<FrameGuard>,
     limits: Limits,
     timer: IdleTimer,
     current: Option<CurrentWait>,
@@ -76,33 +81,11 @@ struct CurrentWait {
 }
 
 impl IdleMonitor {
-    pub(super) fn new(guard: Arc<FrameGuard>, limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
-            guard,
             limits,
             timer: IdleTimer::new(),
             current: None,
-        }
-    }
-
-    /// Returns the event that the connection waits for, `None` if that has timeouts of its own.
-    pub(super) fn wait(
-        &self,
-        remaining: RemainingWork,
-        phase: ConnectionPhase,
-    ) -> Option<IdleWait> {
-        if self.guard.header_block_since().is_some() {
-            return Some(IdleWait::HeaderBlockEnd);
-        }
-        match (remaining, phase) {
-            (RemainingWork::Exchanges | RemainingWork::UnreadBodies, _) => self
-                .guard
-                .is_write_blocked()
-                .then_some(IdleWait::ReadProgress),
-            (RemainingWork::UnsentResponses, _) => Some(IdleWait::ReadProgress),
-            (RemainingWork::LingeringClose, _) => None,
-            (RemainingWork::None, ConnectionPhase::Serving) => Some(IdleWait::NextRequest),
-            (RemainingWork::None, ConnectionPhase::Draining) => Some(IdleWait::LastRequest),
         }
     }
 
@@ -116,39 +99,38 @@ impl IdleMonitor {
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        wait: Option<IdleWait>,
+        remaining: RemainingWork,
+        phase: ConnectionPhase,
+        progress: ClientProgress,
     ) -> Poll<IdleAction> {
-        if self.guard.is_flooded() {
-            return Poll::Ready(IdleAction::Close(Reason::ENHANCE_YOUR_CALM));
-        }
-        let Some(wait) = wait else {
+        let Some(wait) = wait(remaining, phase, progress) else {
             self.current = None;
             return Poll::Pending;
         };
         loop {
-            let current = self.start_or_continue(wait);
+            let current = self.start_or_continue(wait, progress);
             let deadline = current.since.to_tokio() + self.timeout(wait);
             ready!(self.timer.poll_until(cx, deadline));
             let needed_bytes = current.sent_bytes + HIGH_WATERMARK as u64;
             match wait {
                 IdleWait::NextRequest => return Poll::Ready(IdleAction::Drain),
                 IdleWait::LastRequest => {
-                    return Poll::Ready(IdleAction::Close(Reason::NO_ERROR));
+                    return Poll::Ready(IdleAction::Close(Reason::NoError));
                 }
-                IdleWait::ReadProgress if self.guard.sent_bytes() >= needed_bytes => {
+                IdleWait::ReadProgress if progress.sent_bytes >= needed_bytes => {
                     self.current = None;
                 }
                 IdleWait::HeaderBlockEnd | IdleWait::ReadProgress => {
-                    return Poll::Ready(IdleAction::Close(Reason::ENHANCE_YOUR_CALM));
+                    return Poll::Ready(IdleAction::Close(Reason::EnhanceYourCalm));
                 }
             }
         }
     }
 
-    fn start_or_continue(&mut self, wait: IdleWait) -> CurrentWait {
+    fn start_or_continue(&mut self, wait: IdleWait, progress: ClientProgress) -> CurrentWait {
         let since = match wait {
             // Each header block is a wait of its own.
-            IdleWait::HeaderBlockEnd => self.guard.header_block_since(),
+            IdleWait::HeaderBlockEnd => progress.header_block_since,
             _ => None,
         };
         match self.current {
@@ -160,7 +142,7 @@ impl IdleMonitor {
             _ => *self.current.insert(CurrentWait {
                 wait,
                 since: since.unwrap_or_else(Instant::now),
-                sent_bytes: self.guard.sent_bytes(),
+                sent_bytes: progress.sent_bytes,
             }),
         }
     }
@@ -171,5 +153,24 @@ impl IdleMonitor {
             IdleWait::NextRequest | IdleWait::ReadProgress => self.limits.idle_timeout,
             IdleWait::LastRequest => GOAWAY_DRAIN_TIMEOUT,
         }
+    }
+}
+
+/// Returns the event that the connection waits for, `None` if that has timeouts of its own.
+fn wait(
+    remaining: RemainingWork,
+    phase: ConnectionPhase,
+    progress: ClientProgress,
+) -> Option<IdleWait> {
+    if progress.header_block_since.is_some() {
+        return Some(IdleWait::HeaderBlockEnd);
+    }
+    match (remaining, phase) {
+        (RemainingWork::Exchanges | RemainingWork::UnreadBodies, _) => {
+            progress.is_write_blocked.then_some(IdleWait::ReadProgress)
+        }
+        (RemainingWork::UnsentResponses, _) => Some(IdleWait::ReadProgress),
+        (RemainingWork::None, ConnectionPhase::Serving) => Some(IdleWait::NextRequest),
+        (RemainingWork::None, ConnectionPhase::Draining) => Some(IdleWait::LastRequest),
     }
 }
