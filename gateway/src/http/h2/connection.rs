@@ -6,18 +6,15 @@
 //! blocks, frames ([`FrameLimit`]), resets ([`ResetLimit`]), and the output that waits for the client.
 
 mod requests;
-mod responses;
+pub(super) mod responses;
 #[cfg(test)]
 mod tests;
-
-pub(super) use responses::{AfterHeaders, Response};
 
 use std::collections::VecDeque;
 use std::task::Waker;
 
 use bytes::{Buf, BytesMut};
 
-use crate::http::h2::connection::requests::OpenBlock;
 use crate::http::h2::flood_limit::{Flood, FrameLimit, ResetLimit};
 use crate::http::h2::flow_control::{ReceiveWindow, SendWindow};
 use crate::http::h2::frame::{
@@ -55,6 +52,22 @@ pub(super) struct ReceivedRequest {
     pub(super) stream: u32,
     pub(super) headers: HeaderBlock,
     pub(super) body: RequestBody,
+}
+
+/// Header block of which CONTINUATION frames are still to come.
+#[derive(Debug)]
+struct OpenBlock {
+    target: BlockTarget,
+    fragment: Vec<u8>,
+}
+
+/// Use of a header block.
+#[derive(Debug, Clone, Copy)]
+struct BlockTarget {
+    stream: u32,
+    ends_stream: bool,
+    /// True if the stream depends on itself, which is an error of the stream (RFC 7540, section 5.3.1).
+    depends_on_itself: bool,
 }
 
 /// Error of the client.
@@ -199,7 +212,7 @@ impl Connection {
                 return Err(Reason::FrameSizeError);
             }
             if frame.kind == HEADERS && self.header_block_since.is_none() {
-                self.header_block_since = self.time_of_incomplete(input, frame);
+                self.header_block_since = time_of_incomplete(input, frame);
             }
             if input.len() < FRAME_HEADER_LENGTH + frame.length {
                 break;
@@ -217,12 +230,6 @@ impl Connection {
             }
         }
         Ok(())
-    }
-
-    /// Returns the current time if a HEADERS frame is incomplete, or does not complete its header block.
-    fn time_of_incomplete(&self, input: &[u8], frame: FrameHeader) -> Option<Instant> {
-        let is_complete = input.len() >= FRAME_HEADER_LENGTH + frame.length;
-        (!is_complete || !frame.has(frame::END_HEADERS)).then(Instant::now)
     }
 
     /// Returns whether the preface is complete.
@@ -519,4 +526,10 @@ impl Connection {
             .filter(|stream| !stream.is_closed())
             .count()
     }
+}
+
+/// Returns the current time if a HEADERS frame is incomplete, or does not complete its header block.
+fn time_of_incomplete(input: &[u8], frame: FrameHeader) -> Option<Instant> {
+    let is_complete = input.len() >= FRAME_HEADER_LENGTH + frame.length;
+    (!is_complete || !frame.has(frame::END_HEADERS)).then(Instant::now)
 }

@@ -98,7 +98,7 @@ impl FrameLimit {
 }
 
 /// Limit on streams that are reset before the client has received their response: by the client (rapid resets,
-/// CVE-2023-44487), or by the gateway because of an error of the client (MadeYouReset, CVE-2025-8671).
+/// CVE-2023-44487), or by the gateway because of an error of the client (`MadeYouReset`, CVE-2025-8671).
 ///
 /// They are an attack if they exceed [`MIN_TOLERATED_RESETS`], [`TOLERATED_RESETS_PER_SECOND`] and one for
 /// each [`STREAMS_PER_TOLERATED_RESET`] streams together. Their share in all streams alone would not do: an

@@ -140,9 +140,8 @@ pub(super) fn put_ping_ack(output: &mut Vec<u8>, payload: [u8; 8]) {
 }
 
 pub(super) fn put_goaway(output: &mut Vec<u8>, last_stream: u32, reason: Reason) {
-    let [a, b, c, d] = last_stream.to_be_bytes();
-    let [e, f, g, h] = (reason as u32).to_be_bytes();
-    put(output, GOAWAY, 0, 0, &[a, b, c, d, e, f, g, h]);
+    let payload = u64::from(last_stream) << 32 | u64::from(reason as u32);
+    put(output, GOAWAY, 0, 0, &payload.to_be_bytes());
 }
 
 pub(super) fn put_reset(output: &mut Vec<u8>, stream: u32, reason: Reason) {

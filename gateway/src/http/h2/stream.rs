@@ -7,7 +7,8 @@ use http::StatusCode;
 use parking_lot::Mutex;
 
 use crate::http::downstream::{Backpressure, Downstream, DownstreamEvent};
-use crate::http::h2::connection::{AfterHeaders, Connection, Response};
+use crate::http::h2::connection::Connection;
+use crate::http::h2::connection::responses::{AfterHeaders, Response};
 use crate::http::message::{Framing, ResponseHeaders};
 
 /// Client's side of one exchange.

@@ -3,7 +3,8 @@
 use bytes::{Buf, BytesMut};
 
 use crate::http::h2::connection::{
-    ClientError, Connection, DrainProgress, MAX_CONCURRENT_STREAMS, MAX_STREAMS, ReceivedRequest,
+    BlockTarget, ClientError, Connection, DrainProgress, MAX_CONCURRENT_STREAMS, MAX_STREAMS,
+    OpenBlock, ReceivedRequest,
 };
 use crate::http::h2::frame::{
     self, END_HEADERS, END_STREAM, FrameHeader, PRIORITISED, Reason, without_padding,
@@ -11,22 +12,6 @@ use crate::http::h2::frame::{
 use crate::http::h2::header_block::{ContentLength, HeaderBlock, Verdict};
 use crate::http::h2::request_headers::RequestBody;
 use crate::http::h2::streams::{ExchangeProgress, RequestProgress, ResponseProgress, Stream};
-
-/// Header block of which CONTINUATION frames are still to come.
-#[derive(Debug)]
-pub(super) struct OpenBlock {
-    target: BlockTarget,
-    fragment: Vec<u8>,
-}
-
-/// Use of a header block.
-#[derive(Debug, Clone, Copy)]
-struct BlockTarget {
-    stream: u32,
-    ends_stream: bool,
-    /// True if the stream depends on itself, which is an error of the stream (RFC 7540, section 5.3.1).
-    depends_on_itself: bool,
-}
 
 impl Connection {
     pub(super) fn receive_headers(

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use proptest::prelude::*;
 
+use super::responses::{AfterHeaders, Response};
 use super::*;
 use crate::http::downstream::{Backpressure, DownstreamEvent};
 use crate::http::h2::frame::{END_HEADERS, END_STREAM, PADDED, PRIORITISED};
@@ -506,6 +507,15 @@ fn control_frames_have_their_size_and_stream() {
             vec![frame(GOAWAY, 0, 0, &[0; 7])],
             size_error,
         ),
+    ]);
+}
+
+// Sections 6.1 and 6.9.
+#[test]
+fn windows_have_a_maximum_and_change_by_more_than_nothing() {
+    let protocol_error = Reaction::Closed(Reason::ProtocolError);
+    let size_error = Reaction::Closed(Reason::FrameSizeError);
+    check([
         (
             "window of another size",
             vec![frame(WINDOW_UPDATE, 0, 0, &[0; 3])],
@@ -679,6 +689,9 @@ fn header_lists_are_limited() {
     assert!(parts < 10, "{parts}");
 }
 
+/// Frames by which a client has its stream with this id reset.
+type Offence = fn(u32) -> Vec<u8>;
+
 #[test]
 fn floods_of_frames_and_resets_close_the_connection() {
     for (name, beginning, flood) in [
@@ -708,7 +721,6 @@ fn floods_of_frames_and_resets_close_the_connection() {
         assert_eq!(reason, Reason::EnhanceYourCalm, "{name}");
         assert!(frames < 20_000, "{name}: {frames}");
     }
-    type Offence = fn(u32) -> Vec<u8>;
     let offences: [(&str, Offence); 4] = [
         ("resets", |id| frame(RST_STREAM, 0, id, &[0, 0, 0, 8])),
         ("empty window updates", |id| window_update(id, 0)),
@@ -787,7 +799,7 @@ fn the_window_of_the_connection_is_shared_in_turns() {
     receive(&mut connection, &windows).unwrap();
     sent(&mut connection);
     for id in [1, 3] {
-        respond(&mut connection, id, &[b'a'; 40_000]);
+        respond(&mut connection, id, &vec![b'a'; 40_000]);
         event(&mut connection, id);
     }
     let mut received = [0; 2];

@@ -169,12 +169,11 @@ fn put_literal(output: &mut Vec<u8>, representation: u8, name: &str, value: &[u8
     } else {
         4
     };
-    match static_table::index_of_name(name) {
-        Some(index) => integer::put(output, prefix_bits, representation, index),
-        None => {
-            output.push(representation);
-            put_string(output, name.as_bytes());
-        }
+    if let Some(index) = static_table::index_of_name(name) {
+        integer::put(output, prefix_bits, representation, index);
+    } else {
+        output.push(representation);
+        put_string(output, name.as_bytes());
     }
     put_string(output, value);
 }
@@ -194,7 +193,7 @@ mod tests {
 
     fn decode(decoder: &mut Decoder, block: &[u8]) -> (HeaderValue, HeaderMap) {
         let (mut status, mut headers) = (None, HeaderMap::new());
-        let decoded = decoder.decode(block, |field| {
+        let result = decoder.decode(block, |field| {
             let value = field.value.clone().unwrap();
             match &field.name {
                 FieldName::Pseudo(name) => {
@@ -207,7 +206,7 @@ mod tests {
                 FieldName::Forbidden => {}
             }
         });
-        decoded.unwrap();
+        result.unwrap();
         (status.unwrap(), headers)
     }
 
@@ -223,13 +222,13 @@ mod tests {
         };
         let mut encoder = Encoder::new();
         encode(&mut encoder, &headers);
-        assert_eq!(encode(&mut encoder, &headers), [0x88, 0x80 | 63, 0x80 | 62]);
+        assert_eq!(encode(&mut encoder, &headers), [0x88, 0xbf, 0xbe]);
         let mut secret = HeaderValue::from_static("c");
         secret.set_sensitive(true);
         headers.insert("x-a", secret);
         for _ in 0..2 {
             let block = encode(&mut encoder, &headers);
-            assert_eq!(block[..3], [0x88, 0x80 | 63, NEVER_INDEXED]);
+            assert_eq!(block[..3], [0x88, 0xbf, NEVER_INDEXED]);
         }
         // The client has reduced the table, and enlarged it again.
         encoder.set_max_table_size(0);

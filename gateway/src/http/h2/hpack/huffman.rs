@@ -167,6 +167,8 @@ pub(super) fn decode(encoded: &[u8], output: &mut Vec<u8>) -> Option<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -191,7 +193,7 @@ mod tests {
         let mut text = String::new();
         for byte in bytes.iter().copied().map(usize::from) {
             let width = usize::from(CODE_BITS[byte]);
-            text += &format!("{:0width$b}", codes[byte]);
+            write!(text, "{:0width$b}", codes[byte]).unwrap();
         }
         while !text.len().is_multiple_of(8) {
             text.push('1');

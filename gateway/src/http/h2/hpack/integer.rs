@@ -34,9 +34,8 @@ pub(super) fn read(input: &[u8], prefix_bits: u8) -> Option<(usize, &[u8])> {
 /// Writes an integer with a prefix of `prefix_bits` bits. The other bits of the first byte are those of `flags`.
 pub(super) fn put(output: &mut Vec<u8>, prefix_bits: u8, flags: u8, value: usize) {
     let max_prefix = (1_u8 << prefix_bits) - 1;
-    let mut rest = match value.checked_sub(usize::from(max_prefix)) {
-        None => return output.push(flags | low_bits(value)),
-        Some(rest) => rest,
+    let Some(mut rest) = value.checked_sub(usize::from(max_prefix)) else {
+        return output.push(flags | low_bits(value));
     };
     output.push(flags | max_prefix);
     while rest >= 0x80 {
