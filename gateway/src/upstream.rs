@@ -29,8 +29,6 @@ pub(crate) use connect_error::ConnectError;
 pub(crate) use connection::{Connection, UpstreamError, UpstreamEvent};
 pub(crate) use connection_slots::Overflow;
 pub(crate) use connector::SharedConnector;
-#[cfg(test)]
-pub(crate) use connector::in_memory;
 pub(crate) use endpoint::{ChosenEndpoint, ConnectionReuse, Endpoint, InFlight};
 pub(crate) use endpoint_set::EndpointSet;
 pub(crate) use group::{ProbeScope, UpstreamGroup};

@@ -1,8 +1,5 @@
 //! Connector: establishes connections to servers, in cleartext or with TLS.
 
-#[cfg(test)]
-pub(crate) mod in_memory;
-
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -62,11 +59,6 @@ impl<'c> Connector<'c> {
     }
 
     async fn connect(self, address: SocketAddr, timeout: Duration) -> Result<Stream, ConnectError> {
-        #[cfg(test)]
-        if let Some(connecting) = in_memory::connect(address) {
-            let connected = tokio::time::timeout(timeout, connecting).await;
-            return connected.unwrap_or(Err(ConnectError::TimedOut));
-        }
         // TLS is not Pingora's.
         let mut peer = HttpPeer::new(address, false, String::new());
         peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);

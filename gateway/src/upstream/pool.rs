@@ -110,15 +110,15 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use http::Method;
+    use pingora::protocols::Stream;
     use proptest::collection::vec;
     use proptest::prelude::*;
-    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+    use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 
     use super::*;
     use crate::http::downstream::Backpressure;
     use crate::http::message::{Framing, Upgrade};
     use crate::upstream::UpstreamEvent;
-    use crate::upstream::in_memory::{PipeEnd, pipe};
 
     const MAX_IDLE: usize = 3;
 
@@ -170,13 +170,14 @@ mod tests {
 
     /// The endpoint's side of the connections, by number. `None` once the endpoint has closed it.
     #[derive(Default)]
-    struct Endpoint(Vec<Option<PipeEnd>>);
+    struct Endpoint(Vec<Option<DuplexStream>>);
 
     impl Endpoint {
         /// Returns a connection after an exchange.
         fn connection(&mut self, exchange: Exchange) -> Connection {
             let mut cx = Context::from_waker(Waker::noop());
-            let (mut peer, stream) = pipe(1024);
+            let (mut peer, stream) = duplex(1024);
+            let stream: Stream = Box::new(stream);
             let mut connection = Connection::new(stream, None);
             let framing = match exchange {
                 Exchange::RequestIncomplete => Framing::Length(1),
@@ -196,7 +197,7 @@ mod tests {
                     b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
                 }
             };
-            let sent = Pin::new(&mut peer.stream).poll_write(&mut cx, response);
+            let sent = Pin::new(&mut peer).poll_write(&mut cx, response);
             assert!(matches!(sent, Poll::Ready(Ok(count)) if count == response.len()));
             while let Poll::Ready(Ok(event)) = connection.poll(&mut cx, Backpressure::Ready) {
                 if matches!(event, UpstreamEvent::End) {
@@ -215,7 +216,7 @@ mod tests {
                 .filter_map(|(number, peer)| {
                     let mut byte = [0];
                     let mut buffer = ReadBuf::new(&mut byte);
-                    let stream = Pin::new(&mut peer.as_mut()?.stream);
+                    let stream = Pin::new(peer.as_mut()?);
                     let read: Poll<io::Result<()>> = stream.poll_read(&mut cx, &mut buffer);
                     read.is_pending().then_some(number)
                 })
@@ -286,7 +287,7 @@ mod tests {
                         let Some(number) = selected else { continue };
                         let mut cx = Context::from_waker(Waker::noop());
                         if let Some(peer) = &mut endpoint.0[number] {
-                            let sent = Pin::new(&mut peer.stream).poll_write(&mut cx, b"x");
+                            let sent = Pin::new(peer).poll_write(&mut cx, b"x");
                             prop_assert!(sent.is_ready());
                             unusable.push(number);
                         }
