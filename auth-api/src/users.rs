@@ -164,6 +164,16 @@ impl Users {
         dispatch!(self.delete(user))
     }
 
+    /// Deletes an account if its hash is still the one with which its password was verified. Otherwise
+    /// returns `NotFound`.
+    pub(crate) async fn delete_verified(
+        &self,
+        user: UserId,
+        verified: &PasswordHash,
+    ) -> Result<DeleteOutcome, Unavailable> {
+        dispatch!(self.delete_verified(user, verified))
+    }
+
     /// Returns the name of the store in metrics.
     pub(crate) fn store_label(&self) -> &'static str {
         match self {

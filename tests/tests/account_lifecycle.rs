@@ -3,7 +3,8 @@
 
 use anyhow::Result;
 use serde_json::json;
-use tests::client::{PASSWORD, Protocol, credentials};
+use tests::client::{NEW_PASSWORD, PASSWORD, Protocol, credentials};
+use tests::postgres::lock_user_row;
 use tests::replicas::Replicas;
 use tests::{Edge, Store, on_both_stores};
 use tokio::task::JoinSet;
@@ -158,5 +159,39 @@ async fn one_of_a_hundred_concurrent_deletions_of_an_account_succeeds(store: Sto
         client.get_with_token(&token, "/api/profile").await?.status,
         401
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_deletion_whose_password_is_changed_meanwhile_deletes_nothing() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    let database = replicas
+        .database
+        .as_ref()
+        .expect("the store has a database");
+    let mut lock_holder = database.connect().await?;
+    let mut change = lock_user_row(&mut lock_holder, "alice").await?;
+    let deletion = tokio::spawn({
+        let client = client.clone();
+        async move {
+            let body = credentials("alice", PASSWORD);
+            client.post("/api/delete", &body).await
+        }
+    });
+    // The password has been verified.
+    let mut observer = database.connect().await?;
+    database.wait_for_lock_wait(&mut observer).await?;
+    sqlx::query("UPDATE users SET password_hash = $1 WHERE login = 'alice'")
+        .bind(bcrypt::hash(NEW_PASSWORD, 4)?)
+        .execute(&mut *change)
+        .await?;
+    change.commit().await?;
+    let deleted = deletion.await??;
+    assert_eq!(deleted.status, 401, "{}", deleted.text);
+    let new_credentials = credentials("alice", NEW_PASSWORD);
+    let login = client.post("/api/login", &new_credentials).await?;
+    assert_eq!(login.status, 200, "{}", login.text);
     Ok(())
 }

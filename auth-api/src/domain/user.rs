@@ -65,8 +65,18 @@ pub(crate) enum AccountStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeleteOutcome {
     Deleted,
-    /// The account was deleted before, or never existed.
+    /// The account was deleted before, never existed, or is not the one that was meant.
     NotFound,
+}
+
+impl DeleteOutcome {
+    /// Returns the outcome of a statement that has deleted `count` accounts.
+    pub(crate) fn of_count(count: u64) -> Self {
+        match count {
+            0 => Self::NotFound,
+            _ => Self::Deleted,
+        }
+    }
 }
 
 /// Serialises like Python's `datetime.isoformat()`: six fractional digits, or none if they are zero.

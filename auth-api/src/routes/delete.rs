@@ -16,6 +16,10 @@ use crate::state::AppState;
 use crate::telemetry::audit::{AuditEvent, Subject};
 use crate::telemetry::request_info::RequestInfo;
 
+/// Attempts of a deletion whose account changes meanwhile. A second one suffices if the change was a
+/// concurrent login that rehashed the password.
+const MAX_ATTEMPTS: usize = 2;
+
 const SUCCESS: MessageResponse = MessageResponse::new("User deleted successfully");
 
 pub(crate) fn operation() -> Operation {
@@ -38,25 +42,38 @@ pub(crate) async fn handle(
 ) -> Result<Json<MessageResponse>, ApiError> {
     // A token that is not valid is as good as none: the password decides.
     let session = session.ok().map(|session| session.principal);
-    let verified = credentials
-        .authenticate_within(session, &state, &request, Rehash::Never)
-        .await?;
-    let deletion = delete(state.clone(), request, verified.account);
-    state.lifecycle.complete(deletion).await?;
-    Ok(Json(SUCCESS))
+    for _ in 0..MAX_ATTEMPTS {
+        let verified = credentials
+            .authenticate_within(session, &state, &request, Rehash::Never)
+            .await?;
+        let deletion = delete(state.clone(), request.clone(), verified.account);
+        if state.lifecycle.complete(deletion).await? == DeleteOutcome::Deleted {
+            return Ok(Json(SUCCESS));
+        }
+    }
+    Err(ApiError::InvalidCredentials)
 }
 
 /// Ends the sessions first: if their store is unavailable, nothing has been changed. Ends them again
 /// after the deletion, for a login in between.
-async fn delete(state: AppState, request: RequestInfo, account: Account) -> Result<(), ApiError> {
+///
+/// Deletes nothing if the password has been changed since it was verified: ending the sessions may take a
+/// second, and a change that is acknowledged meanwhile must hold.
+async fn delete(
+    state: AppState,
+    request: RequestInfo,
+    account: Account,
+) -> Result<DeleteOutcome, ApiError> {
     let sessions_ended = &state.metrics.sessions_ended;
     sessions_ended.inc_by(state.sessions.end_all(account.id).await?);
-    if state.users.delete(account.id).await? == DeleteOutcome::NotFound {
-        return Err(ApiError::InvalidCredentials);
+    let deletion = state.users.delete_verified(account.id, &account.hash);
+    if deletion.await? == DeleteOutcome::NotFound {
+        return Ok(DeleteOutcome::NotFound);
     }
     let subject = Subject::Account(account.id, &account.login);
     let recorded = state.audit.record(AuditEvent::Deleted, subject, &request);
     let recorded = recorded.await;
     sessions_ended.inc_by(state.sessions.end_all(account.id).await?);
-    Ok(recorded?)
+    recorded?;
+    Ok(DeleteOutcome::Deleted)
 }

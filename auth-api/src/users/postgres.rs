@@ -296,10 +296,21 @@ impl PostgresUsers {
 
     pub(super) async fn delete(&self, user: UserId) -> Result<DeleteOutcome, Unavailable> {
         let delete = sqlx::query("DELETE FROM users WHERE id = $1").bind(user.0);
-        Ok(match self.postgres.execute(delete).await?.rows_affected() {
-            0 => DeleteOutcome::NotFound,
-            _ => DeleteOutcome::Deleted,
-        })
+        let deleted = self.postgres.execute(delete).await?.rows_affected();
+        Ok(DeleteOutcome::of_count(deleted))
+    }
+
+    pub(super) async fn delete_verified(
+        &self,
+        user: UserId,
+        verified: &PasswordHash,
+    ) -> Result<DeleteOutcome, Unavailable> {
+        let delete =
+            sqlx::query("DELETE FROM users WHERE id = $1 AND coalesce(password_hash, '') = $2")
+                .bind(user.0)
+                .bind(verified.as_str());
+        let deleted = self.postgres.execute(delete).await?.rows_affected();
+        Ok(DeleteOutcome::of_count(deleted))
     }
 
     pub(super) async fn check(&self) -> Result<(), CheckError> {

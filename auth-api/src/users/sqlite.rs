@@ -238,10 +238,21 @@ impl SqliteUsers {
             .execute(&self.0.writer)
             .await
             .map_err(failed)?;
-        Ok(match result.rows_affected() {
-            0 => DeleteOutcome::NotFound,
-            _ => DeleteOutcome::Deleted,
-        })
+        Ok(DeleteOutcome::of_count(result.rows_affected()))
+    }
+
+    pub(super) async fn delete_verified(
+        &self,
+        user: UserId,
+        verified: &PasswordHash,
+    ) -> Result<DeleteOutcome, Unavailable> {
+        let result = sqlx::query("DELETE FROM users WHERE id = ? AND password_hash = ?")
+            .bind(user.0)
+            .bind(verified.as_str())
+            .execute(&self.0.writer)
+            .await
+            .map_err(failed)?;
+        Ok(DeleteOutcome::of_count(result.rows_affected()))
     }
 }
 
