@@ -1,15 +1,20 @@
 //! Passwords: changes, rules, login throttling, and bcrypt hashes of another cost or none.
 
-use anyhow::Result;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, ensure};
 use reqwest::Method;
 use serde_json::json;
 use tests::client::{Client, NEW_PASSWORD, PASSWORD, Response, credentials, send};
 use tests::replicas::Replicas;
 use tests::settings::settings;
 use tests::{Store, on_both_stores, wait};
+use tokio::task::JoinSet;
 
 on_both_stores!(
     a_changed_password_ends_every_other_session,
+    no_request_of_the_session_that_changes_the_password_is_rejected,
     common_passwords_and_the_login_itself_are_rejected,
     login_is_throttled_on_all_replicas_after_ten_failures,
     a_password_hash_of_another_cost_is_upgraded_at_login,
@@ -66,6 +71,44 @@ async fn a_changed_password_ends_every_other_session(store: Store) -> Result<()>
         .await?;
     assert_eq!(new_login.status, 200);
     Ok(())
+}
+
+async fn no_request_of_the_session_that_changes_the_password_is_rejected(
+    store: Store,
+) -> Result<()> {
+    const CHANGES: usize = 40;
+    let replicas = Replicas::start(store, 2).await?;
+    let token = replicas.client(0)?.register_and_login("alice").await?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut readers = JoinSet::new();
+    for number in 0..8 {
+        let (client, token) = (replicas.client(number % 2)?, token.clone());
+        let is_over = Arc::clone(&is_over);
+        readers.spawn(async move {
+            while !is_over.load(Ordering::Relaxed) {
+                let profile = client.get_with_token(&token, "/api/profile").await?;
+                ensure!(profile.status == 200, "{}", profile.text);
+            }
+            Ok(())
+        });
+    }
+    let client = replicas.client(0)?;
+    let password = |number: usize| match number {
+        0 => PASSWORD.to_owned(),
+        _ => format!("{PASSWORD} {number}"),
+    };
+    for number in 0..CHANGES {
+        let body = json!({
+            "current_password": password(number),
+            "new_password": password(number + 1),
+        });
+        let changed = client
+            .post_with_token(&token, "/api/password", Some(&body))
+            .await?;
+        assert_eq!(changed.status, 200, "{}", changed.text);
+    }
+    is_over.store(true, Ordering::Relaxed);
+    readers.join_all().await.into_iter().collect()
 }
 
 async fn common_passwords_and_the_login_itself_are_rejected(store: Store) -> Result<()> {
@@ -159,7 +202,7 @@ async fn a_password_hash_of_another_cost_is_upgraded_at_login(store: Store) -> R
 async fn concurrent_logins_succeed_while_the_hash_is_upgraded(store: Store) -> Result<()> {
     for _ in 0..3 {
         let (_replicas, client, _) = start_with_higher_cost(store, "8").await?;
-        let mut logins = tokio::task::JoinSet::new();
+        let mut logins = JoinSet::new();
         for _ in 0..8 {
             let client = client.clone();
             logins.spawn(async move { client.login("alice").await });
@@ -233,7 +276,7 @@ async fn the_hashing_queue_depth_returns_to_zero_after_its_clients_disconnect() 
         replicas.metric(0, name, &[]).await.ok().flatten()
     };
     let client = replicas.client(0)?;
-    let mut logins = tokio::task::JoinSet::new();
+    let mut logins = JoinSet::new();
     for _ in 0..4 {
         let client = client.clone();
         logins.spawn(async move { client.login("alice").await });

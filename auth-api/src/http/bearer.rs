@@ -52,17 +52,24 @@ impl Authenticated {
         principal: Principal,
         state: &AppState,
     ) -> Result<Result<Self, SessionInactive>, Unavailable> {
-        let session = state.sessions.auth_time(principal, state.session_policy);
-        let Some(auth_time) = session.await? else {
+        let auth_time = || state.sessions.auth_time(principal, state.session_policy);
+        let Some(before) = auth_time().await? else {
             return Ok(Err(SessionInactive::Ended));
         };
         let Some(account) = state.users.summary(principal.user).await? else {
             return Ok(Err(SessionInactive::UserNotFound));
         };
-        if !account.standing.permits(auth_time) {
-            return Ok(Err(SessionInactive::Ended));
+        let is_permitted = account.standing.permits(before)
+            // A change of password in this session, between the two reads, has renewed the time of the session on all
+            // replicas before it ended the others by the account.
+            || auth_time()
+                .await?
+                .is_some_and(|after| account.standing.permits(after));
+        if is_permitted {
+            Ok(Ok(Self { principal, account }))
+        } else {
+            Ok(Err(SessionInactive::Ended))
         }
-        Ok(Ok(Self { principal, account }))
     }
 }
 
