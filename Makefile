@@ -1,6 +1,6 @@
 # Commands for development. `make` alone lists them.
 
-.PHONY: help run test lint loom fuzz simulate e2e bench
+.PHONY: help run test lint loom fuzz simulate e2e bench chaos
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ simulate: ## simulate the protocol of ended sessions with SEEDS seeds (10000), o
 
 e2e: ## test the production deployment in Docker under load: scaling, upgrades, crashes, restarts, with several gateways, on a Swarm and under systemd; WHAT=operations, gateways, faults, disasters, swarm or systemd for a part
 	@exec scripts/e2e $(WHAT)
+
+chaos: ## cause faults in two gateways, three replicas, PostgreSQL with a standby and Redis with Sentinels, on network namespaces, and check what clients observed; SECONDS (120), SEED, FAULTS for some kinds of faults. Needs root
+	@exec scripts/chaos "$(SECONDS)" "$(SEED)" "$(FAULTS)"
 
 bench: ## benchmark beside nginx, haproxy and h2o into bench/RESULTS.md; WHAT=gateway, bodies, latency, configuration, decisions, identity, quotas, auth-api or faults for a part
 	@exec scripts/bench $(WHAT)

@@ -306,8 +306,19 @@ fn connect_options(server: SocketAddr, database: &str) -> PgConnectOptions {
         .database(database)
 }
 
+/// Returns a command for one of PostgreSQL's programs that runs as a user without privileges.
+///
+/// # Errors
+/// Returns an error if PostgreSQL is not installed.
+pub fn unprivileged(name: &str) -> Result<Command> {
+    Ok(unprivileged_command(program(name)?))
+}
+
 /// Returns the path of one of PostgreSQL's programs, of the newest version that is installed.
-fn program(name: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// Returns an error if PostgreSQL is not installed.
+pub fn program(name: &str) -> Result<PathBuf> {
     let mut paths: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
