@@ -40,6 +40,13 @@ impl EdgeBuilder {
         self
     }
 
+    /// Sets a further environment variable of the gateway.
+    #[must_use]
+    pub fn set_gateway(mut self, name: &str, value: &str) -> Self {
+        self.gateway = self.gateway.set(name, value);
+        self
+    }
+
     /// Starts all programs and waits until the gateway returns responses of auth-api.
     ///
     /// # Errors
