@@ -182,7 +182,8 @@ pub fn is_read_only(error: &RedisError) -> bool {
     error.details().contains("READONLY")
 }
 
-/// Returns the builder of a client for one server. A command that may have been executed is not sent again.
+/// Returns the builder of a client for one server, which may start after the program. A command that may have been
+/// executed is not sent again.
 ///
 /// # Panics
 /// Panics if `reconnect_delay` is longer than 49 days.
@@ -192,7 +193,11 @@ pub fn client_builder(config: Config, limits: WaitLimits) -> Builder {
         command_timeout,
         reconnect_delay,
     } = limits;
-    let mut builder = Builder::from_config(config);
+    let mut builder = Builder::from_config(Config {
+        // Otherwise the library gives up if the first attempt to connect fails, and sends no command ever.
+        fail_fast: false,
+        ..config
+    });
     builder
         .with_connection_config(|connection| {
             connection.connection_timeout = command_timeout;

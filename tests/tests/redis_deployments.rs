@@ -215,3 +215,46 @@ async fn a_cluster_is_rejected_where_it_cannot_work() -> Result<()> {
     assert!(!error.contains("secret"), "{error}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_replica_that_starts_while_redis_is_down_uses_it_once_it_is_back() -> Result<()> {
+    let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    replicas.take_sessions_away().await?;
+    replicas.start_another()?;
+    let process = &replicas.instances[1].process;
+    process.wait_for_log("store connection failed").await?;
+    replicas.bring_sessions_back().await?;
+    replicas.wait_until_ready(1).await?;
+    let client = replicas.client(1)?;
+    let token = client.register_and_login("alice").await?;
+    let profile = client.get_with_token(&token, "/api/profile").await?;
+    assert_eq!(profile.status, 200, "{}", profile.text);
+    let process = &replicas.instances[1].process;
+    process
+        .wait_for_log("subscribed to session invalidations")
+        .await
+}
+
+#[tokio::test]
+async fn a_gateway_that_starts_while_redis_is_down_uses_it_once_it_is_back() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let mut redis = RedisServer::start()?;
+    redis.kill();
+    let url = format!("redis://{}/0", redis.address);
+    let identity = format!(
+        "  identity: {{verify: 'http://{}/verify', sessions: '{url}'}}\n",
+        upstream.address
+    );
+    let gateway = Gateway::builder(&[upstream.address])
+        .config(&(config(&url) + &identity))
+        .start()
+        .await?;
+    let log = &gateway.process;
+    log.wait_for_log("quota store is unavailable").await?;
+    redis.start_again()?;
+    gateway
+        .wait_for_metric("gateway_quota_store_up", &[], 1.0)
+        .await?;
+    log.wait_for_log("subscribed to session invalidations")
+        .await
+}
