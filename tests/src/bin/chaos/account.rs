@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use crate::history::{Action, Operation, Outcome, PasswordId, SessionId, Time};
+use crate::history::{Action, Decision, Operation, Outcome, PasswordId, SessionId, Time};
 use crate::random::Random;
 
 /// Operations after which no client uses an account any more. Fewer than the checker accepts, since those under way
@@ -124,9 +124,9 @@ impl Account {
             _ => Action::UseToken {
                 session,
                 decision: if random.chance(50) {
-                    crate::history::Decision::AuthApi
+                    Decision::AuthApi
                 } else {
-                    crate::history::Decision::Gateway
+                    Decision::Gateway
                 },
             },
         };
@@ -166,11 +166,8 @@ impl Account {
         let mut beliefs = self.beliefs();
         let is_unknown = operation.outcome.is_unknown();
         match (operation.action, &operation.outcome) {
-            (Action::Register { password }, Outcome::Done) => {
-                beliefs.exists = true;
-                beliefs.prefer(password);
-            }
-            (Action::LogIn { password }, Outcome::LoggedIn(_)) => {
+            (Action::Register { password }, Outcome::Done)
+            | (Action::LogIn { password }, Outcome::LoggedIn(_)) => {
                 beliefs.exists = true;
                 beliefs.prefer(password);
             }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tests::Client;
@@ -180,8 +180,7 @@ impl Deployment {
         }
     }
 
-    /// Returns the exits of our own programs since the last call that the nemesis has not caused, and panics in their
-    /// logs.
+    /// Returns the exits of our own programs since the last call that the nemesis has not caused.
     pub(crate) fn take_crashes(&self) -> Vec<String> {
         std::mem::take(&mut *self.crashes.lock().expect("no holder of the lock panics"))
     }
@@ -637,10 +636,8 @@ tcp_keepalives_count = 3
         self.sql(standby, "SELECT pg_promote(wait => true)").await?;
         // It has no standby of its own yet.
         self.set_synchronous_standby(standby, "").await?;
-        let NodeId::Postgres(index) = standby else {
-            bail!("{standby} is no PostgreSQL server");
-        };
-        self.primary.store(index, Ordering::SeqCst);
+        let old = self.primary.load(Ordering::SeqCst);
+        self.primary.store(1 - old, Ordering::SeqCst);
         self.write_hosts()?;
         self.make_standby().await
     }

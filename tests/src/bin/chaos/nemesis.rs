@@ -45,10 +45,13 @@ pub(crate) enum FaultKind {
     Reload,
     Upgrade,
     Roll,
+    /// Two primaries of Redis are in use, against which ADR 0007 protects no session: it is caused only if it is named.
+    DivideRedis,
 }
 
 impl FaultKind {
-    pub(crate) const ALL: [Self; 12] = [
+    /// Kinds that are caused if none is named.
+    pub(crate) const DEFAULT: [Self; 12] = [
         Self::Pause,
         Self::Kill,
         Self::CutOff,
@@ -62,6 +65,10 @@ impl FaultKind {
         Self::Upgrade,
         Self::Roll,
     ];
+
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        Self::DEFAULT.into_iter().chain([Self::DivideRedis])
+    }
 
     /// Name on the command line and in the table.
     pub(crate) fn name(self) -> &'static str {
@@ -78,6 +85,7 @@ impl FaultKind {
             Self::Reload => "reload",
             Self::Upgrade => "upgrade",
             Self::Roll => "roll",
+            Self::DivideRedis => "divide-redis",
         }
     }
 }
@@ -90,6 +98,8 @@ enum RedisFailure {
     Paused,
     /// It is cut off from Sentinels and replicas, and not from its clients.
     Isolated,
+    /// The same, and a replica of auth-api that is started again meanwhile uses the new one.
+    Divided,
 }
 
 /// A fault with its parameters.
@@ -319,6 +329,7 @@ impl Nemesis {
                 RedisFailure::Paused,
                 RedisFailure::Isolated,
             ])),
+            FaultKind::DivideRedis => Fault::FailOverRedis(RedisFailure::Divided),
             FaultKind::FailOverPostgres => Fault::FailOverPostgres,
             FaultKind::Reload => Fault::Reload(gateway),
             FaultKind::Upgrade => Fault::Upgrade(gateway),
@@ -421,7 +432,7 @@ async fn fail_over_redis(run: &Run, failure: RedisFailure) -> Result<()> {
     match failure {
         RedisFailure::Killed => deployment.kill(primary),
         RedisFailure::Paused => deployment.signal(primary, Signal::STOP)?,
-        RedisFailure::Isolated => {
+        RedisFailure::Isolated | RedisFailure::Divided => {
             let mut peers = NodeKind::Sentinel.nodes();
             peers.extend(NodeKind::Redis.nodes());
             let peers: Vec<_> = peers
@@ -442,11 +453,17 @@ async fn fail_over_redis(run: &Run, failure: RedisFailure) -> Result<()> {
         sleep(POLL_INTERVAL).await;
     }
     // Both may be in use for a while.
-    sleep(Duration::from_secs(2)).await;
+    if failure == RedisFailure::Divided {
+        deployment.kill(NodeId::AuthApi(0));
+        deployment.release(NodeId::AuthApi(0))?;
+        sleep(Duration::from_secs(8)).await;
+    } else {
+        sleep(Duration::from_secs(2)).await;
+    }
     match failure {
         RedisFailure::Killed => deployment.release(primary)?,
         RedisFailure::Paused => deployment.signal(primary, Signal::CONT)?,
-        RedisFailure::Isolated => primary.host().heal()?,
+        RedisFailure::Isolated | RedisFailure::Divided => primary.host().heal()?,
     }
     promoted
 }

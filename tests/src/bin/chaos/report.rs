@@ -47,8 +47,11 @@ pub(crate) fn table(verdict: &Verdict, faults: &[FaultRecord]) -> String {
         )
         .expect("writing to a String succeeds");
     };
-    for kind in FaultKind::ALL {
+    for kind in FaultKind::all() {
         let of_kind: Vec<_> = faults.iter().filter(|fault| fault.kind == kind).collect();
+        if of_kind.is_empty() {
+            continue;
+        }
         let spans: Vec<_> = of_kind.iter().map(|fault| fault.span).collect();
         let recovery = of_kind.iter().map(|fault| fault.recovery).max();
         let recovery = recovery.map_or_else(String::new, |recovery| format!("{recovery:.1?}"));

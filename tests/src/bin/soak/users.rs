@@ -1,11 +1,11 @@
 //! Users: each logs in, uses its token, refreshes it and logs out, over and over, on connections of its own.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::Client;
 use tests::address::random_loopback;
@@ -23,7 +23,7 @@ const FAILURE_PAUSE: Duration = Duration::from_millis(500);
 /// What the users share.
 #[derive(Debug)]
 pub(crate) struct Load {
-    pub(crate) gateway: std::net::SocketAddr,
+    pub(crate) gateway: SocketAddr,
     pub(crate) certificate: CurrentCertificate,
     /// Pause before each request, in microseconds.
     pub(crate) pause_us: AtomicU64,
@@ -34,7 +34,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(gateway: std::net::SocketAddr, certificate: CurrentCertificate) -> Self {
+    pub(crate) fn new(gateway: SocketAddr, certificate: CurrentCertificate) -> Self {
         Self {
             gateway,
             certificate,
@@ -112,7 +112,7 @@ async fn round(
             "/edge/health"
         };
         let response = load.request(client.get_with_token(&token, path)).await?;
-        anyhow::ensure!(response.status == 200, "{}", response.text);
+        ensure!(response.status == 200, "{}", response.text);
         if read == PROFILE_READS / 2 {
             let body = json!({"refresh_token": refresh_token});
             let response = load.request(client.post("/api/refresh", &body)).await?;
