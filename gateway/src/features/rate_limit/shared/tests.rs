@@ -809,7 +809,7 @@ fn requests_and_commands(
 #[expect(clippy::print_stdout, reason = "shown with --nocapture")]
 fn in_a_steady_state_far_from_the_limit_one_command_serves_twenty_requests() {
     let quotas = [
-        (100, 60 * SECOND, 25..=50),
+        (100, 60 * SECOND, 25_u32..=50),
         (100, 6 * SECOND, 25..=50),
         (1000, 60 * SECOND, 25..=500),
         (1000, SECOND, 25..=500),
