@@ -10,6 +10,8 @@ const MAX_TABLE_SIZE: usize = 4096;
 /// Maximum number of size updates at the start of a header block: the smallest size and the last one (RFC 7541,
 /// section 4.2).
 const MAX_SIZE_UPDATES: usize = 2;
+/// Maximum capacity that each buffer for decoded strings retains.
+const MAX_RETAINED: usize = 1024;
 
 /// The header block is malformed, and so are all that follow, whose tables are unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +82,8 @@ impl Decoder {
                 }
             };
         }
+        self.name.shrink_to(MAX_RETAINED);
+        self.value.shrink_to(MAX_RETAINED);
         Ok(())
     }
 
