@@ -4,8 +4,8 @@
 --
 -- Units that are leased and may still be spent must not be refilled beyond a full bucket: else a gateway could
 -- spend them together with a full one. So the debt does not fall below that of the outstanding leases. They are in
--- slots, whose numbers are fields: those of a lease in the one after that of its end, until the end of the slot
--- before. When a lease has ended, the bucket is refilled in its place.
+-- slots, whose numbers are fields: those of a lease in that of its end, and until the end of that slot. Then the bucket is
+-- refilled in their place.
 --
 -- Units that are reported as spent are outstanding only until then: the debt is computed again from the last update on. What
 -- was spent before it counts from it on, which is late.
@@ -83,9 +83,10 @@ end
 drain_until(now)
 
 if is_reported then
-  local back = math.min(returned, slots[reported_slot])
-  add(reported_slot, -back)
-  debt = math.max(debt - back * period, leased * period)
+  -- If the slot has ended since the last update, the bucket was refilled in the place of these units: they are worth no more
+  -- than the debt that is left, which was not lower at any time since then.
+  add(reported_slot, -math.min(returned, slots[reported_slot]))
+  debt = math.max(debt - returned * period, leased * period)
 end
 if not is_reported or slots[reported_slot] < kept then
   kept = 0

@@ -48,7 +48,10 @@ local is_reported = reported > 0 and reported_incarnation == incarnation and (co
 if is_reported then
   add(reported_slot, -reported)
   each_spent(function(instant, units)
-    add(math.min(slot_of(instant), reported_slot), units)
+    local number = math.min(slot_of(instant), reported_slot)
+    if expiry(number) > now then
+      add(number, units)
+    end
   end)
 else
   kept = 0

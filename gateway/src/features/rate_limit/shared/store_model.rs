@@ -179,7 +179,10 @@ impl ModelStore {
         if let Some(report) = report {
             *counts.entry(report.slot).or_insert(0) -= report.units();
             for (instant, units) in command.spent(now) {
-                *counts.entry(slot_of(instant).min(report.slot)).or_insert(0) += units;
+                let number = slot_of(instant).min(report.slot);
+                if expiry(number) > now {
+                    *counts.entry(number).or_insert(0) += units;
+                }
             }
         }
         let kept = report.map_or(0, |report| report.kept);
@@ -259,9 +262,9 @@ impl ModelStore {
         state.drain_until(now, period);
         let mut kept = 0;
         if let Some(report) = report {
-            let back = report.returned.min(state.units(report.slot));
-            state.add(report.slot, -back);
-            state.debt = (state.debt - back * period).max(state.leased() * period);
+            let unended = report.returned.min(state.units(report.slot));
+            state.add(report.slot, -unended);
+            state.debt = (state.debt - report.returned * period).max(state.leased() * period);
             if state.units(report.slot) >= report.kept {
                 kept = report.kept;
             }

@@ -809,7 +809,7 @@ fn requests_and_commands(
 #[expect(clippy::print_stdout, reason = "shown with --nocapture")]
 fn in_a_steady_state_far_from_the_limit_one_command_serves_twenty_requests() {
     let quotas = [
-        (100, 60 * SECOND, 25_u32..=50),
+        (100, 60 * SECOND, 25..=50_u32),
         (100, 6 * SECOND, 25..=50),
         (1000, 60 * SECOND, 25..=500),
         (1000, SECOND, 25..=500),
@@ -819,8 +819,8 @@ fn in_a_steady_state_far_from_the_limit_one_command_serves_twenty_requests() {
         for algorithm in [FixedWindow, SlidingWindow, TokenBucket] {
             for gateways in [1, 3] {
                 let rates = rates.clone();
-                let step = (rates.end() - rates.start()).div_ceil(5) as usize;
-                for per_window in rates.step_by(step) {
+                let step = (rates.end() - rates.start()).div_ceil(5);
+                for per_window in rates.step_by(step as usize) {
                     let terms = terms(algorithm, quota, window, quota);
                     let (requests, commands) =
                         requests_and_commands(terms, gateways, (window, per_window));
