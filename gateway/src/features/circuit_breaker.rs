@@ -29,7 +29,7 @@ use crate::config::CircuitBreakerSettings;
 use crate::runtime::clock::Instant;
 use crate::telemetry::metrics::Metrics;
 pub(crate) use breaker::Permission;
-use breaker::{Admission, CircuitBreaker, PermitRole};
+use breaker::{Admission, CircuitBreaker};
 
 /// Returns true for the statuses of a failing endpoint. Others of class 5xx say something about the request:
 /// its method is not implemented (501), its version not supported (505).
@@ -54,7 +54,7 @@ pub(crate) struct Permit {
 impl Permit {
     /// Records that a successful response has begun.
     pub(crate) fn record_response_begin(&self) {
-        if let (Some(breaker), PermitRole::Probe) = (&self.breaker, self.admission.role) {
+        if let (Some(breaker), Admission::Probe(_)) = (&self.breaker, self.admission) {
             breaker.record_probe_response(self.admission);
         }
     }

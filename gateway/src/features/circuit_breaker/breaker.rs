@@ -34,6 +34,7 @@ enum BreakerState {
     },
     /// The probe is in flight.
     HalfOpen {
+        probe: ProbeNumber,
         probe_started: Instant,
     },
 }
@@ -55,35 +56,35 @@ impl BreakerState {
 
     /// Returns true if the breaker is half-open and waits for the outcome of this request.
     fn has_probe(self, admission: Admission) -> bool {
-        let probe = Self::HalfOpen {
-            probe_started: admission.at,
-        };
-        admission.role == PermitRole::Probe && self == probe
+        matches!((self, admission), (Self::HalfOpen { probe, .. }, Admission::Probe(number)) if probe == number)
     }
 }
 
+/// Number of a probe among those of its circuit breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ProbeNumber(u64);
+
 /// Role of an admitted request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PermitRole {
+pub(super) enum Admission {
     /// One of the requests that a closed breaker admits.
     Regular,
     /// The request whose outcome decides whether the breaker closes.
-    Probe,
+    Probe(ProbeNumber),
 }
 
-/// Admission of a request. That of a probe differs from all others: the next probe begins later, and regular
-/// requests may have been admitted at the same instant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Admission {
-    pub(super) at: Instant,
-    pub(super) role: PermitRole,
+#[derive(Debug)]
+struct Tracked {
+    state: BreakerState,
+    /// Probes so far.
+    probes: u64,
 }
 
 /// Circuit breaker of one path pattern and one endpoint.
 #[derive(Debug)]
 pub(super) struct CircuitBreaker {
     settings: CircuitBreakerSettings,
-    state: Mutex<BreakerState>,
+    tracked: Mutex<Tracked>,
     gauge: IntGauge,
 }
 
@@ -92,14 +93,17 @@ impl CircuitBreaker {
         gauge.set(GAUGE_CLOSED);
         Self {
             settings,
-            state: Mutex::new(BreakerState::INITIAL),
+            tracked: Mutex::new(Tracked {
+                state: BreakerState::INITIAL,
+                probes: 0,
+            }),
             gauge,
         }
     }
 
     /// Returns the permission that a request would get now, without making it the probe.
     pub(super) fn permission(&self, now: Instant) -> Permission {
-        self.permission_in(*self.state.lock(), now)
+        self.permission_in(self.tracked.lock().state, now)
     }
 
     /// Admits a request. The first request after `recovery_timeout` becomes the probe.
@@ -107,18 +111,21 @@ impl CircuitBreaker {
     /// # Errors
     /// Returns the time until the next probe if the request is not admitted.
     pub(super) fn admit(&self, now: Instant) -> Result<Admission, Duration> {
-        let mut state = self.state.lock();
-        if let Permission::Denied { retry_after } = self.permission_in(*state, now) {
+        let mut tracked = self.tracked.lock();
+        if let Permission::Denied { retry_after } = self.permission_in(tracked.state, now) {
             return Err(retry_after);
         }
-        let role = if matches!(*state, BreakerState::Closed { .. }) {
-            PermitRole::Regular
-        } else {
-            *state = BreakerState::HalfOpen { probe_started: now };
-            self.gauge.set(GAUGE_HALF_OPEN);
-            PermitRole::Probe
+        if matches!(tracked.state, BreakerState::Closed { .. }) {
+            return Ok(Admission::Regular);
+        }
+        let probe = ProbeNumber(tracked.probes);
+        tracked.probes += 1;
+        tracked.state = BreakerState::HalfOpen {
+            probe,
+            probe_started: now,
         };
-        Ok(Admission { at: now, role })
+        self.gauge.set(GAUGE_HALF_OPEN);
+        Ok(Admission::Probe(probe))
     }
 
     fn permission_in(&self, state: BreakerState, now: Instant) -> Permission {
@@ -126,7 +133,7 @@ impl CircuitBreaker {
             BreakerState::Closed { .. } => Duration::ZERO,
             BreakerState::Open { until } => until.since(now),
             // A probe without an outcome is replaced after another `recovery_timeout`.
-            BreakerState::HalfOpen { probe_started } => self
+            BreakerState::HalfOpen { probe_started, .. } => self
                 .settings
                 .recovery_timeout
                 .saturating_sub(now.since(probe_started)),
@@ -142,7 +149,7 @@ impl CircuitBreaker {
     /// closes the breaker, since the response may be a stream that lasts for hours. Until a response is
     /// complete, one failure opens the breaker again.
     pub(super) fn record_probe_response(&self, admission: Admission) {
-        let mut state = self.state.lock();
+        let state = &mut self.tracked.lock().state;
         if state.has_probe(admission) {
             *state = BreakerState::Closed {
                 consecutive_failures: self.settings.failure_threshold.get() - 1,
@@ -153,7 +160,7 @@ impl CircuitBreaker {
 
     /// Records the success of a request.
     pub(super) fn record_success(&self, admission: Admission) {
-        let mut state = self.state.lock();
+        let state = &mut self.tracked.lock().state;
         if *state == BreakerState::INITIAL || !state.considers(admission) {
             return;
         }
@@ -163,7 +170,7 @@ impl CircuitBreaker {
 
     /// Records the failure of a request.
     pub(super) fn record_failure(&self, admission: Admission, now: Instant) {
-        let mut state = self.state.lock();
+        let state = &mut self.tracked.lock().state;
         if !state.considers(admission) {
             return;
         }
@@ -188,10 +195,12 @@ impl CircuitBreaker {
 
     /// Ends a request without an outcome. If it was the probe, the next request becomes the probe.
     pub(super) fn release_probe(&self, admission: Admission) {
-        let mut state = self.state.lock();
-        if state.has_probe(admission) {
+        let state = &mut self.tracked.lock().state;
+        if state.has_probe(admission)
+            && let BreakerState::HalfOpen { probe_started, .. } = *state
+        {
             *state = BreakerState::Open {
-                until: admission.at,
+                until: probe_started,
             };
             self.gauge.set(GAUGE_OPEN);
         }
@@ -199,7 +208,7 @@ impl CircuitBreaker {
 
     /// Ends the recovery timeout of an open breaker: the next request becomes the probe.
     pub(super) fn probe_now(&self, now: Instant) {
-        let mut state = self.state.lock();
+        let state = &mut self.tracked.lock().state;
         if let BreakerState::Open { until } = *state {
             *state = BreakerState::Open {
                 until: until.min(now),
@@ -208,7 +217,7 @@ impl CircuitBreaker {
     }
 
     pub(super) fn state_name(&self) -> &'static str {
-        match *self.state.lock() {
+        match self.tracked.lock().state {
             BreakerState::Closed { .. } => "closed",
             BreakerState::Open { .. } => "open",
             BreakerState::HalfOpen { .. } => "half-open",
@@ -245,26 +254,17 @@ mod tests {
         Instant(seconds * SECOND_NS)
     }
 
-    /// Returns the admission of a request to a closed breaker.
-    fn regular(seconds: u64) -> Admission {
-        Admission {
-            at: at(seconds),
-            role: PermitRole::Regular,
-        }
-    }
+    const REGULAR: Admission = Admission::Regular;
 
-    fn probe(seconds: u64) -> Admission {
-        Admission {
-            at: at(seconds),
-            role: PermitRole::Probe,
-        }
+    fn probe(number: u64) -> Admission {
+        Admission::Probe(ProbeNumber(number))
     }
 
     /// Returns a breaker that opened at second 1.
     fn open_breaker() -> CircuitBreaker {
         let breaker = closed_breaker();
         for _ in 0..3 {
-            breaker.record_failure(regular(1), at(1));
+            breaker.record_failure(REGULAR, at(1));
         }
         breaker
     }
@@ -273,12 +273,12 @@ mod tests {
     fn consecutive_failures_open_it_and_a_successful_probe_closes_it() {
         let breaker = closed_breaker();
         for _ in 0..2 {
-            breaker.record_failure(regular(1), at(1));
+            breaker.record_failure(REGULAR, at(1));
         }
-        breaker.record_success(regular(1));
+        breaker.record_success(REGULAR);
         for _ in 0..3 {
             assert_eq!(breaker.acquire(at(2)), Permission::Granted);
-            breaker.record_failure(regular(2), at(2));
+            breaker.record_failure(REGULAR, at(2));
         }
         assert_eq!(
             breaker.acquire(at(12)),
@@ -292,10 +292,10 @@ mod tests {
             matches!(breaker.acquire(at(33)), Permission::Denied { .. }),
             "one probe"
         );
-        breaker.record_failure(probe(32), at(33));
+        breaker.record_failure(probe(0), at(33));
         assert!(matches!(breaker.acquire(at(34)), Permission::Denied { .. }));
         assert_eq!(breaker.acquire(at(63)), Permission::Granted);
-        breaker.record_success(probe(63));
+        breaker.record_success(probe(1));
         assert_eq!(breaker.acquire(at(63)), Permission::Granted);
         assert_eq!(breaker.acquire(at(63)), Permission::Granted);
     }
@@ -304,9 +304,9 @@ mod tests {
     fn a_probe_without_an_outcome_is_followed_by_another() {
         let breaker = open_breaker();
         assert_eq!(breaker.acquire(at(31)), Permission::Granted);
-        breaker.release_probe(probe(0));
+        breaker.release_probe(probe(1));
         assert!(matches!(breaker.acquire(at(32)), Permission::Denied { .. }));
-        breaker.release_probe(probe(31));
+        breaker.release_probe(probe(0));
         assert_eq!(breaker.acquire(at(32)), Permission::Granted);
         assert!(matches!(breaker.acquire(at(32)), Permission::Denied { .. }));
     }
@@ -314,29 +314,29 @@ mod tests {
     #[test]
     fn a_probe_whose_response_breaks_off_opens_it_again() {
         let breaker = open_breaker();
-        assert_eq!(breaker.admit(at(31)), Ok(probe(31)));
-        breaker.record_probe_response(probe(31));
-        assert_eq!(breaker.admit(at(31)), Ok(regular(31)));
-        breaker.record_failure(regular(31), at(32));
+        assert_eq!(breaker.admit(at(31)), Ok(probe(0)));
+        breaker.record_probe_response(probe(0));
+        assert_eq!(breaker.admit(at(31)), Ok(REGULAR));
+        breaker.record_failure(REGULAR, at(32));
         assert!(matches!(breaker.acquire(at(33)), Permission::Denied { .. }));
 
-        assert_eq!(breaker.admit(at(62)), Ok(probe(62)));
-        breaker.record_probe_response(probe(62));
-        breaker.record_success(probe(62));
-        breaker.record_failure(probe(62), at(63));
+        assert_eq!(breaker.admit(at(62)), Ok(probe(1)));
+        breaker.record_probe_response(probe(1));
+        breaker.record_success(probe(1));
+        breaker.record_failure(probe(1), at(63));
         assert_eq!(breaker.acquire(at(63)), Permission::Granted);
     }
 
     #[test]
     fn outcomes_of_earlier_requests_do_not_change_an_open_breaker() {
         let breaker = open_breaker();
-        breaker.record_success(regular(0));
+        breaker.record_success(REGULAR);
         assert!(matches!(breaker.acquire(at(2)), Permission::Denied { .. }));
         assert_eq!(breaker.acquire(at(31)), Permission::Granted);
-        breaker.record_success(regular(0));
-        breaker.record_failure(regular(0), at(32));
+        breaker.record_success(REGULAR);
+        breaker.record_failure(REGULAR, at(32));
         assert_eq!(breaker.state_name(), "half-open");
-        breaker.record_success(probe(31));
+        breaker.record_success(probe(0));
         assert_eq!(breaker.state_name(), "closed");
     }
 }
