@@ -373,6 +373,9 @@ impl Process {
                 let past = self.now() - LEASE_DURATION;
                 self.tracker.borrow().subscription_started(past);
             }
+        } else {
+            // As the library does with a connection that does not respond (`unresponsive.max_timeout`).
+            connection.close();
         }
         for packet in early {
             self.handle(participant, packet);
