@@ -1,5 +1,5 @@
 //! Deterministic simulation of the protocol: participants, clients, network, clocks, accounts and the store in virtual
-//! time, in one thread, with a seed that determines every delay and every fault (as FoundationDB and `TigerBeetle` test).
+//! time, in one thread, with a seed that determines every delay and every fault (as `FoundationDB` and `TigerBeetle` test).
 //!
 //! What runs is the code of this crate apart from [`Subscriber`](crate::Subscriber), which connects it to Redis: cache, lease,
 //! participant, tracker, messages and check gate. Around it, models of the rest:

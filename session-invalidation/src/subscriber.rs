@@ -90,11 +90,7 @@ impl Subscriber {
     /// Does what the participant needs at an interval.
     async fn maintain(&mut self) {
         match self.participant.tick(Instant::now()) {
-            Some(Request::Subscribe) => {
-                if self.connection.is_connected() {
-                    self.subscribe().await;
-                }
-            }
+            Some(Request::Subscribe) if self.connection.is_connected() => self.subscribe().await,
             Some(Request::Reconnect) => {
                 let connection = self.connection.clone();
                 // Its end is received as an event.
@@ -109,7 +105,7 @@ impl Subscriber {
                     }
                 });
             }
-            None => {}
+            Some(Request::Subscribe) | None => {}
         }
     }
 

@@ -70,7 +70,7 @@ impl Refills<'_> {
                 .await;
         }
         let received = Instant::now();
-        for ((command, arguments), reply) in commands.iter().zip(arguments).zip(replies) {
+        for ((command, arguments), reply) in commands.iter().zip(&arguments).zip(replies) {
             match reply {
                 Ok(value) => self.apply(command, arguments, value, sent, received),
                 Err(error) => self.record_failure(&error),
@@ -81,7 +81,7 @@ impl Refills<'_> {
     fn apply(
         &self,
         command: &StoreCommand,
-        arguments: ScriptArguments,
+        arguments: &ScriptArguments,
         value: Value,
         sent: Instant,
         received: Instant,
@@ -97,7 +97,7 @@ impl Refills<'_> {
             .returned_units
             .inc_by(arguments.returned().into());
         if command.is_refill() {
-            let grant = reply.to_grant(&arguments, sent, received);
+            let grant = reply.to_grant(arguments, sent, received);
             self.0.quotas.apply(command, &grant);
         }
     }

@@ -57,7 +57,7 @@ impl ShutdownSignalWatch for ShutdownSignals {
         tokio::select! {
             () = replaced => ShutdownSignal::GracefulTerminate,
             _ = terminate.recv() => ShutdownSignal::GracefulTerminate,
-            _ = self.not_replaced.wait() => ShutdownSignal::GracefulTerminate,
+            () = self.not_replaced.wait() => ShutdownSignal::GracefulTerminate,
             _ = interrupt.recv() => ShutdownSignal::FastShutdown,
         }
     }
@@ -94,13 +94,11 @@ impl ShutdownSignals {
         );
         let (gateway, socket) = (Arc::clone(&self.gateway), self.upgrade_socket.clone());
         thread::spawn(move || hand_over(&socket, &gateway));
-        match new_gateway {
-            Some(new_gateway) => new_gateway.wait_until_ready().await,
-            None => {
-                sleep(UNACKNOWLEDGED_START_TIME).await;
-                Ok(())
-            }
+        if let Some(new_gateway) = new_gateway {
+            return new_gateway.wait_until_ready().await;
         }
+        sleep(UNACKNOWLEDGED_START_TIME).await;
+        Ok(())
     }
 
     /// Sends the listening sockets, which stay open in this process.

@@ -203,6 +203,10 @@ mod tests {
         static NAME_SERVER: RefCell<BTreeMap<String, BTreeSet<u8>>> = RefCell::default();
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the signature of a lookup, which takes the server into its future"
+    )]
     fn look_up(server: Server) -> BoxFuture<'static, Addresses> {
         let found = NAME_SERVER.with_borrow(|names| names.get(&server.host).cloned());
         let addresses = found.map(|found| found.into_iter().map(address).collect());

@@ -218,7 +218,8 @@ impl Executor {
     pub(super) fn resume(&self, schedule: &Schedule) {
         if schedule.state.get() == ScheduleState::Paused {
             schedule.state.set(ScheduleState::Running);
-            let paused_for = schedule.paused_for.get() + (self.now() - schedule.paused_at.get());
+            let paused_for =
+                schedule.paused_for.get() + self.now().saturating_sub(schedule.paused_at.get());
             schedule.paused_for.set(paused_for);
             self.0.ready.lock().extend(schedule.deferred.take());
         }
@@ -254,7 +255,7 @@ impl Schedule {
     /// Returns the time for which the process has been paused until `now`.
     pub(super) fn paused_for(&self, now: Duration) -> Duration {
         let current = if self.is_paused() {
-            now - self.paused_at.get()
+            now.saturating_sub(self.paused_at.get())
         } else {
             Duration::ZERO
         };

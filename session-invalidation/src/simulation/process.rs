@@ -223,7 +223,7 @@ impl Process {
     async fn connect(&self) -> Option<Rc<Connection>> {
         let world = self.world();
         let connection = Connection::new(&world, &self.host.path);
-        world.send(&connection, 0, Command::Open);
+        World::send(&connection, 0, Command::Open);
         tokio::select! {
             biased;
             packet = connection.receive() => {
@@ -253,7 +253,7 @@ impl Process {
             commands.next_id.set(id);
             let (sender, reply) = oneshot::channel();
             commands.waiting.borrow_mut().insert(id, sender);
-            world.send(&connection, id, command);
+            World::send(&connection, id, command);
             reply.await.map_err(|_| Unavailable)
         };
         tokio::select! {
@@ -343,7 +343,7 @@ impl Process {
         };
         let world = self.world();
         let channels = participant.channels().to_vec();
-        world.send(&connection, 0, Command::Subscribe(channels));
+        World::send(&connection, 0, Command::Subscribe(channels));
         let mut early = Vec::new();
         let confirmed = async {
             loop {
@@ -370,7 +370,8 @@ impl Process {
                 participant.subscribed(self.now());
             }
             if world.variant == Variant::WaitsForKnownParticipantsOnly {
-                let past = self.now() - LEASE_DURATION;
+                let now = self.now();
+                let past = now.checked_sub(LEASE_DURATION).unwrap_or(now);
                 self.tracker.borrow().subscription_started(past);
             }
         } else {
@@ -515,9 +516,8 @@ impl Process {
         }
         self.preempt().await;
         let check = async {
-            let version = match self.get(session).await {
-                Ok(_) => return Ok(Check::Accepted(CheckSource::GatewayCache)),
-                Err(version) => version,
+            let Err(version) = self.get(session).await else {
+                return Ok(Check::Accepted(CheckSource::GatewayCache));
             };
             self.preempt().await;
             let verified = self.verify(session, user).await?;
@@ -602,7 +602,8 @@ impl Process {
             .acknowledged_before(self.sleep(LEASE_DURATION))
             .await;
         let now = world.executor.now();
-        (now - began).saturating_sub(self.schedule.paused_for(now) - paused)
+        let paused_meanwhile = self.schedule.paused_for(now).saturating_sub(paused);
+        now.saturating_sub(began).saturating_sub(paused_meanwhile)
     }
 
     /// Ends a session.

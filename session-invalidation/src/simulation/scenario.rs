@@ -185,7 +185,10 @@ impl World {
             history.ended(session, ended.incarnation, now);
             history.count("logouts acknowledged");
             if ended.waited > MAX_ACKNOWLEDGEMENT {
-                let violation = format!("acknowledged after {:?} by {ended:?}", now - began);
+                let violation = format!(
+                    "acknowledged after {:?} by {ended:?}",
+                    now.saturating_sub(began)
+                );
                 history.violate(now, violation);
             }
             if ended.waited < LEASE_DURATION / 2 {
@@ -530,27 +533,27 @@ async fn client(world: Rc<World>) {
             48..58 => {
                 world
                     .end_by_account(user, session, AccountEnd::LogoutEverywhere)
-                    .await
+                    .await;
             }
             58..68 => {
                 world
                     .end_by_account(user, session, AccountEnd::PasswordChange)
-                    .await
+                    .await;
             }
             68 => {
                 world
                     .end_by_account(user, session, AccountEnd::Deletion)
-                    .await
+                    .await;
             }
             69 => {
                 world
                     .end_by_account(user, session, AccountEnd::Disabling)
-                    .await
+                    .await;
             }
             70 => {
                 world
                     .end_by_account(user, session, AccountEnd::AllUsers)
-                    .await
+                    .await;
             }
             71..150 => {
                 if let Some((session, user)) = world.choose(&ended).copied() {
@@ -617,7 +620,7 @@ async fn expect_health(world: Rc<World>) {
     }
     let began = world.executor.now();
     let is_ended = world.end(session, user).await;
-    let duration = world.executor.now() - began;
+    let duration = world.executor.now().saturating_sub(began);
     if !is_ended || duration > HEALTHY_ACKNOWLEDGEMENT {
         let violation = format!("a logout after the faults took {duration:?}: {is_ended}");
         let now = world.executor.now();

@@ -85,7 +85,7 @@ pub(super) enum Reply {
 
 impl World {
     /// Sends a command over a connection.
-    pub(super) fn send(self: &Rc<Self>, connection: &Rc<Connection>, id: u64, command: Command) {
+    pub(super) fn send(connection: &Rc<Connection>, id: u64, command: Command) {
         let sender = Rc::clone(connection);
         connection.transmit(super::network::Direction::Up, move |world| {
             world.arrive(sender, id, command);

@@ -131,7 +131,7 @@ impl World {
     /// Returns a duration up to `max`, of which short ones are likelier.
     pub(super) fn between(&self, min: Duration, max: Duration) -> Duration {
         let fraction = self.random.borrow_mut().f64();
-        min + (max - min).mul_f64(fraction * fraction)
+        min + max.saturating_sub(min).mul_f64(fraction * fraction)
     }
 
     /// Returns the time that a packet takes.

@@ -671,7 +671,7 @@ fn postgres_command(host: Host, name: &str) -> Result<Command> {
 
 /// Runs a command of an operator to its end and returns its standard output.
 async fn output(command: Command) -> Result<String> {
-    let description = format!("{:?}", command.get_program());
+    let description = command.get_program().display().to_string();
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(true);
     let output = timeout(COMMAND_TIMEOUT, command.output())

@@ -233,10 +233,10 @@ impl Nemesis {
         while !self.run.is_over() {
             sleep(self.random.milliseconds(500..3000)).await;
             let kind = self.random.choose(&self.kinds);
-            let mut faults = vec![(kind, self.choose(kind).await)];
+            let mut faults = vec![(kind, self.choose(kind))];
             if self.random.chance(30) {
                 let kind = self.random.choose(&self.kinds);
-                let fault = self.choose(kind).await;
+                let fault = self.choose(kind);
                 if fault.may_meet(faults[0].1) {
                     faults.push((kind, fault));
                 }
@@ -284,12 +284,12 @@ impl Nemesis {
                 kind: *kind,
                 description: format!("{fault:?}"),
                 span: Span { from, to },
-                recovery: to - ended,
+                recovery: to.saturating_sub(ended),
             });
         }
     }
 
-    async fn choose(&mut self, kind: FaultKind) -> Fault {
+    fn choose(&mut self, kind: FaultKind) -> Fault {
         let nodes: Vec<_> = NodeId::all().collect();
         let random = &mut self.random;
         let directions = [
@@ -352,7 +352,7 @@ async fn inject(run: &Run, mut random: Random, fault: Fault) -> Result<()> {
 /// up to as long as the fault has taken.
 fn record_gateway_fault(run: &Run, gateway: GatewayId, from: Time) {
     let now = run.now();
-    let to = now + (now - from) + GATEWAY_RECOVERY;
+    let to = now + now.saturating_sub(from) + GATEWAY_RECOVERY;
     run.record_gateway_fault(gateway, Span { from, to });
 }
 

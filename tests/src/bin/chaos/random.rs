@@ -1,4 +1,4 @@
-//! Random numbers that a seed determines (SplitMix64, Steele and others 2014), so that a run with the same seed has the
+//! Random numbers that a seed determines (`SplitMix64`, Steele and others 2014), so that a run with the same seed has the
 //! same schedule of faults.
 
 use std::ops::Range;

@@ -239,7 +239,7 @@ impl LeaseState {
         };
         let is_long = !terms.lease_time().is_zero() && grant.valid > terms.short_lease_time();
         (self.settlement, self.renewal) = if is_long {
-            let renewal = grant.valid - grant.valid / RENEWAL_PART;
+            let renewal = grant.valid.saturating_sub(grant.valid / RENEWAL_PART);
             (Settlement::Due, grant.sent.saturating_add(renewal))
         } else {
             (Settlement::Optional, Instant(u64::MAX))

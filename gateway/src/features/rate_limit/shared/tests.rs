@@ -83,7 +83,7 @@ enum Message {
         gateway: usize,
         generation: u32,
         sent: Instant,
-        arguments: ScriptArguments,
+        arguments: Box<ScriptArguments>,
         command: StoreCommand,
         reply: ScriptReply,
     },
@@ -344,7 +344,7 @@ impl Simulation {
                         gateway,
                         generation,
                         sent,
-                        arguments,
+                        arguments: Box::new(arguments),
                         command,
                         reply,
                     };

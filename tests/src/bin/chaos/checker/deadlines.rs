@@ -25,7 +25,7 @@ pub(crate) fn check<'a>(
     operations
         .into_iter()
         .filter_map(|operation| {
-            let duration = operation.ended - operation.began;
+            let duration = operation.ended.saturating_sub(operation.began);
             let problem = match &operation.outcome {
                 Outcome::NoResponse(_) => "no response".to_owned(),
                 _ if duration > deadline => format!("response after {duration:?}"),

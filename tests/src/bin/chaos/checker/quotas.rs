@@ -62,10 +62,10 @@ pub(crate) fn check(operations: &[Operation], quota: Quota, losses: &[Span]) -> 
         passed
             .iter()
             .filter(|span| span.from >= first.from)
-            .take_while(|span| span.to - first.from < quota.duration)
+            .take_while(|span| span.to.saturating_sub(first.from) < quota.duration)
             .find_map(|last| {
                 count += 1;
-                let span = last.to - first.from;
+                let span = last.to.saturating_sub(first.from);
                 (count > quota.allowed(span)).then(|| Violation {
                     at: last.to,
                     text: format!(
