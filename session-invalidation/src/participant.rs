@@ -68,6 +68,12 @@ impl Participant {
         if std::mem::take(&mut self.is_subscribed) {
             tracing::warn!("subscription to session invalidations lost: sessions are not cached");
         }
+        self.stop(now);
+    }
+
+    /// Ends the caching, as at the end of the program.
+    pub(crate) fn stop(&mut self, now: Instant) {
+        self.is_subscribed = false;
         self.cache.subscription_lost(now);
         self.tracker.subscription_lost();
     }

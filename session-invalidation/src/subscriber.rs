@@ -129,7 +129,7 @@ impl Subscriber {
 /// Ends the caching of sessions with the subscriber, also if it panics.
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        self.participant.subscription_lost(Instant::now());
+        self.participant.stop(Instant::now());
         let connection = self.connection.clone();
         // The library keeps a connection that is not closed.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

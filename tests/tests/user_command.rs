@@ -93,7 +93,7 @@ async fn operator_actions_are_audited(store: Store) -> Result<()> {
             .map(serde_json::from_str)
             .collect::<Result<_, _>>()?;
         let events: Vec<_> = records.iter().map(|record| &record["event"]).collect();
-        assert_eq!(events, expected_events, "{subcommand}");
+        assert_eq!(events, expected_events, "{subcommand}: {log}");
         for record in &records {
             assert_eq!(
                 (&record["target"], &record["login"]),
