@@ -6,6 +6,8 @@ use crate::hyper_peer;
 
 const MAX_SIZE_LINE: usize = 256;
 const MAX_TRAILERS: usize = 8 * 1024;
+/// Maximum size of the extensions of all chunks of a request together.
+const MAX_EXTENSIONS: usize = 8 * 1024;
 /// Number of trailers from which on hyper rejects them.
 const MAX_TRAILERS_OF_HYPER: usize = 100;
 
@@ -43,7 +45,7 @@ fn reference(input: &[u8], reader: ChunkedReader) -> Reading<Body> {
     let malformed = || {
         Reading::Malformed("the chunked encoding is malformed, or the body is incomplete".into())
     };
-    let (mut data, mut rest) = (Vec::new(), input);
+    let (mut data, mut rest, mut extension_bytes) = (Vec::new(), input, 0);
     loop {
         let Some(line) = take_line(&mut rest, MAX_SIZE_LINE) else {
             return malformed();
@@ -54,6 +56,14 @@ fn reference(input: &[u8], reader: ChunkedReader) -> Reading<Body> {
         let Some(size) = chunk_size(line, reader) else {
             return malformed();
         };
+        if reader == ChunkedReader::OfRequests {
+            let start = line.iter().position(|byte| *byte == b';');
+            let extensions = &line[start.unwrap_or(line.len())..];
+            extension_bytes += extensions.len();
+            if extension_bytes > MAX_EXTENSIONS || !are_extensions(extensions) {
+                return malformed();
+            }
+        }
         if size == 0 {
             break;
         }
@@ -130,6 +140,36 @@ fn chunk_size(line: &[u8], reader: ChunkedReader) -> Option<u64> {
         let digits = digits.chars().filter_map(|digit| digit.to_digit(16));
         digits.fold(0, |size, digit| size << 4 | u64::from(digit))
     })
+}
+
+/// Position within chunk extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extension {
+    Start,
+    NameStart,
+    Name,
+    ValueStart,
+    Value,
+    Quoted,
+    Escaped,
+    QuotedEnd,
+}
+
+/// Returns whether a text consists of chunk extensions without whitespace (RFC 9112, section 7.1.1).
+fn are_extensions(text: &[u8]) -> bool {
+    use Extension::{Escaped, Name, NameStart, Quoted, QuotedEnd, Start, Value, ValueStart};
+    let end = text.iter().try_fold(Start, |at, byte| match (at, byte) {
+        (Start | Name | Value | QuotedEnd, b';') => Some(NameStart),
+        (Name, b'=') => Some(ValueStart),
+        (NameStart | Name, byte) => is_token(&[*byte]).then_some(Name),
+        (ValueStart, b'"') => Some(Quoted),
+        (ValueStart | Value, byte) => is_token(&[*byte]).then_some(Value),
+        (Quoted, b'"') => Some(QuotedEnd),
+        (Quoted, b'\\') => Some(Escaped),
+        (Quoted | Escaped, _) => Some(Quoted),
+        (Start | QuotedEnd, _) => None,
+    });
+    matches!(end, Some(Start | Name | Value | QuotedEnd))
 }
 
 fn is_token(name: &[u8]) -> bool {

@@ -1,4 +1,5 @@
-//! Access tokens: none is accepted that `jsonwebtoken` rejects with the same key, nor one of another key.
+//! Access tokens: none is accepted that `jsonwebtoken` rejects with the same key, nor one of another key. A gateway
+//! rejects none that auth-api accepts, and verifies the signatures of the key alone.
 
 use std::sync::LazyLock;
 
@@ -7,6 +8,7 @@ use aws_lc_rs::hmac;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use gateway::fuzz::TokenScreening;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde_json::Value;
@@ -17,6 +19,8 @@ const OTHER_SECRET: &[u8] = b"another secret key of the targets, of 32 bytes or 
 const SIGNING_KEY: &str = "MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g";
 /// Its public key.
 const PUBLIC_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+/// Its thumbprint, by the same appendix.
+const KEY_ID: &str = "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k";
 const ISSUER: &str = "https://auth.example.org";
 const AUDIENCE: &str = "auth-api";
 /// Time of verification, in seconds since 1970.
@@ -32,6 +36,12 @@ static BOTH_KEYS: LazyLock<ReplicaKeys> = LazyLock::new(|| {
 static KEY_PAIR: LazyLock<Ed25519KeyPair> = LazyLock::new(|| {
     let der = STANDARD.decode(SIGNING_KEY).expect("base64");
     Ed25519KeyPair::from_pkcs8(&der).expect("an Ed25519 key")
+});
+
+static GATEWAY: LazyLock<TokenScreening> = LazyLock::new(|| {
+    let key = format!(r#"{{"kty":"OKP","crv":"Ed25519","kid":"{KEY_ID}","x":"{PUBLIC_KEY}"}}"#);
+    let key_set = format!(r#"{{"keys":[{key}]}}"#);
+    TokenScreening::new(key_set.as_bytes(), ISSUER, AUDIENCE)
 });
 
 /// Input: a byte that selects the key, then header and payload, one line each, or a whole token.
@@ -58,6 +68,35 @@ pub(crate) fn run(input: &[u8]) {
             check(&token, principal);
         }
     }
+    let screened = GATEWAY.screen(&token, NOW);
+    if let Some(screened) = screened.filter(|screened| screened.is_verified) {
+        assert!(!is_foreign, "verified with a foreign signature");
+        assert!(screened.expires_at.is_some_and(|expiry| expiry > NOW));
+    }
+    if BOTH_KEYS.verify_access_token(&token, NOW).is_some() && is_for_gateways(&token) {
+        assert!(screened.is_some(), "rejected by the gateway alone");
+    }
+}
+
+/// Returns whether a gateway accepts a token that auth-api accepts. It requires the types of RFC 7515 and RFC 7519 also
+/// of members that auth-api does not need, and the second in which the token expires is the last for auth-api alone.
+fn is_for_gateways(token: &str) -> bool {
+    let mut parts = token.split('.').map(|part| {
+        let json = URL_SAFE_NO_PAD.decode(part).unwrap_or_default();
+        serde_json::from_slice::<Value>(&json).unwrap_or_default()
+    });
+    let (header, claims) = (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    );
+    let is_text = |value: &Value| value.is_null() || value.is_string();
+    let is_audience = |value: &Value| {
+        let all = value.as_array();
+        all.map_or_else(|| is_text(value), |all| all.iter().all(Value::is_string))
+    };
+    let is_typed =
+        is_text(&header["typ"]) && is_text(&header["kid"]) && is_audience(&claims["aud"]);
+    is_typed && claims["exp"].as_i64().is_some_and(|expiry| expiry > NOW)
 }
 
 fn hmac_of(secret: &[u8], message: &[u8]) -> Vec<u8> {

@@ -5,6 +5,7 @@ mod client;
 mod config;
 mod http1;
 mod http2;
+mod identity;
 mod path;
 mod pattern;
 mod quota;
@@ -16,6 +17,7 @@ pub use http1::{
     read_chunked, read_request, read_response,
 };
 pub use http2::{ClientReading, ClientStep, Http2Connection, ServedRequest, serve_http2};
+pub use identity::{ScreenedToken, TokenScreening};
 pub use path::{Target, normalise_path, read_target};
 pub use pattern::Patterns;
 pub use quota::{Decision, QuotaAlgorithm, QuotaUnderTest};

@@ -18,4 +18,6 @@ mod token;
 mod user_identity;
 
 pub(crate) use authenticator::{Authenticator, Found, IdentityError};
+pub(crate) use key_set::KeySet;
+pub(crate) use token::{Expected, Screened, Signature, screen};
 pub(crate) use user_identity::{SESSION_ID, SharedIdentity, USER_ID, USER_LOGIN};

@@ -13,7 +13,7 @@ const MAX_KEYS: usize = 64;
 
 /// Ed25519 keys by their identifiers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct KeySet(Vec<(String, [u8; PUBLIC_KEY_BYTES])>);
+pub(crate) struct KeySet(Vec<(String, [u8; PUBLIC_KEY_BYTES])>);
 
 #[derive(Deserialize)]
 struct JsonWebKeySet {
@@ -37,7 +37,7 @@ impl KeySet {
     ///
     /// # Errors
     /// Returns an error if the text is no key set.
-    pub(super) fn parse(json: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(json: &[u8]) -> Result<Self> {
         let set: JsonWebKeySet = serde_json::from_slice(json).context("not a JSON Web Key Set")?;
         ensure!(set.keys.len() <= MAX_KEYS, "more than {MAX_KEYS} keys");
         let mut keys = Vec::new();

@@ -34,15 +34,15 @@ pub(crate) enum InvalidToken {
 
 /// Result of the screening of a token that may be valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Screened {
+pub(crate) struct Screened {
     /// Expiry in Unix time, if the token has one. It holds if auth-api accepts the token.
-    pub(super) expires_at: Option<i64>,
-    pub(super) signature: Signature,
+    pub(crate) expires_at: Option<i64>,
+    pub(crate) signature: Signature,
 }
 
 /// Knowledge about the signature of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Signature {
+pub(crate) enum Signature {
     Verified,
     /// The gateway has no key for tokens of this kind.
     Unknown,
@@ -52,11 +52,11 @@ pub(super) enum Signature {
 
 /// Issuer of the tokens that `EdDSA` signs, and for whom they have to be.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Expected<'e> {
+pub(crate) struct Expected<'e> {
     /// Its keys, as far as they are known.
-    pub(super) keys: &'e KeySet,
-    pub(super) issuer: &'e str,
-    pub(super) audience: Option<&'e str>,
+    pub(crate) keys: &'e KeySet,
+    pub(crate) issuer: &'e str,
+    pub(crate) audience: Option<&'e str>,
 }
 
 /// Members of a JOSE header. A repeated one is an error.
@@ -89,7 +89,7 @@ enum Audience {
 ///
 /// # Errors
 /// Returns an error if the token cannot be valid.
-pub(super) fn screen(
+pub(crate) fn screen(
     token: &str,
     expected: Option<Expected<'_>>,
     now: i64,
