@@ -133,7 +133,7 @@ pub fn one_of_two_simultaneous_events_is_logged() -> usize {
     })
 }
 
-/// Of two retries for which the budget has tokens for one, one is made.
+/// A budget with tokens for one retry permits one of two simultaneous ones.
 #[must_use]
 pub fn the_last_tokens_of_a_budget_are_for_one_retry() -> usize {
     explore(|| {

@@ -23,7 +23,7 @@ pub(crate) struct Publication {
     pub(crate) message: String,
 }
 
-/// What a participant needs at a tick of the heartbeat interval.
+/// Action on the connections that a participant needs at a tick of the heartbeat interval.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
     /// A subscription to [`Participant::channels`], if the subscriber's connection is open.

@@ -51,7 +51,7 @@ pub(super) enum ContentLength {
     Invalid,
 }
 
-/// What is known of a header block.
+/// Assessment of a decoded header block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Acceptable,

@@ -143,7 +143,7 @@ impl LeaseState {
 
     /// Returns the number of units to ask for beyond those that it keeps.
     ///
-    /// Of a fixed window: as many as it has spent in it, or a quarter more than in the one before. Otherwise twice as many as it
+    /// For a fixed window these are as many as it has spent in it, or a quarter more than in the one before. Otherwise twice as many as it
     /// has spent since the last command, but where that was long ago, no more than it spends twice in the time of a short
     /// lease, or [`STEADY_LEASE`]. After a pause: as many as it spent before the last command.
     pub(super) fn want(&self, terms: LeaseTerms, now: Instant) -> u32 {
@@ -212,7 +212,7 @@ impl LeaseState {
             return;
         }
         if grant.kept == 0 {
-            // What the lease before may have left is lost, and nothing is reported about it with this one.
+            // Units that the lease before may have left are lost, and this one reports nothing about them.
             self.units = 0;
             self.spent = SpentUnits::default();
         }

@@ -669,7 +669,7 @@ proptest! {
             let decision = token_bucket::take(&mut alone, policy, Instant(now));
             matches!(decision, AlgorithmDecision::Passed { .. })
         };
-        // What is refilled late, and the unit that is refilled in part.
+        // Units that are refilled late, and the one that is refilled in part.
         let recovery = window.min(terms.period() * u64::from(limit));
         let late = lateness(recovery).div_ceil(terms.period()) + 1;
         for spent in before.passed {

@@ -28,7 +28,7 @@ pub(in crate::http::h2) struct Response<'r> {
     pub(in crate::http::h2) headers: &'r HeaderMap,
 }
 
-/// What follows headers of a response.
+/// Part of a stream that follows the headers just sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::http::h2) enum AfterHeaders {
     /// The response they belong to, which is not an interim one.

@@ -828,7 +828,7 @@ fn requests_stay_within_the_window_of_their_stream() {
     for _ in 0..4 {
         assert_eq!(react(&mut connection, &data), Reaction::None);
     }
-    // What the exchange has received may be sent again.
+    // The window grows by the data that the exchange has received.
     let mut taken = 0;
     while let Some(DownstreamEvent::Data(data)) = event(&mut connection, 1) {
         taken += data.len();

@@ -16,9 +16,9 @@ pub(in crate::http::h2) enum PseudoHeader {
     Method,
     Path,
     Scheme,
-    /// Of responses.
+    /// Pseudo-header of responses.
     Status,
-    /// Of extended CONNECT (RFC 8441).
+    /// Pseudo-header of extended CONNECT (RFC 8441).
     Protocol,
 }
 
