@@ -71,11 +71,6 @@ pub(crate) fn public(state: AppState) -> Router {
         .route("/api/verify/{*path}", any(verify::handle))
         .route("/ready", only("GET", get(ready::handle)))
         .fallback(async || ApiError::NotFound)
-        .layer(map_response(async |response| error::in_json(response)))
-        .layer(from_fn_with_state(
-            state.clone(),
-            middleware::require_audit_log,
-        ))
         .layer(from_fn_with_state(state.clone(), middleware::record))
         .with_state(state)
 }

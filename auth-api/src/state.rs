@@ -3,6 +3,8 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use logging::AccessLog;
+
 use crate::domain::access_token::AccessTokenKeys;
 use crate::domain::refresh_token::RefreshTokenKeys;
 use crate::domain::session::SessionPolicy;
@@ -34,6 +36,7 @@ pub(crate) struct App {
     pub(crate) lifecycle: Lifecycle,
     pub(crate) readiness: Readiness,
     pub(crate) audit: AuditLog,
+    pub(crate) access_log: AccessLog,
 }
 
 impl From<App> for AppState {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use ::logging::{LogSettings, LogWriter};
+use ::logging::{AccessLog, LogSettings, LogWriter};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use supervision::Supervisor;
@@ -85,7 +85,7 @@ pub(crate) fn run() -> Result<()> {
                 Start::Fresh
             };
             let telemetry = Telemetry {
-                access_log: logging::access_log(settings, &writer),
+                access_log: AccessLog::new(settings, &writer),
                 dropped_log_lines: writer.dropped().clone(),
                 supervisor,
             };

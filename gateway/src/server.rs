@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result};
+use logging::AccessLog;
 use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::server::Server;
 use pingora::server::configuration::{Opt, ServerConf};
@@ -49,7 +50,6 @@ use crate::server::start_checks::TakeOver;
 use crate::server::upgrade::HandedOverSockets;
 use crate::server::upgrade_acknowledgement::AcknowledgementSocket;
 use crate::server::upgrade_service::UpgradeService;
-use crate::telemetry::access_log::AccessLog;
 
 /// Source of the listening sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

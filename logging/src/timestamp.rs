@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::BufMut;
+use crate::text::put_microseconds;
 
 /// Text of the current time, as in `2026-11-25T08:00:00.123456Z` (RFC 3339).
 #[derive(Debug, Default)]
@@ -33,21 +33,8 @@ impl Timestamp {
     }
 }
 
-/// Writes the fraction of a second as six digits. `microseconds` is less than 1,000,000.
-pub fn put_microseconds(output: &mut impl BufMut, microseconds: u32) {
-    let mut digits = [b'0'; 6];
-    let mut rest = microseconds;
-    for digit in digits.iter_mut().rev() {
-        *digit += u8::try_from(rest % 10).expect("a remainder of 10 is one digit");
-        rest /= 10;
-    }
-    output.put_slice(&digits);
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -59,15 +46,6 @@ mod tests {
             let now = chrono::DateTime::<chrono::Utc>::from(SystemTime::now());
             assert!((now - parsed.to_utc()).num_seconds() < 60, "{text}");
             assert_eq!(text.len(), "2026-11-25T08:00:00.123456Z".len());
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_fraction_has_six_digits(microseconds in 0_u32..1_000_000) {
-            let mut text = Vec::new();
-            put_microseconds(&mut text, microseconds);
-            prop_assert_eq!(String::from_utf8(text).unwrap(), format!("{microseconds:06}"));
         }
     }
 }

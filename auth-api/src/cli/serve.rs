@@ -1,5 +1,6 @@
 //! `auth-api serve`: assembles the application state and runs the server.
 
+use ::logging::AccessLog;
 use anyhow::{Context, Result};
 
 use super::stores::{self, Stores};
@@ -19,7 +20,7 @@ use crate::telemetry::metrics::Metrics;
 pub(super) async fn run(environment: &Environment) -> Result<()> {
     let config = Config::read(environment)?;
     let metrics = Metrics::new();
-    let _flush_guard = logging::start(config.logging, &metrics);
+    let (log_writer, _flush_guard) = logging::start(config.logging, &metrics);
     let audit = AuditLog::start(&config.secret_keys, config.audit, &metrics)
         .context("AUDIT_LOG: opening the file")?;
     if config.hashing.cost < config::MIN_SAFE_BCRYPT_COST {
@@ -55,6 +56,7 @@ pub(super) async fn run(environment: &Environment) -> Result<()> {
         lifecycle: Lifecycle::default(),
         readiness,
         audit,
+        access_log: AccessLog::new(config.logging, &log_writer),
     };
     server::run(config.listen, config.internal_listen, app.into()).await
 }

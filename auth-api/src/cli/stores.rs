@@ -20,7 +20,7 @@ use crate::users::{PostgresUsers, SqliteUsers, Users};
 /// Runs `auth-api migrate`: applies the migrations.
 pub(super) async fn migrate(environment: &Environment) -> Result<()> {
     let metrics = Metrics::new();
-    let _flush_guard = logging::start(config::logging(environment)?, &metrics);
+    let (_, _flush_guard) = logging::start(config::logging(environment)?, &metrics);
     match config::store(environment)? {
         StoreSettings::Servers { postgres, .. } => {
             apply_migrations(&Postgres::new(*postgres, metrics.store("postgres"))).await

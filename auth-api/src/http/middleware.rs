@@ -14,8 +14,9 @@ use logging::ACCESS_LOG_TARGET;
 use supervision::{Panicked, catch_unwind, is_internal_name};
 
 use super::cache_policy::CachePolicy;
-use super::error::ApiError;
+use super::error::{self, ApiError};
 use crate::state::AppState;
+use crate::telemetry::access_log::AccessLogEntry;
 use crate::telemetry::request_info::{client_address, request_id};
 
 /// Health checks, which arrive every other second and are logged at DEBUG.
@@ -25,7 +26,7 @@ const READING_PATHS: [&str; 2] = ["/api/verify", "/oauth/introspect"];
 /// Value of the label `route` for a path without an endpoint.
 const UNMATCHED_ROUTE: &str = "unmatched";
 
-/// Passes a request on and records it in the access log and in the metrics.
+/// Passes a request on, unless the audit log prevents it, and records it in the access log and in the metrics.
 pub(crate) async fn record(
     State(state): State<AppState>,
     request: Request,
@@ -33,15 +34,19 @@ pub(crate) async fn record(
 ) -> Response {
     let start = Instant::now();
     let method = request.method().clone();
-    let path = request.uri().path().to_owned();
+    let uri = request.uri().clone();
+    let path = uri.path();
     let request_id = request_id(request.headers()).into_owned();
     let client = client_address(request.headers()).into_owned();
     let route = request.extensions().get::<MatchedPath>().cloned();
 
-    let mut response = respond(pin!(next.run(request))).await;
+    let mut response = match check_audit_log(&state, &request) {
+        Ok(()) => respond(pin!(next.run(request))).await,
+        Err(error) => error.into_response(),
+    };
 
     let duration = start.elapsed();
-    let status = response.status().as_u16();
+    let status = response.status();
     let route = route.as_ref().map_or(UNMATCHED_ROUTE, MatchedPath::as_str);
     let method_label = match method.as_str() {
         known @ ("GET" | "POST" | "DELETE" | "HEAD" | "PUT" | "PATCH" | "OPTIONS") => known,
@@ -49,18 +54,22 @@ pub(crate) async fn record(
     };
     state
         .metrics
-        .record_request(route, method_label, status, duration);
-    let seconds = duration.as_secs_f64();
-    if HEALTH_CHECK_PATHS.contains(&path.as_str()) {
+        .record_request(route, method_label, status.as_u16(), duration);
+    if HEALTH_CHECK_PATHS.contains(&path) {
+        let (status, seconds) = (status.as_u16(), duration.as_secs_f64());
         tracing::debug!(
             target: ACCESS_LOG_TARGET,
             request_id, client, %method, path, status, seconds, "request"
         );
     } else {
-        tracing::info!(
-            target: ACCESS_LOG_TARGET,
-            request_id, client, %method, path, status, seconds, "request"
-        );
+        state.access_log.record(&AccessLogEntry {
+            request_id: &request_id,
+            client: &client,
+            method: &method,
+            path,
+            status,
+            duration,
+        });
         state.lifecycle.count_request();
     }
 
@@ -69,27 +78,23 @@ pub(crate) async fn record(
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if CachePolicy::of_path(&path) == CachePolicy::NoStore {
+    if CachePolicy::of_path(path) == CachePolicy::NoStore {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     response
 }
 
 /// Rejects requests that change something while the audit log is required and cannot be written.
-pub(crate) async fn require_audit_log(
-    State(state): State<AppState>,
-    request: Request,
-    next: Next,
-) -> Response {
+fn check_audit_log(state: &AppState, request: &Request) -> Result<(), ApiError> {
     let path = request.uri().path();
     let changes_something = !request.method().is_safe()
         && !READING_PATHS
             .iter()
             .any(|reading| path.starts_with(*reading));
     if changes_something && state.audit.is_refusing() {
-        return ApiError::Unavailable.into_response();
+        return Err(ApiError::Unavailable);
     }
-    next.run(request).await
+    Ok(())
 }
 
 /// Rejects requests to a public name, which a web page can send through the browser of an operator.
@@ -113,11 +118,13 @@ fn is_internal_host(host: &HeaderValue) -> bool {
     is_internal_name(address.unwrap_or(host.strip_suffix('.').unwrap_or(host)))
 }
 
-/// Returns the response of a handler, or an error response if it panics: its connection stays open, and
-/// the request is recorded like any other.
+/// Returns the response of a handler, whose error is JSON, or an error response if it panics: its connection stays
+/// open, and the request is recorded like any other.
 async fn respond(handler: Pin<&mut impl Future<Output = Response>>) -> Response {
-    let response = catch_unwind(handler).await;
-    response.unwrap_or_else(|Panicked| ApiError::Internal.into_response())
+    match catch_unwind(handler).await {
+        Ok(response) => error::in_json(response),
+        Err(Panicked) => ApiError::Internal.into_response(),
+    }
 }
 
 #[cfg(test)]

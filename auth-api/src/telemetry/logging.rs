@@ -10,13 +10,13 @@ use tracing_subscriber::filter::Targets;
 use crate::telemetry::metrics::Metrics;
 
 /// Starts logging to standard output, panics included. Dropping the guard writes the buffered lines.
-pub(crate) fn start(settings: LogSettings, metrics: &Metrics) -> FlushGuard {
+pub(crate) fn start(settings: LogSettings, metrics: &Metrics) -> (LogWriter, FlushGuard) {
     let (writer, flush_guard) = LogWriter::start(&metrics.supervisor);
     metrics.register_shared(Box::new(writer.dropped().clone()));
     let colours = colours(settings, &std::io::stdout());
-    logging::install(filter(settings), settings.format, colours, writer);
+    logging::install(filter(settings), settings.format, colours, writer.clone());
     metrics.supervisor.install_panic_hook();
-    flush_guard
+    (writer, flush_guard)
 }
 
 /// Starts logging to standard error, for commands whose output goes to standard output.

@@ -33,6 +33,7 @@ use std::time::Duration;
 use bytes::BufMut;
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use logging::put_number;
 use session_invalidation::UserId;
 
 use crate::client::ClientKey;
@@ -402,9 +403,9 @@ impl QuotaStatus {
             value.put_u8(b'"');
             value.put_slice(POLICY_NAME.as_bytes());
             value.put_slice(b"\";r=");
-            text::put_number(value, self.remaining);
+            put_number(value, self.remaining);
             value.put_slice(b";t=");
-            text::put_number(value, self.reset);
+            put_number(value, self.reset);
         })
     }
 }

@@ -1,8 +1,9 @@
 //! Configurations.
 
+use logging::AccessLog;
+
 use crate::config::{Config, Environment};
 use crate::proxy::state::GatewayState;
-use crate::telemetry::access_log::AccessLog;
 
 /// Result of loading a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

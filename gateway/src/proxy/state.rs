@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use anyhow::Result;
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use logging::AccessLog;
 use prometheus::IntGauge;
 use tokio::sync::{Notify, watch};
 
@@ -19,7 +20,6 @@ use crate::proxy::client_limits::ClientLimits;
 use crate::proxy::response_budget::ResponseBudget;
 use crate::proxy::route::Routes;
 use crate::runtime::clock::unix_seconds;
-use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificates::Certificates;
 use crate::upstream::Upstreams;

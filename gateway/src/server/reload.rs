@@ -346,7 +346,7 @@ fn warn_about_fixed_settings(active: &Config, requested: &Config) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::access_log::AccessLog;
+    use logging::AccessLog;
 
     /// Returns a reload task of a running gateway whose file is `file`.
     fn reload(file: PathBuf) -> Reload {

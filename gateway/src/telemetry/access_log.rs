@@ -1,11 +1,11 @@
-//! Access log: one line per request, as JSON or as text. Queries, headers and bodies are never logged.
+//! Line of the access log, as JSON or as text. Queries, headers and bodies are never logged.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::BufMut;
 use http::{Method, StatusCode, Version};
-use logging::{LogFormat, LogWriter};
+use logging::{LogFormat, put_number, put_quoted, put_seconds};
 use session_invalidation::UserId;
 
 use crate::telemetry::request_id::RequestId;
@@ -42,7 +42,7 @@ pub(crate) enum QuotaEffect {
     WouldRefuse,
 }
 
-/// Line of the access log.
+/// Request in the access log.
 #[derive(Debug)]
 pub(crate) struct AccessLogEntry<'r> {
     pub(crate) id: RequestId,
@@ -68,27 +68,12 @@ pub(crate) struct AccessLogEntry<'r> {
     pub(crate) upstream_duration: Duration,
 }
 
-/// Access log, or nothing where the log level excludes it.
-#[derive(Debug, Clone)]
-pub(crate) struct AccessLog(Option<(LogWriter, LogFormat)>);
-
-impl AccessLog {
-    pub(crate) fn new(writer: LogWriter, format: LogFormat) -> Self {
-        Self(Some((writer, format)))
-    }
-
-    pub(crate) fn disabled() -> Self {
-        Self(None)
-    }
-
-    pub(crate) fn record(&self, entry: &AccessLogEntry<'_>) {
-        let Some((writer, format)) = &self.0 else {
-            return;
-        };
-        writer.append(|lines, now| match format {
-            LogFormat::Json => put_json(lines, now, entry),
-            LogFormat::Text => put_text(lines, now, entry),
-        });
+impl logging::AccessLogEntry for AccessLogEntry<'_> {
+    fn put(&self, line: &mut Vec<u8>, timestamp: &[u8], format: LogFormat) {
+        match format {
+            LogFormat::Json => put_json(line, timestamp, self),
+            LogFormat::Text => put_text(line, timestamp, self),
+        }
     }
 }
 
@@ -124,7 +109,7 @@ fn put_json(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
         None => line.put_slice(b"null"),
     }
     line.put_slice(br#","bytes":"#);
-    text::put_number(line, entry.bytes);
+    put_number(line, entry.bytes);
     if let Some(termination) = entry.termination.name() {
         line.put_slice(br#","termination":""#);
         line.put_slice(termination);
@@ -134,14 +119,14 @@ fn put_json(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
         line.put_slice(br#","quota":"would_refuse""#);
     }
     line.put_slice(br#","seconds":"#);
-    text::put_seconds(line, entry.duration);
+    put_seconds(line, entry.duration);
     if let Some(upstream) = entry.upstream {
         line.put_slice(br#","attempts":"#);
-        text::put_number(line, entry.attempts);
+        put_number(line, entry.attempts);
         line.put_slice(br#","upstream":""#);
         text::put_socket_address(line, upstream);
         line.put_slice(br#"","upstream_seconds":"#);
-        text::put_seconds(line, entry.upstream_duration);
+        put_seconds(line, entry.upstream_duration);
     }
     line.put_slice(b"}\n");
 }
@@ -151,7 +136,6 @@ fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
     line.put_slice(b"  INFO access: ");
     line.put_slice(entry.method.as_str().as_bytes());
     line.put_u8(b' ');
-    // Quoted as JSON: a path may contain control sequences for terminals.
     put_quoted(line, entry.path);
     line.put_u8(b' ');
     match entry.status {
@@ -159,9 +143,9 @@ fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
         None => line.put_u8(b'-'),
     }
     line.put_u8(b' ');
-    text::put_number(line, entry.bytes);
+    put_number(line, entry.bytes);
     line.put_slice(b" bytes ");
-    text::put_seconds(line, entry.duration);
+    put_seconds(line, entry.duration);
     line.put_u8(b's');
     if let Some(termination) = entry.termination.name() {
         line.put_slice(b" termination=");
@@ -182,7 +166,7 @@ fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
         line.put_slice(b" upstream=");
         text::put_socket_address(line, upstream);
         line.put_u8(b' ');
-        text::put_seconds(line, entry.upstream_duration);
+        put_seconds(line, entry.upstream_duration);
         line.put_u8(b's');
     }
     line.put_u8(b' ');
@@ -190,10 +174,6 @@ fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
     line.put_slice(b" request_id=");
     line.put_slice(entry.id.as_str().as_bytes());
     line.put_u8(b'\n');
-}
-
-fn put_quoted(line: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(line, text).expect("writing to a Vec cannot fail");
 }
 
 fn protocol_name(version: Version) -> &'static [u8] {

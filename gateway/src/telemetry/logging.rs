@@ -2,11 +2,8 @@
 
 use logging::{Colours, LogFormat, LogSettings, LogWriter};
 use std::io::IsTerminal;
-use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
-
-use crate::telemetry::access_log::AccessLog;
 
 /// Sends every event from now on to `writer`.
 pub(crate) fn start(settings: LogSettings, writer: LogWriter) {
@@ -25,13 +22,4 @@ pub(crate) fn start(settings: LogSettings, writer: LogWriter) {
         Colours::None
     };
     logging::install(filter, settings.format, colours, writer);
-}
-
-/// Returns the access log, whose lines have the level INFO.
-pub(crate) fn access_log(settings: LogSettings, writer: &LogWriter) -> AccessLog {
-    if settings.level >= Level::INFO {
-        AccessLog::new(writer.clone(), settings.format)
-    } else {
-        AccessLog::disabled()
-    }
 }

@@ -6,11 +6,11 @@
 //! is accepted in responses, whose bodies are framed anew ([`ChunkSyntax`]).
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use logging::put_number;
 use thiserror::Error;
 
 use crate::http::message::Framing;
 use crate::http::syntax::{is_header_value_byte, is_token_byte, is_whitespace};
-use crate::telemetry::text;
 
 /// Maximum length of a chunk size with its extensions, in bytes.
 const MAX_CHUNK_SIZE_LINE_BYTES: usize = 256;
@@ -330,7 +330,7 @@ pub(crate) fn put_framing_header(output: &mut Vec<u8>, framing: Framing) {
         Framing::Chunked => output.put_slice(b"transfer-encoding: chunked\r\n"),
         Framing::Length(length) => {
             output.put_slice(b"content-length: ");
-            text::put_number(output, length);
+            put_number(output, length);
             output.put_slice(b"\r\n");
         }
     }
