@@ -142,10 +142,6 @@ impl SigningKeys {
         self.public.iter().find(|key| key.kid == kid)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.public.is_empty()
-    }
-
     /// Returns the JWK set. Services that verify tokens read in it the next keys before tokens are signed with
     /// them.
     pub(super) fn jwk_set(&self) -> Value {
