@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Row};
 use supervision::Supervisor;
 
 use super::add_user_error::AddUserError;
-use super::profile_batcher::{FetchProfiles, FetchedProfile, ProfileBatcher};
+use super::profile_batcher::{FetchProfiles, FetchedProfile, ProfileBatcher, ProfileSource};
 use super::rows::{to_account, to_standing};
 use crate::domain::login::{Login, PresentedLogin};
 use crate::domain::password_hash::PasswordHash;
@@ -26,7 +26,7 @@ use crate::telemetry::metrics::PoolUsage;
 #[derive(Debug, Clone)]
 pub(crate) struct PostgresUsers {
     postgres: Postgres,
-    profiles: ProfileBatcher,
+    profiles: ProfileBatcher<Postgres>,
 }
 
 /// Columns that [`to_summary`] reads.
@@ -55,8 +55,8 @@ impl PostgresUsers {
     /// `supervisor` restarts the tasks that fetch profiles.
     pub(crate) fn new(postgres: Postgres, supervisor: &Supervisor) -> Self {
         Self {
+            profiles: ProfileBatcher::new(postgres.clone(), supervisor),
             postgres,
-            profiles: ProfileBatcher::new(supervisor),
         }
     }
 
@@ -172,10 +172,7 @@ impl PostgresUsers {
         &self,
         user: UserId,
     ) -> Result<Option<AccountSummary>, Unavailable> {
-        let profile = self.profiles.request(user, || ProfileQuery {
-            postgres: self.postgres.clone(),
-            connection: None,
-        });
+        let profile = self.profiles.request(user);
         match tokio::time::timeout(OPERATION_TIMEOUT, profile).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(Unavailable::because(STORE, &error)),
@@ -321,9 +318,20 @@ impl PostgresUsers {
 /// Query of the profile batcher. It keeps its connection between runs, because returning one to the
 /// pool costs a ping, which would double the round trips.
 #[derive(Debug)]
-struct ProfileQuery {
+pub(super) struct ProfileQuery {
     postgres: Postgres,
     connection: Option<PooledConnection>,
+}
+
+impl ProfileSource for Postgres {
+    type Query = ProfileQuery;
+
+    fn new_query(&self) -> ProfileQuery {
+        ProfileQuery {
+            postgres: self.clone(),
+            connection: None,
+        }
+    }
 }
 
 impl FetchProfiles for ProfileQuery {

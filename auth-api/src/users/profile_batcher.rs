@@ -1,9 +1,10 @@
 //! Batching of profile queries.
 //!
 //! A query costs the server and this program much more than one more row of its result. So profile
-//! requests are collected and fetched by up to [`MAX_FETCHERS`] tasks, each on a connection that it
-//! keeps while there are requests: all requests that arrive while the fetchers wait for the server
-//! share the next query. A row is always read after it was requested, as without batching.
+//! requests are collected and fetched by a task, on a connection that it keeps while there are requests: all
+//! requests that arrive while it waits for the server share the next query. If the server takes longer than
+//! [`SLOW_QUERY`], another task fetches them meanwhile. A row is always read after it was requested, as without
+//! batching.
 //!
 //! Users share a query but no failure that one of them causes: a row that cannot be converted, or whose
 //! conversion panics, fails the requests for this user alone. The queue counts its fetchers by guards, so
@@ -22,10 +23,20 @@ use crate::domain::user::{AccountSummary, UserId};
 use crate::store::postgres::STORE;
 use crate::store::unavailable::Unavailable;
 
-/// Maximum number of fetchers: while the server executes one query, the next is on its way.
-const MAX_FETCHERS: usize = 2;
+/// Maximum number of fetchers, all but one of which wait for a slow query.
+const MAX_FETCHERS: usize = 4;
+/// Duration of a query after which requests do not wait for its end.
+const SLOW_QUERY: Duration = Duration::from_millis(5);
 /// Idle time after which a fetcher ends and releases its connection.
 const FETCHER_IDLE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Database of profiles.
+pub(super) trait ProfileSource: Clone + Send + Sync + 'static {
+    type Query: FetchProfiles;
+
+    /// Returns a query that holds no connection yet.
+    fn new_query(&self) -> Self::Query;
+}
 
 /// Query for the profiles and standing of several users, with the connection that it holds between runs.
 pub(super) trait FetchProfiles: Send + 'static {
@@ -46,20 +57,26 @@ const TASK: &str = "profile_fetcher";
 
 /// Queue of profile requests and the tasks that serve it. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct ProfileBatcher(Arc<BatcherShared>);
+pub(super) struct ProfileBatcher<S>(Arc<BatcherShared<S>>);
 
 #[derive(Debug)]
-struct BatcherShared {
+struct BatcherShared<S> {
+    source: S,
     queue: Mutex<ProfileQueue>,
     requested: Notify,
     supervisor: Supervisor,
 }
 
+/// As long as there are requests, a fetcher takes them after its query, or has been notified, or all
+/// [`MAX_FETCHERS`] wait for slow queries.
 #[derive(Debug, Default)]
 struct ProfileQueue {
     requests: Vec<ProfileRequest>,
     fetchers: usize,
-    idle_fetchers: usize,
+    /// Those of the fetchers that wait for a request.
+    idle: usize,
+    /// Those of the fetchers that wait for a slow query.
+    slow: usize,
 }
 
 #[derive(Debug)]
@@ -68,42 +85,51 @@ struct ProfileRequest {
     reply: oneshot::Sender<ProfileResult>,
 }
 
-impl ProfileBatcher {
-    pub(super) fn new(supervisor: &Supervisor) -> Self {
+impl<S: ProfileSource> ProfileBatcher<S> {
+    pub(super) fn new(source: S, supervisor: &Supervisor) -> Self {
         Self(Arc::new(BatcherShared {
+            source,
             queue: Mutex::default(),
             requested: Notify::new(),
             supervisor: supervisor.clone(),
         }))
     }
 
-    /// Enqueues a request and starts a fetcher with `new_query` if none is idle. The receiver
-    /// resolves when the profile was fetched.
-    pub(super) fn request<Q: FetchProfiles>(
-        &self,
-        user: UserId,
-        new_query: impl FnOnce() -> Q,
-    ) -> oneshot::Receiver<ProfileResult> {
+    /// Enqueues a request. The receiver resolves when the profile was fetched.
+    pub(super) fn request(&self, user: UserId) -> oneshot::Receiver<ProfileResult> {
         let (reply, receiver) = oneshot::channel();
         let mut queue = self.0.queue.lock();
+        let was_empty = queue.requests.is_empty();
         queue.requests.push(ProfileRequest { user, reply });
-        if queue.idle_fetchers > 0 {
-            self.0.requested.notify_one();
-        } else if queue.fetchers < MAX_FETCHERS {
-            queue.fetchers += 1;
-            let fetcher = Fetcher {
-                shared: Arc::clone(&self.0),
-                state: FetcherState::Busy,
-            };
-            tokio::spawn(fetcher.run(new_query()));
+        if was_empty {
+            self.0.provide_fetcher(&mut queue);
         }
         receiver
     }
 }
 
+impl<S: ProfileSource> BatcherShared<S> {
+    /// Notifies or starts a fetcher unless one is about to take the requests.
+    fn provide_fetcher(self: &Arc<Self>, queue: &mut ProfileQueue) {
+        if queue.fetchers > queue.idle + queue.slow {
+            return;
+        }
+        if queue.idle > 0 {
+            self.requested.notify_one();
+        } else if queue.fetchers < MAX_FETCHERS {
+            queue.fetchers += 1;
+            let fetcher = Fetcher {
+                shared: Arc::clone(self),
+                state: FetcherState::Busy,
+            };
+            tokio::spawn(fetcher.run());
+        }
+    }
+}
+
 /// Task that serves requests. It is counted in the queue until it is dropped.
-struct Fetcher {
-    shared: Arc<BatcherShared>,
+struct Fetcher<S> {
+    shared: Arc<BatcherShared<S>>,
     state: FetcherState,
 }
 
@@ -112,21 +138,22 @@ enum FetcherState {
     Busy,
     /// It is counted among the idle fetchers, too.
     Idle,
+    /// It is counted among the slow fetchers, too.
+    Slow,
     /// It is not counted any more.
     Ended,
 }
 
 type FetchedProfiles = HashMap<UserId, Result<AccountSummary, Unavailable>>;
+type FetchOutcome = Result<Result<FetchedProfiles, Unavailable>, Panicked>;
 
-impl Fetcher {
+impl<S: ProfileSource> Fetcher<S> {
     /// Serves batches until the fetcher has been idle for [`FETCHER_IDLE_TIMEOUT`].
-    async fn run(mut self, mut query: impl FetchProfiles) {
+    async fn run(mut self) {
+        let mut query = self.shared.source.new_query();
         while let Some(requests) = self.next_batch().await {
             let users: Vec<_> = requests.iter().map(|request| request.user).collect();
-            let mut profiles = self.fetch(&mut query, &users).await;
-            if matches!(profiles, Err(Panicked)) && users.len() > 1 {
-                profiles = Ok(self.fetch_one_by_one(&mut query, &users).await);
-            }
+            let profiles = self.fetch_batch(&mut query, &users).await;
             let profiles =
                 profiles.unwrap_or_else(|panicked| Err(Unavailable::because(STORE, &panicked)));
             for ProfileRequest { user, reply } in requests {
@@ -140,33 +167,31 @@ impl Fetcher {
         }
     }
 
-    async fn fetch(
-        &self,
-        query: &mut impl FetchProfiles,
-        users: &[UserId],
-    ) -> Result<Result<FetchedProfiles, Unavailable>, Panicked> {
-        let fetched = pin!(query.fetch(users));
-        let fetched = self.shared.supervisor.catch(TASK, fetched).await?;
-        Ok(fetched.map(|profiles| profiles.into_iter().collect()))
+    /// Fetches a batch. After [`SLOW_QUERY`] another fetcher takes the requests that arrive.
+    async fn fetch_batch(&mut self, query: &mut S::Query, users: &[UserId]) -> FetchOutcome {
+        let shared = Arc::clone(&self.shared);
+        let mut fetch = pin!(shared.fetch_each(query, users));
+        if let Ok(outcome) = tokio::time::timeout(SLOW_QUERY, &mut fetch).await {
+            return outcome;
+        }
+        self.become_slow();
+        let outcome = fetch.await;
+        self.become_busy();
+        outcome
     }
 
-    /// Fetches the users of a batch whose conversion panicked, to find those whose rows cause it.
-    async fn fetch_one_by_one(
-        &self,
-        query: &mut impl FetchProfiles,
-        users: &[UserId],
-    ) -> Result<FetchedProfiles, Unavailable> {
-        let mut profiles = HashMap::new();
-        for user in users {
-            match self.fetch(query, &[*user]).await {
-                Ok(fetched) => profiles.extend(fetched?),
-                Err(panicked) => {
-                    let unavailable = Unavailable::because(STORE, &panicked);
-                    profiles.insert(*user, Err(unavailable));
-                }
-            }
+    fn become_slow(&mut self) {
+        let mut queue = self.shared.queue.lock();
+        queue.slow += 1;
+        self.state = FetcherState::Slow;
+        if !queue.requests.is_empty() {
+            self.shared.provide_fetcher(&mut queue);
         }
-        Ok(profiles)
+    }
+
+    fn become_busy(&mut self) {
+        self.shared.queue.lock().slow -= 1;
+        self.state = FetcherState::Busy;
     }
 
     /// Returns all waiting requests, or `None` if there was none for [`FETCHER_IDLE_TIMEOUT`].
@@ -180,7 +205,7 @@ impl Fetcher {
             let notified = self.shared.requested.notified();
             let notified = tokio::time::timeout(FETCHER_IDLE_TIMEOUT, notified).await;
             let mut queue = self.shared.queue.lock();
-            queue.idle_fetchers -= 1;
+            queue.idle -= 1;
             self.state = FetcherState::Busy;
             if notified.is_err() && queue.requests.is_empty() {
                 queue.fetchers -= 1;
@@ -195,7 +220,7 @@ impl Fetcher {
         let mut queue = self.shared.queue.lock();
         queue.requests.retain(|request| !request.reply.is_closed());
         if queue.requests.is_empty() {
-            queue.idle_fetchers += 1;
+            queue.idle += 1;
             self.state = FetcherState::Idle;
             return None;
         }
@@ -203,59 +228,134 @@ impl Fetcher {
     }
 }
 
+impl<S: ProfileSource> BatcherShared<S> {
+    /// Fetches the profiles of `users`, one after the other if the conversion of one panics.
+    async fn fetch_each(&self, query: &mut S::Query, users: &[UserId]) -> FetchOutcome {
+        match self.fetch(query, users).await {
+            Err(Panicked) if users.len() > 1 => Ok(self.fetch_one_by_one(query, users).await),
+            outcome => outcome,
+        }
+    }
+
+    async fn fetch(&self, query: &mut S::Query, users: &[UserId]) -> FetchOutcome {
+        let fetched = pin!(query.fetch(users));
+        let fetched = self.supervisor.catch(TASK, fetched).await?;
+        Ok(fetched.map(|profiles| profiles.into_iter().collect()))
+    }
+
+    /// Fetches the users of a batch whose conversion panicked, to find those whose rows cause it.
+    async fn fetch_one_by_one(
+        &self,
+        query: &mut S::Query,
+        users: &[UserId],
+    ) -> Result<FetchedProfiles, Unavailable> {
+        let mut profiles = HashMap::new();
+        for user in users {
+            match self.fetch(query, &[*user]).await {
+                Ok(fetched) => profiles.extend(fetched?),
+                Err(panicked) => {
+                    let unavailable = Unavailable::because(STORE, &panicked);
+                    profiles.insert(*user, Err(unavailable));
+                }
+            }
+        }
+        Ok(profiles)
+    }
+}
+
 /// Uncounts a fetcher that ends by a panic. If it was the last one, the requests fail at once: they would
 /// wait until another request starts a fetcher.
-impl Drop for Fetcher {
+impl<S> Drop for Fetcher<S> {
     fn drop(&mut self) {
         let mut queue = self.shared.queue.lock();
         match self.state {
             FetcherState::Ended => return,
-            FetcherState::Idle => queue.idle_fetchers -= 1,
+            FetcherState::Idle => queue.idle -= 1,
+            FetcherState::Slow => queue.slow -= 1,
             FetcherState::Busy => {}
         }
         queue.fetchers -= 1;
         if queue.fetchers == 0 {
             queue.requests.clear();
+        } else if !queue.requests.is_empty() {
+            self.shared.requested.notify_one();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::domain::user::Profile;
     use crate::users::rows::to_standing;
 
-    /// Query that panics for one user.
-    #[derive(Clone, Copy)]
-    struct PanicsFor(UserId);
+    const BAD: UserId = UserId(1);
+    const GOOD: UserId = UserId(2);
+    const SLOW: UserId = UserId(3);
+    /// Duration of a query.
+    const ROUND_TRIP: Duration = Duration::from_millis(1);
 
-    impl FetchProfiles for PanicsFor {
-        async fn fetch(&mut self, users: &[UserId]) -> Result<Vec<FetchedProfile>, Unavailable> {
-            tokio::task::yield_now().await;
-            assert!(!users.contains(&self.0), "a row that cannot be converted");
-            Ok(users
-                .iter()
-                .map(|user| (*user, Ok(profile(*user))))
-                .collect())
+    /// Source whose queries panic for [`BAD`], and do not return for [`SLOW`].
+    #[derive(Debug, Clone, Default)]
+    struct TestSource {
+        queries: Arc<AtomicUsize>,
+        /// Fetchers that end by a panic, before all others.
+        ending_fetchers: Arc<AtomicUsize>,
+    }
+
+    struct TestQuery {
+        queries: Arc<AtomicUsize>,
+        fetcher: FetcherEnd,
+    }
+
+    #[derive(PartialEq, Eq)]
+    enum FetcherEnd {
+        Never,
+        /// The query panics before it returns its future.
+        FirstQuery,
+    }
+
+    impl ProfileSource for TestSource {
+        type Query = TestQuery;
+
+        fn new_query(&self) -> TestQuery {
+            let decrement = |left: usize| left.checked_sub(1);
+            let ending = &self.ending_fetchers;
+            let ends = ending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, decrement);
+            TestQuery {
+                queries: Arc::clone(&self.queries),
+                fetcher: match ends {
+                    Ok(_) => FetcherEnd::FirstQuery,
+                    Err(_) => FetcherEnd::Never,
+                },
+            }
         }
     }
 
-    /// Query that panics before it returns its future, which ends the fetcher.
-    struct EndsFetcher;
-
-    impl FetchProfiles for EndsFetcher {
+    impl FetchProfiles for TestQuery {
         fn fetch(
             &mut self,
             users: &[UserId],
         ) -> impl Future<Output = Result<Vec<FetchedProfile>, Unavailable>> + Send {
-            assert!(users.is_empty(), "a panic that is not caught");
-            std::future::pending()
+            assert!(
+                self.fetcher == FetcherEnd::Never,
+                "a panic that is not caught"
+            );
+            self.queries.fetch_add(1, Ordering::Relaxed);
+            let users = users.to_vec();
+            async move {
+                tokio::time::sleep(ROUND_TRIP).await;
+                assert!(!users.contains(&BAD), "a row that cannot be converted");
+                if users.contains(&SLOW) {
+                    return std::future::pending().await;
+                }
+                let profiles = users.iter().map(|user| (*user, Ok(profile(*user))));
+                Ok(profiles.collect())
+            }
         }
     }
-
-    const BAD: UserId = UserId(1);
-    const GOOD: UserId = UserId(2);
 
     fn profile(id: UserId) -> AccountSummary {
         AccountSummary {
@@ -269,17 +369,57 @@ mod tests {
         }
     }
 
+    fn batcher(source: &TestSource, supervisor: &Supervisor) -> ProfileBatcher<TestSource> {
+        ProfileBatcher::new(source.clone(), supervisor)
+    }
+
     async fn is_fetched(request: oneshot::Receiver<ProfileResult>) -> bool {
         matches!(request.await, Ok(Ok(Some(_))))
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_arrive_during_a_query_share_the_next_one() {
+        let source = TestSource::default();
+        let batcher = batcher(&source, &Supervisor::new());
+        let first = batcher.request(GOOD);
+        tokio::time::sleep(ROUND_TRIP / 2).await;
+        let others: Vec<_> = (10..20).map(|user| batcher.request(UserId(user))).collect();
+        assert!(is_fetched(first).await);
+        for other in others {
+            assert!(is_fetched(other).await);
+        }
+        assert_eq!(source.queries.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_request_waits_for_a_slow_query_of_others() {
+        let batcher = batcher(&TestSource::default(), &Supervisor::new());
+        for _ in 1..MAX_FETCHERS {
+            let _slow = batcher.request(SLOW);
+            tokio::time::sleep(ROUND_TRIP / 2).await;
+            let start = tokio::time::Instant::now();
+            // During the query, and after it has become a slow one.
+            assert!(is_fetched(batcher.request(GOOD)).await);
+            assert!(is_fetched(batcher.request(GOOD)).await);
+            assert!(start.elapsed() < SLOW_QUERY + 4 * ROUND_TRIP);
+        }
+        let queue = batcher.0.queue.lock();
+        assert_eq!(
+            (queue.fetchers, queue.slow),
+            (MAX_FETCHERS, MAX_FETCHERS - 1)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_row_whose_conversion_panics_fails_the_requests_for_its_user_alone() {
         let supervisor = Supervisor::new();
-        let batcher = ProfileBatcher::new(&supervisor);
-        let request = |user| batcher.request(user, || PanicsFor(BAD));
+        let batcher = batcher(&TestSource::default(), &supervisor);
         for _ in 0..2 * MAX_FETCHERS {
-            let (bad, good, other) = (request(BAD), request(GOOD), request(UserId(3)));
+            let (bad, good, other) = (
+                batcher.request(BAD),
+                batcher.request(GOOD),
+                batcher.request(UserId(4)),
+            );
             assert!(!is_fetched(bad).await);
             assert!(is_fetched(good).await);
             assert!(is_fetched(other).await);
@@ -287,16 +427,19 @@ mod tests {
         assert!(supervisor.restarts(TASK) > 0);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn fetchers_that_end_by_a_panic_are_replaced() {
-        let batcher = ProfileBatcher::new(&Supervisor::new());
+        let source = TestSource::default();
+        source
+            .ending_fetchers
+            .store(2 * MAX_FETCHERS, Ordering::Relaxed);
+        let batcher = batcher(&source, &Supervisor::new());
         for _ in 0..2 * MAX_FETCHERS {
-            let failed = batcher.request(GOOD, || EndsFetcher);
-            assert!(failed.await.is_err());
+            assert!(batcher.request(GOOD).await.is_err());
         }
-        assert!(is_fetched(batcher.request(GOOD, || PanicsFor(BAD))).await);
+        assert!(is_fetched(batcher.request(GOOD)).await);
         // The idle fetcher is uncounted too if its runtime drops it.
         let queue = batcher.0.queue.lock();
-        assert!(queue.fetchers <= 1 && queue.idle_fetchers <= queue.fetchers);
+        assert!(queue.fetchers <= 1 && queue.idle <= queue.fetchers);
     }
 }
