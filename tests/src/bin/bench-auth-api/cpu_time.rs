@@ -1,6 +1,7 @@
 //! CPU time of processes, and the processes of an edge.
 
 use std::fs;
+use std::iter::Sum;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -10,20 +11,62 @@ use tests::Edge;
 /// Rust supports.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Returns the user and system time of all `processes` so far, in seconds.
-pub(crate) fn cpu_seconds(processes: &[u32]) -> f64 {
-    let ticks: u32 = processes
+/// CPU time in seconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct CpuTime {
+    pub(crate) user: f64,
+    /// In the kernel.
+    pub(crate) system: f64,
+}
+
+impl CpuTime {
+    pub(crate) fn total(self) -> f64 {
+        self.user + self.system
+    }
+
+    /// Returns the time since `before`, divided among `count` events.
+    pub(crate) fn each_since(self, before: Self, count: f64) -> Self {
+        Self {
+            user: (self.user - before.user) / count,
+            system: (self.system - before.system) / count,
+        }
+    }
+}
+
+impl Sum for CpuTime {
+    fn sum<I: Iterator<Item = Self>>(times: I) -> Self {
+        times.fold(Self::default(), |sum, time| Self {
+            user: sum.user + time.user,
+            system: sum.system + time.system,
+        })
+    }
+}
+
+/// Returns the CPU time of all `processes` so far.
+pub(crate) fn cpu_time(processes: &[u32]) -> CpuTime {
+    processes
         .iter()
         .filter_map(|id| fs::read_to_string(format!("/proc/{id}/stat")).ok())
         .filter_map(|stat| {
             // The name, in parentheses, may contain spaces; utime and stime are fields 14 and 15
             // (proc_pid_stat(5)), 11 and 12 after it.
             let (_, after_name) = stat.rsplit_once(") ")?;
-            let values: Vec<&str> = after_name.split(' ').collect();
-            Some(values[11].parse::<u32>().ok()? + values[12].parse::<u32>().ok()?)
+            let mut values = after_name.split(' ').skip(11);
+            let mut seconds = || {
+                let ticks: u32 = values.next()?.parse().ok()?;
+                Some(f64::from(ticks) / TICKS_PER_SECOND)
+            };
+            Some(CpuTime {
+                user: seconds()?,
+                system: seconds()?,
+            })
         })
-        .sum();
-    f64::from(ticks) / TICKS_PER_SECOND
+        .sum()
+}
+
+/// Returns the user and system time of all `processes` so far, in seconds.
+pub(crate) fn cpu_seconds(processes: &[u32]) -> f64 {
+    cpu_time(processes).total()
 }
 
 /// Returns the name and the process ids of each component of an edge.

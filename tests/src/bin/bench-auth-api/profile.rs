@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cpu_time::{components, cpu_seconds};
+use crate::cpu_time::{CpuTime, components, cpu_time};
 use crate::edge::{MIN_BCRYPT_COST, start_edge};
 
 const CONNECTIONS: u32 = 16;
@@ -21,7 +21,7 @@ pub(crate) async fn run() -> Result<String> {
     let components = components(&edge).await?;
     let before: Vec<_> = components
         .iter()
-        .map(|(_, processes)| cpu_seconds(processes))
+        .map(|(_, processes)| cpu_time(processes))
         .collect();
     let output = String::from_utf8(wrk(&url, &token, MEASURED_SECONDS)?.stdout)?;
     ensure!(!output.contains("Non-2xx"), "{output}");
@@ -31,18 +31,25 @@ pub(crate) async fn run() -> Result<String> {
         .context("wrk printed no number of requests")?;
 
     let mut table = format!(
-        "| `GET /api/profile`, {CONNECTIONS} connections | µs of CPU per request |\n|---|---|\n"
+        "| `GET /api/profile`, {CONNECTIONS} connections | µs of CPU per request | in the program | in the kernel |\n|---|---|---|---|\n"
     );
-    let mut total = 0.0;
+    let mut each = Vec::new();
     for ((name, processes), before) in components.iter().zip(before) {
-        let per_request = (cpu_seconds(processes) - before) * 1e6 / requests;
-        total += per_request;
-        writeln!(table, "| {name} | {per_request:.1} |")?;
+        let time = cpu_time(processes).each_since(before, requests);
+        write_row(&mut table, name, time)?;
+        each.push(time);
     }
-    writeln!(table, "| total | {total:.1} |")?;
+    write_row(&mut table, "total", each.into_iter().sum())?;
     let throughput = requests / f64::from(MEASURED_SECONDS);
-    writeln!(table, "| requests per second | {throughput:.0} |")?;
+    writeln!(table, "| requests per second | {throughput:.0} | | |")?;
     Ok(table)
+}
+
+fn write_row(table: &mut String, name: &str, time: CpuTime) -> std::fmt::Result {
+    let microseconds = |seconds: f64| format!("{:.1}", seconds * 1e6);
+    let (total, user, system) = (time.total(), time.user, time.system);
+    let [total, user, system] = [total, user, system].map(microseconds);
+    writeln!(table, "| {name} | {total} | {user} | {system} |")
 }
 
 fn wrk(url: &str, token: &str, seconds: u32) -> io::Result<Output> {
