@@ -452,7 +452,7 @@ async fn an_emptied_store_begins_anew_and_stays_shared() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_refused_requests_costs_the_store_nothing() -> Result<()> {
+async fn refused_requests_cost_the_store_nothing_until_it_is_asked_again() -> Result<()> {
     let (redis, upstream) = (RedisServer::start()?, MockUpstream::always_ok().await?);
     let rule = "quota: 5, duration: 864000, per: [client]";
     let group = Group::start(1, &upstream, redis.address, PATIENT, rule).await?;
