@@ -14,9 +14,9 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, NamedGroup, RootCertStore, SupportedProtocolVersion};
 use tests::certificate::Certificate;
 use tests::http2_frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
-    WINDOW_UPDATE, connect, frame, frame_types, get, goaway, header_block, header_block_for,
-    literal_header, post, read_frame_types, request, stream_ids,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, connect, frame, frame_types, get, goaway, header_block,
+    header_block_for, literal_header, post, read_frame_types, request, stream_ids,
 };
 use tests::mock_upstream::request_target;
 use tests::raw_connection::{RawConnection, parse_status};
@@ -835,6 +835,18 @@ async fn the_host_of_a_request_is_that_of_its_connection_in_every_spelling() -> 
 
 // CVE-2023-44487 and its kin by other frames: CVE-2024-27316 (Apache httpd), CVE-2023-45288 (Go), CVE-2024-24549
 // (Tomcat), RUSTSEC-2024-0332 and RUSTSEC-2026-0258 (h2), CVE-2026-27141 and CVE-2026-97032 (Go).
+// CVE-2020-11080.
+#[tokio::test]
+async fn a_settings_frame_with_thousands_of_settings_is_rejected() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let mut connection = connect(&gateway).await?;
+    let settings = frame(SETTINGS, 0, 0, &NO_WINDOW.repeat(2730));
+    connection.send(settings).await?;
+    assert!(read_frame_types(&mut connection).await?.contains(&GOAWAY));
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_flood_of_any_frame_is_cut_off_and_harms_no_other_client() -> Result<()> {
     const MAX_FRAMES: usize = 200_000;

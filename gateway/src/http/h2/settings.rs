@@ -9,6 +9,9 @@ pub(super) const INITIAL_WINDOW_SIZE: u16 = 4;
 const MAX_FRAME_SIZE_SETTING: u16 = 5;
 pub(super) const MAX_HEADER_LIST_SIZE: u16 = 6;
 
+/// Maximum number of settings in a frame, as in nghttp2. Each may change the windows of all streams: a frame of the largest
+/// size would have 2,730 of them (CVE-2020-11080).
+pub(super) const MAX_SETTINGS: usize = 32;
 /// Largest value of `SETTINGS_MAX_FRAME_SIZE`.
 const LARGEST_FRAME_SIZE: u32 = (1 << 24) - 1;
 
@@ -24,13 +27,17 @@ pub(super) enum Setting {
 /// Reads the payload of a SETTINGS frame.
 ///
 /// # Errors
-/// Each item is an error if the value is none of the setting. The payload as a whole is one if its length is wrong.
+/// Each item is an error if the value is none of the setting. The payload as a whole is one if its length is wrong, or if it
+/// has more than [`MAX_SETTINGS`] settings.
 pub(super) fn read(
     payload: &[u8],
 ) -> Result<impl Iterator<Item = Result<Setting, Reason>> + '_, Reason> {
     let (settings, []) = payload.as_chunks::<6>() else {
         return Err(Reason::FrameSizeError);
     };
+    if settings.len() > MAX_SETTINGS {
+        return Err(Reason::EnhanceYourCalm);
+    }
     Ok(settings.iter().map(|[high, low, value @ ..]| {
         let (id, value) = (
             u16::from_be_bytes([*high, *low]),

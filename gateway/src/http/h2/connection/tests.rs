@@ -13,6 +13,7 @@ use super::*;
 use crate::http::downstream::{Backpressure, DownstreamEvent};
 use crate::http::h2::frame::{END_HEADERS, END_STREAM, PADDED, PRIORITISED};
 use crate::http::h2::header_block::Verdict;
+use crate::http::h2::settings::MAX_SETTINGS;
 
 const MAX_HEADER_BYTES: usize = 32 * 1024;
 
@@ -506,6 +507,20 @@ fn control_frames_have_their_size_and_stream() {
             "goaway of another size",
             vec![frame(GOAWAY, 0, 0, &[0; 7])],
             size_error,
+        ),
+    ]);
+}
+
+// CVE-2020-11080.
+#[test]
+fn a_settings_frame_has_a_limited_number_of_settings() {
+    let many = |count| settings(&vec![(4, 1000); count]);
+    check([
+        ("many", vec![many(MAX_SETTINGS)], Reaction::None),
+        (
+            "too many",
+            vec![many(MAX_SETTINGS + 1)],
+            Reaction::Closed(Reason::EnhanceYourCalm),
         ),
     ]);
 }
