@@ -13,6 +13,9 @@ pub(super) const STREAM_WINDOW: u32 = 64 * 1024;
 /// Number of bytes from which on data is a part of the buffer that was read. Less data is copied: it would keep that
 /// buffer alive, which may be much larger.
 const MIN_SHARED: usize = 4 * 1024;
+/// Maximum size of the rest of a complete response that waits for capacity in the client's flow-control windows after the
+/// exchange has ended. It is not part of the budget of response bytes, which is the exchange's.
+pub(super) const MAX_UNSENT_REST: usize = 4 * 1024;
 /// Number of streams that are remembered as reset by the gateway: more than a client can have open at once, each of which
 /// may have sent frames before it receives the reset.
 const MAX_REMEMBERED_RESETS: usize = 1024;
@@ -102,6 +105,15 @@ impl Stream {
     pub(super) fn is_closed(&self) -> bool {
         self.is_reset()
             || self.response == ResponseProgress::Sent && self.request != RequestProgress::Open
+    }
+
+    /// Returns whether a complete response is sent, except for a short rest that needs no exchange.
+    pub(super) fn is_response_sent(&self) -> bool {
+        match self.response {
+            ResponseProgress::Sent => true,
+            ResponseProgress::Finished => self.queued_bytes <= MAX_UNSENT_REST,
+            _ => false,
+        }
     }
 
     /// Returns whether data, or the flag that ends the stream, waits to be sent.

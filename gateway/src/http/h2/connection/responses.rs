@@ -16,9 +16,6 @@ use crate::http::lingering_close::LingeringDeadline;
 
 /// Number of output bytes from which on response bodies wait.
 const OUTPUT_WATERMARK: usize = 64 * 1024;
-/// Maximum size of the rest of a complete response that waits for capacity in the client's flow-control windows while the
-/// exchange ends. A client that never reads it is subject to the idle timeout of the connection.
-const MAX_UNSENT_REST: usize = 4 * 1024;
 
 /// Headers of a response, of an interim one too.
 #[derive(Debug, Clone, Copy)]
@@ -130,27 +127,22 @@ impl Connection {
         let Some(stream) = self.streams.get_mut(id) else {
             return Some(DownstreamEvent::Disconnected);
         };
-        match stream.response {
-            ResponseProgress::Reset => return Some(DownstreamEvent::Disconnected),
-            ResponseProgress::Sent => return Some(DownstreamEvent::ResponseSent),
-            ResponseProgress::Finished if stream.queued_bytes <= MAX_UNSENT_REST => {
-                return Some(DownstreamEvent::ResponseSent);
+        if stream.is_reset() {
+            return Some(DownstreamEvent::Disconnected);
+        }
+        if stream.is_response_sent() {
+            return Some(DownstreamEvent::ResponseSent);
+        }
+        // Once the response is complete, the rest of the request is not needed.
+        if upstream == Backpressure::Ready && stream.response != ResponseProgress::Finished {
+            if let Some(data) = stream.body.take() {
+                self.release(id, data.len());
+                return Some(DownstreamEvent::Data(data));
             }
-            ResponseProgress::AwaitingHeaders | ResponseProgress::Open
-                if upstream == Backpressure::Ready =>
-            {
-                if let Some(data) = stream.body.take() {
-                    self.release(id, data.len());
-                    return Some(DownstreamEvent::Data(data));
-                }
-                if stream.request == RequestProgress::Complete {
-                    stream.request = RequestProgress::Delivered;
-                    return Some(DownstreamEvent::End);
-                }
+            if stream.request == RequestProgress::Complete {
+                stream.request = RequestProgress::Delivered;
+                return Some(DownstreamEvent::End);
             }
-            ResponseProgress::AwaitingHeaders
-            | ResponseProgress::Open
-            | ResponseProgress::Finished => {}
         }
         stream.waker = last_waker.filter(|last| last.will_wake(waker));
         stream.waker.get_or_insert_with(|| waker.clone());
@@ -170,16 +162,11 @@ impl Connection {
         }
     }
 
-    /// Ends the exchange of a stream. The rest of a response that is complete is sent, and the rest of a request received
-    /// and discarded.
+    /// Ends the exchange of a stream. A short rest of a response that is complete is sent, and the rest of a request received
+    /// and discarded. The response is aborted if there is more of it: the exchange has waited in vain for the client to read it.
     pub(in crate::http::h2) fn end_exchange(&mut self, id: u32) {
-        let is_complete = self.streams.get(id).is_some_and(|stream| {
-            matches!(
-                stream.response,
-                ResponseProgress::Finished | ResponseProgress::Sent
-            )
-        });
-        if !is_complete {
+        let is_sent = self.streams.get(id).is_some_and(Stream::is_response_sent);
+        if !is_sent {
             self.abort_response(id);
         }
         if let Some(stream) = self.streams.get_mut(id) {
@@ -247,11 +234,7 @@ impl Connection {
                 stream.is_scheduled = true;
                 self.scheduled.push_back(id);
             }
-            let is_awaited = match stream.response {
-                ResponseProgress::Finished => stream.queued_bytes <= MAX_UNSENT_REST,
-                _ => stream.queued_bytes == 0,
-            };
-            if is_awaited {
+            if stream.is_response_sent() || stream.queued_bytes == 0 {
                 self.notify(id);
                 self.settle(id);
             }

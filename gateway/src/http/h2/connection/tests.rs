@@ -14,6 +14,7 @@ use crate::http::downstream::{Backpressure, DownstreamEvent};
 use crate::http::h2::frame::{END_HEADERS, END_STREAM, PADDED, PRIORITISED};
 use crate::http::h2::header_block::Verdict;
 use crate::http::h2::settings::MAX_SETTINGS;
+use crate::http::h2::streams::MAX_UNSENT_REST;
 
 const MAX_HEADER_BYTES: usize = 32 * 1024;
 
@@ -805,6 +806,24 @@ fn responses_stay_within_the_windows_of_the_client() {
     connection.end_exchange(3);
     assert_eq!(connection.streams.len(), 0);
     assert!(!connection.has_unsent_responses());
+}
+
+#[test]
+fn a_response_that_the_client_does_not_read_ends_with_its_exchange_but_for_a_short_rest() {
+    let mut connection = connected();
+    let requests = [settings(&[(4, 0)]), get(1), get(3)].concat();
+    receive(&mut connection, &requests).unwrap();
+    sent(&mut connection);
+    for (id, length) in [(1, MAX_UNSENT_REST), (3, MAX_UNSENT_REST + 1)] {
+        respond(&mut connection, id, &vec![b'a'; length]);
+        event(&mut connection, id);
+        connection.end_exchange(id);
+    }
+    let frames = sent(&mut connection);
+    let resets = frames.iter().filter(|frame| frame.kind == RST_STREAM);
+    assert_eq!(resets.map(|frame| frame.stream).collect::<Vec<_>>(), [3]);
+    let streams: Vec<_> = connection.streams.iter().map(|stream| stream.id).collect();
+    assert_eq!(streams, [1]);
 }
 
 #[test]
