@@ -175,7 +175,7 @@ struct Stream {
 /// Checks what the server sent. Requests for `interim` interim responses were served.
 fn check_frames(frames: &[Frame<'_>], interim: usize) {
     let mut streams: BTreeMap<u32, Stream> = BTreeMap::new();
-    let mut open_block = None;
+    let (mut open_block, mut last_stream) = (None, u32::MAX);
     for (number, frame) in frames.iter().enumerate() {
         assert!(frame.payload.len() <= MAX_FRAME, "{frame:?}");
         assert!(
@@ -209,7 +209,14 @@ fn check_frames(frames: &[Frame<'_>], interim: usize) {
                 assert!(!stream.was_reset, "a second reset");
                 stream.was_reset = true;
             }
-            SETTINGS | GOAWAY => assert_eq!(frame.stream, 0),
+            SETTINGS => assert_eq!(frame.stream, 0),
+            GOAWAY => {
+                assert_eq!(frame.stream, 0);
+                let named = frame.payload.first_chunk().copied();
+                let named = u32::from_be_bytes(named.expect("it names a stream"));
+                assert!(named <= last_stream, "{frame:?} names a later stream");
+                last_stream = named;
+            }
             _ => {}
         }
         if matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0 {

@@ -126,6 +126,9 @@ pub(super) struct Connection {
     streams: Streams,
     /// Highest id of a stream that the client has opened.
     last_stream: u32,
+    /// Highest id of a stream that may have been processed. It does not grow once a GOAWAY frame has named it (RFC 9113,
+    /// section 6.8).
+    last_processed_stream: u32,
     /// Initial send window of streams.
     initial_send_window: u32,
     send_window: SendWindow,
@@ -174,6 +177,7 @@ impl Connection {
             header_block_since: Some(Instant::now()),
             streams: Streams::default(),
             last_stream: 0,
+            last_processed_stream: 0,
             initial_send_window: DEFAULT_WINDOW,
             send_window: SendWindow::new(DEFAULT_WINDOW),
             receive_window: ReceiveWindow::new(CONNECTION_WINDOW),
@@ -315,7 +319,8 @@ impl Connection {
             frame::put_ping_ack(self.output.buffer(), payload);
         } else if payload == DRAIN_PING && self.drain == DrainProgress::Announced {
             self.drain = DrainProgress::Final;
-            frame::put_goaway(self.output.buffer(), self.last_stream, Reason::NoError);
+            let last_stream = self.last_processed_stream;
+            frame::put_goaway(self.output.buffer(), last_stream, Reason::NoError);
         }
         Ok(())
     }
@@ -377,7 +382,7 @@ impl Connection {
     /// Ends all streams. With a reason, the client is told.
     pub(super) fn close(&mut self, reason: Option<Reason>) {
         if let Some(reason) = reason {
-            frame::put_goaway(self.output.buffer(), self.last_stream, reason);
+            frame::put_goaway(self.output.buffer(), self.last_processed_stream, reason);
         }
         self.requests.clear();
         for stream in self.streams.iter_mut() {

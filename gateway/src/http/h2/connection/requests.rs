@@ -80,6 +80,9 @@ impl Connection {
         }
         if id > self.last_stream {
             self.last_stream = id;
+            if self.drain != DrainProgress::Final {
+                self.last_processed_stream = id;
+            }
             self.reset_limit.record_stream();
             return self.receive_request(target, headers);
         }

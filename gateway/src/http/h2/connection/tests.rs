@@ -1011,6 +1011,13 @@ fn a_graceful_shutdown_completes_what_the_client_has_sent() {
         connection.end_exchange(id);
     }
     assert!(connection.is_drained());
+    // The stream that was refused is not named as one that may have been processed.
+    connection.close(Some(Reason::NoError));
+    let goaway = sent(&mut connection).pop().unwrap();
+    assert_eq!(
+        (goaway.kind, &goaway.payload[..4]),
+        (GOAWAY, &[0, 0, 0, 3][..])
+    );
 }
 
 struct CountingWaker(AtomicUsize);
