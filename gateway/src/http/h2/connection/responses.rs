@@ -207,7 +207,7 @@ impl Connection {
     /// output waits for the socket.
     pub(in crate::http::h2) fn pump(&mut self) {
         while self.output.len() < OUTPUT_WATERMARK {
-            let Some(id) = self.scheduled.pop_front() else {
+            let Some(id) = self.next_scheduled() else {
                 return;
             };
             let Some(stream) = self.streams.get_mut(id) else {
@@ -220,11 +220,6 @@ impl Connection {
             let connection_window = self.send_window.available();
             let window = connection_window.min(stream.send_window.available());
             if window == 0 && stream.queued_bytes > 0 {
-                if connection_window == 0 {
-                    stream.is_scheduled = true;
-                    self.scheduled.push_front(id);
-                    return;
-                }
                 // The next change of its window schedules it again.
                 continue;
             }
@@ -239,6 +234,19 @@ impl Connection {
                 self.settle(id);
             }
         }
+    }
+
+    /// Takes the next stream that may send. While the window of the connection is closed, that is one with nothing but its
+    /// end to send (RFC 9113, section 6.9.1).
+    fn next_scheduled(&mut self) -> Option<u32> {
+        if self.send_window.available() > 0 {
+            return self.scheduled.pop_front();
+        }
+        let position = self.scheduled.iter().position(|id| {
+            let stream = self.streams.get(*id);
+            stream.is_none_or(|stream| stream.queued_bytes == 0)
+        });
+        self.scheduled.remove(position?)
     }
 
     pub(super) fn receive_window_update(

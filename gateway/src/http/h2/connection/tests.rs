@@ -855,6 +855,30 @@ fn the_window_of_the_connection_is_shared_in_turns() {
 }
 
 #[test]
+fn the_end_of_a_response_needs_no_window() {
+    let mut connection = connected();
+    let requests = [settings(&[(4, MAX_31_BIT)]), get(1), get(3)].concat();
+    receive(&mut connection, &requests).unwrap();
+    respond(
+        &mut connection,
+        1,
+        &vec![b'a'; DEFAULT_WINDOW as usize + 10_000],
+    );
+    event(&mut connection, 1);
+    while connection.send_window.available() > 0 {
+        sent(&mut connection);
+        connection.pump();
+    }
+    sent(&mut connection);
+    respond(&mut connection, 3, b"");
+    event(&mut connection, 3);
+    let end = sent(&mut connection).pop().unwrap();
+    assert_eq!((end.kind, end.stream, end.flags), (DATA, 3, END_STREAM));
+    connection.end_exchange(3);
+    assert_eq!(connection.streams.len(), 1);
+}
+
+#[test]
 fn requests_stay_within_the_window_of_their_stream() {
     let mut connection = connected();
     receive(&mut connection, &post(1, &[])).unwrap();
