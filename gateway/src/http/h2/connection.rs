@@ -103,7 +103,7 @@ enum StartProgress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DrainProgress {
     Serving,
-    /// A GOAWAY frame was sent that still permits all streams, and a PING frame.
+    /// A PING frame was sent, and a GOAWAY frame that still permits all streams.
     Announced,
     /// The client has acknowledged it, and no further streams are accepted; or the client has sent GOAWAY itself.
     Final,
@@ -369,8 +369,10 @@ impl Connection {
         if self.drain == DrainProgress::Serving {
             self.drain = DrainProgress::Announced;
             let output = self.output.buffer();
-            frame::put_goaway(output, MAX_31_BIT, Reason::NoError);
+            // In this order: python-h2 takes any other frame than GOAWAY after it for an error. The client receives both together,
+            // and a stream that it opens between them is refused, so that it may send the request again.
             frame::put_ping(output, DRAIN_PING);
+            frame::put_goaway(output, MAX_31_BIT, Reason::NoError);
         }
     }
 

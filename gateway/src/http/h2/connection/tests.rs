@@ -1016,11 +1016,13 @@ fn a_graceful_shutdown_completes_what_the_client_has_sent() {
     connection.begin_drain();
     connection.begin_drain();
     let frames = sent(&mut connection);
-    assert_eq!(frames.len(), 2);
-    assert_eq!(frames[0].payload[..4], MAX_31_BIT.to_be_bytes());
+    // No frame but GOAWAY may follow GOAWAY for python-h2.
+    let kinds: Vec<_> = frames.iter().map(|frame| frame.kind).collect();
+    assert_eq!(kinds, [PING, GOAWAY]);
+    assert_eq!(frames[1].payload[..4], MAX_31_BIT.to_be_bytes());
     // A request that was on its way.
     assert_eq!(react(&mut connection, &get(3)), Reaction::None);
-    let ack = frame(PING, ACK, 0, &frames[1].payload);
+    let ack = frame(PING, ACK, 0, &frames[0].payload);
     receive(&mut connection, &ack).unwrap();
     let frames = sent(&mut connection);
     assert_eq!(
