@@ -3,7 +3,7 @@
 //! Overhead frames carry no request data: PING, SETTINGS, `WINDOW_UPDATE`, CONTINUATION, empty DATA and
 //! the like. A flood of them costs CPU time and no bandwidth (CVE-2019-9512, CVE-2019-9515,
 //! CVE-2019-9518, CVE-2024-27316). A token bucket limits them: each takes a token; requests, request
-//! data, bytes that are sent to the client, and time add tokens.
+//! data, DATA frames and bytes that are sent to the client, and time add tokens.
 
 use crate::runtime::clock::Instant;
 
@@ -11,6 +11,9 @@ use crate::runtime::clock::Instant;
 const MAX_TOKENS: u64 = 10_000;
 const TOKENS_PER_HEADERS_FRAME: u64 = 8;
 const TOKENS_PER_DATA_FRAME: u64 = 2;
+/// Tokens of a DATA frame that is sent, however small. HAProxy acknowledges each by two `WINDOW_UPDATE` frames, and
+/// clients that measure the bandwidth send PING frames.
+const TOKENS_PER_SENT_DATA_FRAME: u64 = 4;
 /// Number of bytes that add a token when they are sent to the client: it acknowledges them with
 /// `WINDOW_UPDATE` frames.
 const SENT_BYTES_PER_TOKEN: u64 = 256;
@@ -74,6 +77,12 @@ impl FrameLimit {
         }
         self.tokens = self.tokens.checked_sub(1).ok_or(Flood)?;
         Ok(())
+    }
+
+    /// Records a DATA frame that the client is sent. One that is shorter only because of the client's windows does not count:
+    /// small increments would pay for themselves (CVE-2019-9511).
+    pub(super) fn record_sent_data_frame(&mut self) {
+        self.add(TOKENS_PER_SENT_DATA_FRAME);
     }
 
     /// Records bytes that the client was sent.

@@ -225,6 +225,9 @@ impl Connection {
             }
             let length = put_data(self.output.buffer(), stream, window.min(MAX_FRAME_SIZE));
             self.send_window.consume(length);
+            if length == MAX_FRAME_SIZE || stream.queued_bytes == 0 {
+                self.frame_limit.record_sent_data_frame();
+            }
             if stream.has_output() {
                 stream.is_scheduled = true;
                 self.scheduled.push_back(id);

@@ -760,6 +760,42 @@ fn floods_of_frames_and_resets_close_the_connection() {
     }
 }
 
+#[test]
+fn each_data_frame_may_be_acknowledged_by_two_window_updates() {
+    let mut connection = connected();
+    receive(&mut connection, &get(1)).unwrap();
+    let headers = HeaderMap::new();
+    let response = Response {
+        status: StatusCode::OK,
+        content_length: None,
+        headers: &headers,
+    };
+    connection.send_headers(1, response, AfterHeaders::Body);
+    assert!(matches!(
+        event(&mut connection, 1),
+        Some(DownstreamEvent::End)
+    ));
+    let updates = [window_update(1, 5), window_update(0, 5)].concat();
+    for _ in 0..20_000 {
+        connection.send_data(1, Bytes::from_static(b"event"));
+        assert!(event(&mut connection, 1).is_none());
+        assert_eq!(react(&mut connection, &updates), Reaction::None);
+    }
+}
+
+// CVE-2019-9511.
+#[test]
+fn a_window_that_grows_by_single_bytes_is_a_flood() {
+    let mut connection = connected();
+    let start = [settings(&[(4, 0)]), get(1)].concat();
+    receive(&mut connection, &start).unwrap();
+    respond(&mut connection, 1, &[b'a'; 60_000]);
+    event(&mut connection, 1);
+    let update = window_update(1, 1);
+    let updates = (0..20_000).take_while(|_| react(&mut connection, &update) == Reaction::None);
+    assert!(updates.count() < 15_000);
+}
+
 // Section 6.9.
 #[test]
 fn responses_stay_within_the_windows_of_the_client() {
