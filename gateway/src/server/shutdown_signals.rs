@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -114,7 +114,7 @@ impl ShutdownSignals {
     /// Returns whether a new gateway waits for the sockets within [`NEW_GATEWAY_TIMEOUT`].
     async fn new_gateway_waits(&self) -> bool {
         let deadline = Instant::now() + NEW_GATEWAY_TIMEOUT;
-        while !self.has_listener() {
+        while !is_listening(&self.upgrade_socket) {
             if Instant::now() > deadline {
                 return false;
             }
@@ -122,28 +122,58 @@ impl ShutdownSignals {
         }
         true
     }
+}
 
-    /// Returns whether a process of this user listens at the socket, by the owner of the file and
-    /// the kernel's list: connecting would start the transfer.
-    fn has_listener(&self) -> bool {
-        /// `__SO_ACCEPTCON`, as proc(5) has it for /proc/net/unix.
-        const SO_ACCEPTCON_FLAG: &str = "00010000";
-        // The new gateway takes sockets from its own user, and another user's socket would take ours.
-        let owner = std::fs::symlink_metadata(&self.upgrade_socket).map(|metadata| metadata.uid());
-        if !owner.is_ok_and(|uid| uid == geteuid().as_raw()) {
-            return false;
-        }
-        let Ok(sockets) = std::fs::read_to_string("/proc/net/unix") else {
-            return true;
-        };
-        let path = self.upgrade_socket.to_string_lossy();
-        sockets.lines().any(|line| {
-            let mut fields = line.split_ascii_whitespace();
-            fields.nth(3) == Some(SO_ACCEPTCON_FLAG) && fields.last() == Some(&path)
-        })
+/// Returns whether a process of this user listens at a Unix socket, by the owner of the file and the kernel's list:
+/// connecting would start the transfer.
+fn is_listening(socket: &Path) -> bool {
+    /// `__SO_ACCEPTCON`, as proc(5) has it for /proc/net/unix.
+    const SO_ACCEPTCON_FLAG: &str = "00010000";
+    // The new gateway takes sockets from its own user, and another user's socket would take ours.
+    let owner = std::fs::symlink_metadata(socket).map(|metadata| metadata.uid());
+    if !owner.is_ok_and(|uid| uid == geteuid().as_raw()) {
+        return false;
     }
+    let Ok(sockets) = std::fs::read("/proc/net/unix") else {
+        return true;
+    };
+    let path = socket.to_string_lossy();
+    String::from_utf8_lossy(&sockets)
+        .lines()
+        .filter_map(flags_and_path)
+        .any(|listed| listed == (SO_ACCEPTCON_FLAG, &*path))
+}
+
+/// Returns the fourth column of a line of /proc/net/unix and the last one, which may have spaces. `None` if the socket has no
+/// path.
+fn flags_and_path(line: &str) -> Option<(&str, &str)> {
+    let (mut columns, mut rest) = ([""; 7], line);
+    for column in &mut columns {
+        (*column, rest) = rest.trim_start().split_once(' ')?;
+    }
+    Some((columns[3], rest))
 }
 
 fn signal_stream(kind: SignalKind) -> Signal {
     signal(kind).expect("the process can install a handler for this signal")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_listening_socket_is_recognised_whatever_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["upgrade.sock", "upgrade of a gateway.sock"] {
+            let path = folder.path().join(name);
+            assert!(!is_listening(&path));
+            let listener = UnixListener::bind(&path).unwrap();
+            assert!(is_listening(&path), "{name}");
+            drop(listener);
+            assert!(!is_listening(&path), "{name}");
+        }
+    }
 }
