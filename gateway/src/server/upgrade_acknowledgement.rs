@@ -70,7 +70,12 @@ impl AcknowledgementSocket {
     async fn accept(&self) -> io::Result<UnixStream> {
         let listener = tokio::net::UnixListener::from_std(self.listener.try_clone()?)?;
         loop {
-            let (stream, _) = listener.accept().await?;
+            let (mut stream, _) = listener.accept().await?;
+            // The connections before the last one are of hand-overs that have failed.
+            while let Ok((later, _)) = self.listener.accept() {
+                later.set_nonblocking(true)?;
+                stream = UnixStream::from_std(later)?;
+            }
             if private_socket::is_peer_permitted(&stream)? {
                 return Ok(stream);
             }
@@ -168,6 +173,17 @@ mod tests {
         let (_folder, new, running) = connect();
         drop(new);
         running.wait_until_ready().await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_second_hand_over_after_one_that_failed_is_acknowledged() {
+        let (folder, new, failed) = connect();
+        drop(failed);
+        let socket = folder.path().join("upgrade.sock");
+        let running = NewGateway::connect(&socket).unwrap().unwrap();
+        let (ready, successor) = tokio::join!(running.wait_until_ready(), new.acknowledge());
+        ready.unwrap();
+        assert_eq!(successor.unwrap(), Successor::New);
     }
 
     #[tokio::test]
