@@ -1,9 +1,11 @@
 //! Quotas that several gateways share through a store, by leases (ADR 0009).
 //!
 //! A gateway takes a [lease](lease) of some units of a key's quota: the store deducts them in advance, and
-//! the gateway spends them without asking it. With its next command it reports [when](spent) it did. Invariant: a unit is spent at most once, after the store deducted
-//! it and before its lease ends, so that no number of gateways exceeds a quota. What breaks it: a store that
-//! loses what it acknowledged, and a clock of the store that is set forward.
+//! the gateway spends them without asking it. Its next command for the key reports [how long ago](spent) they were spent.
+//!
+//! Invariant: a unit is spent at most once, after the store deducted it and before its lease ends, so that no number of
+//! gateways exceeds a quota. It is broken by a store that loses what it acknowledged, and by a clock of the store that is set
+//! forward.
 //!
 //! This module knows no connection: commands for the store are in a queue that the task of
 //! [`lease_store`](crate::lease_store) empties, and what the store granted comes back by
@@ -48,7 +50,7 @@ pub(crate) use terms::LeaseTerms;
 
 /// Longest time that a request waits for the store after a pause of the process.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(1);
-/// Interval at which it tries to get a lease then.
+/// Interval at which such a request asks for a lease again.
 const RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// Values of the availability of the store.

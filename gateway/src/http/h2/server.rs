@@ -80,7 +80,7 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
                 continue;
             }
             if state.is_drained() {
-                return Poll::Ready(SocketEnd::Error(Reason::NoError));
+                return Poll::Ready(SocketEnd::Closed(Reason::NoError));
             }
             if let Some(deadline) = state.discard_deadline() {
                 let timer = discard_timer.get_or_insert_with(IdleTimer::new);
@@ -103,7 +103,7 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
             match idle_monitor.poll(cx, remaining, phase, progress) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(IdleAction::Close(reason)) => {
-                    return Poll::Ready(SocketEnd::Error(reason));
+                    return Poll::Ready(SocketEnd::Closed(reason));
                 }
                 Poll::Ready(IdleAction::Drain) => {
                     phase = ConnectionPhase::Draining;
@@ -113,14 +113,14 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
         }
     })
     .await;
-    if end == SocketEnd::Error(Reason::NoError) {
+    if end == SocketEnd::Closed(Reason::NoError) {
         unsent_responses.get_or_insert_with(count_unsent);
     }
     {
         let mut state = connection.lock();
         record_malformed(handler, &mut state);
         state.close(match end {
-            SocketEnd::Error(reason) => Some(reason),
+            SocketEnd::Closed(reason) => Some(reason),
             SocketEnd::Disconnected => None,
         });
         while let Some((stream, waker)) = state.next_notified() {
@@ -167,8 +167,8 @@ fn remaining_work(exchanges: usize, state: &Connection) -> RemainingWork {
 async fn close(mut socket: Socket, connection: &Mutex<Connection>, end: SocketEnd) {
     let limit = match end {
         SocketEnd::Disconnected => return,
-        SocketEnd::Error(Reason::EnhanceYourCalm) => ABORT_TIMEOUT,
-        SocketEnd::Error(_) => lingering_close::MAX_DURATION,
+        SocketEnd::Closed(Reason::EnhanceYourCalm) => ABORT_TIMEOUT,
+        SocketEnd::Closed(_) => lingering_close::MAX_DURATION,
     };
     let closed = async {
         let shutdown = poll_fn(|cx| socket.poll_shutdown(cx, &mut connection.lock()));

@@ -24,8 +24,8 @@ const DISCARD_BUFFER_SIZE: usize = 4 * 1024;
 pub(super) enum SocketEnd {
     /// The client disconnected.
     Disconnected,
-    /// The client made an error.
-    Error(Reason),
+    /// The gateway closes it, because of an error of the client unless the reason is `NoError`.
+    Closed(Reason),
 }
 
 /// Socket of a connection.
@@ -56,7 +56,7 @@ impl Socket {
     ) -> Poll<SocketEnd> {
         loop {
             if let Err(reason) = connection.receive() {
-                return Poll::Ready(SocketEnd::Error(reason));
+                return Poll::Ready(SocketEnd::Closed(reason));
             }
             if connection.has_events() {
                 return Poll::Pending;

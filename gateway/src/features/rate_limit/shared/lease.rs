@@ -141,11 +141,12 @@ impl LeaseState {
             && terms.departure_interval().is_none()
     }
 
-    /// Returns the number of units to ask for beyond those that it keeps.
+    /// Returns the number of units to ask for beyond those that are kept:
     ///
-    /// For a fixed window these are as many as it has spent in it, or a quarter more than in the one before. Otherwise twice as many as it
-    /// has spent since the last command, but where that was long ago, no more than it spends twice in the time of a short
-    /// lease, or [`STEADY_LEASE`]. After a pause: as many as it spent before the last command.
+    /// - after a pause, as many as were spent before the last command;
+    /// - of a fixed window, as many as were spent in it, or a quarter more than in the one before;
+    /// - otherwise, twice as many as were spent since the last command. If that was longer ago than a short lease lasts,
+    ///   no more than twice what is spent in the time of one, or [`STEADY_LEASE`] if that is more.
     pub(super) fn want(&self, terms: LeaseTerms, now: Instant) -> u32 {
         if terms.departure_interval().is_some() {
             return 0;
@@ -182,8 +183,7 @@ impl LeaseState {
         }
     }
 
-    /// Returns the report about the lease that a command takes along which takes the next one. What an ended lease has left is not in
-    /// this state any more.
+    /// Returns the report for the command that takes the next lease. Units that are left of a lease that has ended are removed.
     pub(super) fn report(&mut self, terms: LeaseTerms, now: Instant) -> Option<LeaseReport> {
         let unused = if self.end > now {
             Unused::Kept

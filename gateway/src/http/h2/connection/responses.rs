@@ -25,13 +25,13 @@ pub(in crate::http::h2) struct Response<'r> {
     pub(in crate::http::h2) headers: &'r HeaderMap,
 }
 
-/// Part of a stream that follows the headers just sent.
+/// Part of a response that follows headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::http::h2) enum AfterHeaders {
-    /// The response they belong to, which is not an interim one.
+    /// Another interim response, or the final one.
     Response,
     Body,
-    /// Nothing: they end the stream.
+    /// Nothing: the headers end the stream.
     End,
 }
 

@@ -69,7 +69,7 @@ impl Encoder {
         }
     }
 
-    /// Takes note of `SETTINGS_HEADER_TABLE_SIZE`. The next header block announces the new size (RFC 7541, section
+    /// Applies `SETTINGS_HEADER_TABLE_SIZE` of the client. The next header block announces the new size (RFC 7541, section
     /// 4.2).
     pub(in crate::http::h2) fn set_max_table_size(&mut self, size: u32) {
         let size = usize::try_from(size).map_or(MAX_TABLE_SIZE, |size| size.min(MAX_TABLE_SIZE));
