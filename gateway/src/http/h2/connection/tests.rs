@@ -1151,6 +1151,62 @@ proptest! {
     }
 
     #[test]
+    fn responses_arrive_whole_and_within_the_windows(
+        bodies in prop::collection::vec(prop_oneof![Just(0), 0_usize..100_000], 1..6),
+        grants in prop::collection::vec((0_usize..8, 1_u32..60_000), 0..60),
+    ) {
+        let mut connection = connected();
+        let ids: Vec<u32> = (1..).step_by(2).take(bodies.len()).collect();
+        for (id, length) in ids.iter().zip(&bodies) {
+            receive(&mut connection, &get(*id)).unwrap();
+            respond(&mut connection, *id, &vec![b'a'; *length]);
+            event(&mut connection, *id);
+        }
+        let mut windows = vec![i64::from(DEFAULT_WINDOW); bodies.len()];
+        let (mut initial, mut shared) = (DEFAULT_WINDOW, i64::from(DEFAULT_WINDOW));
+        let (mut received, mut ends) = (vec![0; bodies.len()], vec![0; bodies.len()]);
+        // At last all windows are open.
+        for (window, size) in grants.into_iter().chain([(0, 1_000_000), (1, 1_000_000)]) {
+            let update = match window {
+                0 => {
+                    shared += i64::from(size);
+                    window_update(0, size)
+                }
+                1 => {
+                    let change = i64::from(size) - i64::from(initial);
+                    initial = size;
+                    windows.iter_mut().for_each(|window| *window += change);
+                    settings(&[(4, size)])
+                }
+                _ => {
+                    let stream = window % bodies.len();
+                    windows[stream] += i64::from(size);
+                    window_update(ids[stream], size)
+                }
+            };
+            receive(&mut connection, &update).unwrap();
+            while connection.output.len() > 0 {
+                for frame in sent(&mut connection) {
+                    let Some(stream) = ids.iter().position(|id| *id == frame.stream) else {
+                        continue;
+                    };
+                    if frame.kind == DATA {
+                        let length = frame.payload.len();
+                        received[stream] += length;
+                        windows[stream] -= i64::try_from(length).unwrap();
+                        shared -= i64::try_from(length).unwrap();
+                        prop_assert!(length == 0 || windows[stream] >= 0 && shared >= 0);
+                        ends[stream] += usize::from(frame.flags & END_STREAM);
+                    }
+                }
+                connection.pump();
+            }
+        }
+        prop_assert_eq!(received, bodies);
+        prop_assert!(ends.iter().all(|count| *count == 1), "{:?}", ends);
+    }
+
+    #[test]
     fn any_bytes_are_received_without_a_panic(parts in prop::collection::vec(
         prop_oneof![
             (0_u8..12, any::<u8>(), 0_u32..8, prop::collection::vec(any::<u8>(), 0..40))
