@@ -12,6 +12,7 @@ on_both_stores!(
     every_spelling_of_a_login_counts_for_one_lock,
     a_login_with_invisible_characters_cannot_be_registered,
     an_operator_finds_every_account_that_the_list_prints,
+    the_list_prints_no_two_logins_alike,
 );
 
 /// One login in normalization forms C and D.
@@ -178,6 +179,22 @@ async fn an_operator_finds_every_account_that_the_list_prints(store: Store) -> R
         vec!["show", NFC, "--id", "1"],
     ] {
         assert!(!replicas.user_command(&arguments, "")?.status.success());
+    }
+    Ok(())
+}
+
+/// A client can register a login that is spelled like the escape sequences in which the list prints the invisible
+/// characters of older ones.
+async fn the_list_prints_no_two_logins_alike(store: Store) -> Result<()> {
+    let replicas = start_with_login(store, "bob\u{200b}").await?;
+    replicas.client(0)?.register("bob\\u{200b}").await?;
+    let list = String::from_utf8(replicas.user_command(&["list"], "")?.stdout)?;
+    let lines: Vec<_> = list.lines().collect();
+    assert_eq!(lines.len(), 2, "{list}");
+    for line in lines {
+        let login = line.split("  ").nth(1).expect("the line has a login");
+        let shown = String::from_utf8(replicas.user_command(&["show", login], "")?.stdout)?;
+        assert_eq!(shown.lines().next(), Some(line), "{login}");
     }
     Ok(())
 }

@@ -3,14 +3,20 @@
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
+use reqwest::Method;
+use reqwest::header::{HeaderValue, USER_AGENT};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tests::client::{NEW_PASSWORD, PASSWORD, credentials};
+use tests::client::{NEW_PASSWORD, PASSWORD, credentials, send};
 use tests::replicas::Replicas;
 use tests::terminal::Terminal;
 use tests::{Store, on_both_stores, wait};
 
-on_both_stores!(an_operator_manages_accounts, operator_actions_are_audited);
+on_both_stores!(
+    an_operator_manages_accounts,
+    operator_actions_are_audited,
+    what_clients_send_is_shown_without_control_characters,
+);
 
 /// Runs `auth-api user` and returns its standard output, or its standard error if it failed.
 fn run_user_command(
@@ -101,6 +107,29 @@ async fn operator_actions_are_audited(store: Store) -> Result<()> {
             );
             assert!(record["operator"].is_number(), "{record}");
         }
+    }
+    Ok(())
+}
+
+/// A client that reaches auth-api without the gateway, or through another proxy, chooses its address.
+async fn what_clients_send_is_shown_without_control_characters(store: Store) -> Result<()> {
+    // CSI, right-to-left override, Hangul filler.
+    const HOSTILE: &str = "\u{9b}2J\u{202e}\u{3164}";
+    const ESCAPED: &str = r"\u{9b}2J\u{202e}\u{3164}";
+    let replicas = Replicas::start(store, 1).await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    let header = |text: &str| HeaderValue::from_bytes(format!("{text}{HOSTILE}").as_bytes());
+    let login = client
+        .request(Method::POST, "/api/login")
+        .header("x-forwarded-for", header("192.0.2.1")?)
+        .header(USER_AGENT, header("curl")?)
+        .json(&credentials("alice", PASSWORD));
+    assert_eq!(send(login).await?.status, 200);
+    let shown = run_user_command(&replicas, &["show", "alice"], "").expect("the account is shown");
+    for text in ["192.0.2.1", "curl"] {
+        let expected = format!("{text}{ESCAPED}");
+        assert!(shown.contains(&expected), "{shown:?} lacks {expected}");
     }
     Ok(())
 }

@@ -11,12 +11,16 @@ use crate::domain::login::is_invisible_or_unassigned;
 pub(super) const NOT_AUDITED: &str = "done, but not recorded in the file of AUDIT_LOG";
 
 /// Escapes control and invisible characters, which the Python service accepted in logins: they could move
-/// a terminal's cursor, look like further lines, or make different logins look alike.
+/// a terminal's cursor, look like further lines, or make different logins look alike. A backslash that would
+/// begin an escape sequence is escaped too, so that no two texts look alike.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
         if character.is_control() || is_invisible_or_unassigned(character) {
             escaped.extend(character.escape_default());
+        } else if character == '\\' && unescape_character(rest.as_str()).is_some() {
+            escaped.extend(character.escape_unicode());
         } else {
             escaped.push(character);
         }
@@ -68,6 +72,8 @@ pub(super) fn print(text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -95,5 +101,20 @@ mod tests {
             assert_eq!(unescape(text), None, "{text}");
         }
         assert_eq!(unescape("\\x\\t").as_deref(), Some("\\x\t"));
+    }
+
+    #[test]
+    fn a_text_that_looks_like_an_escape_sequence_is_told_from_what_it_stands_for() {
+        assert_eq!(escape("bob\u{200b}"), "bob\\u{200b}");
+        assert_eq!(escape("bob\\u{200b}"), "bob\\u{5c}u{200b}");
+        assert_eq!(escape("a\\b"), "a\\b");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_escaped_can_be_reverted(text in r"([\\ut{}0-9a-f\n\x{200b}]|u\{)*") {
+            let escaped = escape(&text);
+            prop_assert_eq!(unescape(&escaped).unwrap_or(escaped), text);
+        }
     }
 }

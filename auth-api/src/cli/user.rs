@@ -299,10 +299,10 @@ impl Administration {
         }
     }
 
-    /// Finds the account with this login, or whose login is printed like this.
+    /// Finds the account whose login is printed like this, or with this login.
     async fn find_by_login(&self, text: &str) -> Result<Account> {
         let unescaped = unescape(text);
-        for text in [Some(text), unescaped.as_deref()].into_iter().flatten() {
+        for text in [unescaped.as_deref(), Some(text)].into_iter().flatten() {
             if let Some(login) = PresentedLogin::new(text)
                 && let Some(account) = self.users.find_by_login(&login).await?
             {
@@ -346,7 +346,7 @@ fn session_line(session: &ActiveSession) -> String {
         session.id,
         format_time(Some(session.created_at)),
         format_time(Some(session.last_used)),
-        session.client.address,
-        session.client.user_agent.escape_debug(),
+        escape(&session.client.address),
+        escape(&session.client.user_agent),
     )
 }
