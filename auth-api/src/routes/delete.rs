@@ -32,6 +32,7 @@ pub(crate) fn operation() -> Operation {
     .request_body::<Credentials>()
     .response(StatusCode::OK, "Deleted", &SUCCESS)
     .errors(credentials::possible_errors())
+    .errors([ApiError::MultipleAuthorizationHeaders])
 }
 
 pub(crate) async fn handle(
@@ -40,8 +41,13 @@ pub(crate) async fn handle(
     session: Result<Authenticated, ApiError>,
     credentials: Credentials,
 ) -> Result<Json<MessageResponse>, ApiError> {
-    // A token that is not valid is as good as none: the password decides.
-    let session = session.ok().map(|session| session.principal);
+    let session = match session {
+        Ok(session) => Some(session.principal),
+        // It is not known which of them the client means.
+        Err(error @ ApiError::MultipleAuthorizationHeaders) => return Err(error),
+        // A token that is not valid is as good as none: the password decides.
+        Err(_) => None,
+    };
     for _ in 0..MAX_ATTEMPTS {
         let verified = credentials
             .authenticate_within(session, &state, &request, Rehash::Never)
