@@ -87,9 +87,11 @@ impl Credentials {
             let user = account.as_ref().map(|account| account.id);
             user == Some(session.user)
         });
-        let scope = match own_session {
-            Some(principal) => ThrottleScope::Session(principal.session),
-            None => ThrottleScope::Login(login.clone()),
+        let scope = match (own_session, &account) {
+            (Some(principal), _) => ThrottleScope::Session(principal.session),
+            // The login as it is stored: a database whose collation ignores case finds one account by many spellings.
+            (None, Some(account)) => ThrottleScope::Login((&account.login).into()),
+            (None, None) => ThrottleScope::Login(login.clone()),
         };
         let attempt = Attempt {
             login: login.clone(),

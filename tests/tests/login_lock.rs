@@ -112,3 +112,28 @@ async fn a_session_of_another_account_does_not_bypass_the_lock(store: Store) -> 
     assert_eq!(delete(&client, &alice, "alice", PASSWORD).await?, 429);
     Ok(())
 }
+
+/// The login of an existing table may have a collation that ignores case, with which each of its spellings finds the account.
+#[tokio::test]
+async fn spellings_that_the_database_takes_for_one_login_count_for_one_lock() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    replicas
+        .execute(
+            "CREATE COLLATION ignoring_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+             ALTER TABLE users ALTER COLUMN login TYPE varchar(255) COLLATE ignoring_case",
+        )
+        .await?;
+    let client = replicas.client(0)?;
+    client.register("alice").await?;
+    assert_eq!(client.login("ALICE").await?.status, 200);
+    for attempt in 0..10 {
+        let spelling = ["alice", "ALICE", "Alice", "aLICE"][attempt % 4];
+        let wrong = credentials(spelling, "a wrong password");
+        assert_eq!(client.post("/api/login", &wrong).await?.status, 401);
+    }
+    assert_eq!(client.login("aliCE").await?.status, 429);
+    let unlocked = replicas.user_command(&["unlock", "alice"], "")?;
+    assert!(unlocked.status.success(), "{unlocked:?}");
+    assert_eq!(client.login("aliCE").await?.status, 200);
+    Ok(())
+}
