@@ -1,7 +1,8 @@
 //! Sessions: refreshed, listed and ended, on any replica.
 
 use anyhow::{Context, Result};
-use fred::interfaces::{HashesInterface, KeysInterface};
+use fred::interfaces::{ClientLike, HashesInterface, KeysInterface};
+use fred::types::CustomCommand;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tests::client::{Client, Response, send};
@@ -16,6 +17,7 @@ on_both_stores!(
     logout_all_ends_every_session_on_every_replica,
     a_user_lists_and_ends_only_their_own_sessions,
     a_logged_out_token_is_rejected_at_once_on_every_replica,
+    a_login_beyond_the_limit_of_sessions_displaces_an_older_session,
 );
 
 /// Logs `login` in and returns its tokens, the body of the response.
@@ -314,5 +316,43 @@ async fn logout_all_counts_no_session_that_has_expired() -> Result<()> {
         .post_with_token(&token, "/api/logout-all", None)
         .await?;
     assert_eq!(ended.json()["ended"], 2);
+    Ok(())
+}
+
+/// Adds 1,000 sessions to the user with the id 1. Their times are in the year 2100.
+async fn add_long_lived_sessions(replicas: &Replicas) -> Result<()> {
+    let Some(redis) = &replicas.redis else {
+        let insert = "INSERT INTO sessions (id, user_id, refresh_hash, created_at, last_used, expires_at, address, user_agent)
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)
+             SELECT printf('%032x', i), 1, x'00', 4102444800000000, 4102444800000000, 4102444800000000 + i, '', '' FROM n";
+        return replicas.execute(insert).await;
+    };
+    let add = "for i = 1, 1000 do
+         local id = string.format('%032x', i)
+         redis.call('HSET', 'session:' .. id, 'user', 1, 'created', 4102444800000, 'used', 4102444800000, 'address', '', 'agent', '')
+         redis.call('ZADD', 'sessions:1', 4102444800000 + i, id)
+     end
+     redis.call('PEXPIREAT', 'sessions:1', 4102444801000)";
+    let eval = CustomCommand::new_static("EVAL", None, false);
+    Ok(redis.connect().await?.custom(eval, vec![add, "0"]).await?)
+}
+
+/// Sessions live longer than a new one if the operator has shortened their lifetime since.
+async fn a_login_beyond_the_limit_of_sessions_displaces_an_older_session(
+    store: Store,
+) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    let client = replicas.client(0)?;
+    assert_eq!(client.register("alice").await?.json()["id"], 1);
+    add_long_lived_sessions(&replicas).await?;
+    let token = client.login("alice").await?.access_token()?;
+    let sessions = client.get_with_token(&token, "/api/sessions").await?;
+    assert_eq!(sessions.status, 200, "{}", sessions.text);
+    let sessions = sessions.json();
+    let sessions = sessions["sessions"].as_array().context("a list")?;
+    assert_eq!(sessions.len(), 1000);
+    assert!(sessions.iter().any(|session| session["current"] == true));
+    let displaced = format!("{:032x}", 1);
+    assert!(sessions.iter().all(|session| session["id"] != displaced));
     Ok(())
 }

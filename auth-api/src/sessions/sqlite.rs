@@ -88,12 +88,14 @@ impl SqliteSessions {
         .execute(&mut *transaction)
         .await
         .map_err(failed)?;
+        // Not the new one, which would expire first if the lifetime of sessions was shortened.
         sqlx::query(
             "DELETE FROM sessions WHERE id IN
-             (SELECT id FROM sessions WHERE user_id = ? ORDER BY expires_at DESC LIMIT -1 OFFSET ?)",
+             (SELECT id FROM sessions WHERE user_id = ? AND id <> ? ORDER BY expires_at DESC LIMIT -1 OFFSET ?)",
         )
         .bind(session.principal.user.0)
-        .bind(MAX_SESSIONS_PER_USER)
+        .bind(session.principal.session.to_string())
+        .bind(MAX_SESSIONS_PER_USER - 1)
         .execute(&mut *transaction)
         .await
         .map_err(failed)?;

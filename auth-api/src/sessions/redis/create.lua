@@ -9,9 +9,15 @@ redis.call('PEXPIREAT', KEYS[1], expires_at)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', at)
 add_to_index(KEYS[2], ARGV[1], expires_at)
 
--- The maximum bounds the time for which a script blocks Redis. The sessions that would expire first are to be ended.
+-- The maximum bounds the time for which a script blocks Redis. The sessions that would expire first are to be ended, but not
+-- the new one, which is among them if the lifetime of sessions was shortened.
 local surplus = redis.call('ZCARD', KEYS[2]) - ARGV[4]
+local displaced = {}
 if surplus > 0 then
-    return redis.call('ZRANGE', KEYS[2], 0, surplus - 1)
+    for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, surplus)) do
+        if id ~= ARGV[1] and #displaced < surplus then
+            displaced[#displaced + 1] = id
+        end
+    end
 end
-return {}
+return displaced
