@@ -3,11 +3,13 @@
 
 use anyhow::{Context, Result};
 use reqwest::Method;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::client::{Protocol, Response, send};
 use tests::http2_frames;
 use tests::identity_edge::{IdentityEdge, Signer};
 use tests::raw_connection::{RawConnection, parse_status};
+use tests::redis::RedisServer;
 use tests::{Gateway, MockResponse, MockUpstream, Store, on_both_stores};
 use tokio::task::JoinSet;
 
@@ -426,6 +428,23 @@ async fn without_auth_api_an_unknown_token_is_rejected_with_503() -> Result<()> 
     }
     assert_eq!(client.get("/open/a").await?.status, 200);
     assert_eq!(client.get("/private/a").await?.status, 401);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_log_has_the_response_of_an_auth_api_that_waits_for_its_store() -> Result<()> {
+    let edge = IdentityEdge::start(Store::PostgresRedis, 1).await?;
+    let token = edge.replicas.client(0)?.register_and_login("alice").await?;
+    let redis = edge.replicas.redis.as_ref().and_then(RedisServer::process);
+    let redis = redis.context("Redis is running")?;
+    redis.signal(Signal::STOP)?;
+    let gateway = &edge.gateways[0];
+    let response = gateway.client()?.get_with_token(&token, "/private/a").await;
+    redis.signal(Signal::CONT)?;
+    assert_eq!(response?.status, 503);
+    let replica = edge.replicas.instances[0].address;
+    let reason = format!("{replica} returned 503 Service Unavailable");
+    gateway.process.wait_for_log(&reason).await?;
     Ok(())
 }
 

@@ -1,7 +1,9 @@
 //! HTTP/1.1 client for requests of the gateway itself to one server, whose name may have several addresses.
 //!
-//! Connections are kept. A GET that fails at one address is sent to another one: it is idempotent. An
-//! address that failed is avoided for a while, unless all have failed.
+//! Connections are kept. A GET that fails at one address is sent to another one: it is idempotent. One without a response
+//! for a while is sent to another one too, and waited for all the same (request hedging; Dean and Barroso, "The Tail at
+//! Scale", 2013): a server that waits for a store that is away responds later, and says so. An address that failed is
+//! avoided for a while, unless all have failed.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -11,6 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -27,10 +31,11 @@ use crate::upstream::connection::{Connection, UpstreamError, UpstreamEvent};
 use crate::upstream::connector::{Connector, SharedConnector};
 use crate::upstream::tls::TlsClient;
 
-/// Time in which an address has to accept a connection, and in which it has to respond.
+/// Time in which an address has to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Addresses that a request is sent to, one after another.
+/// Time without a response after which a request is sent to another address too.
+const HEDGE_DELAY: Duration = Duration::from_secs(1);
+/// Addresses that a request is sent to.
 const MAX_ATTEMPTS: usize = 3;
 /// Time for which an address that failed is avoided.
 const AVOIDANCE: Duration = Duration::from_secs(2);
@@ -101,8 +106,8 @@ pub(crate) enum OriginError {
     BodyTooLarge(SocketAddr, usize),
     #[error("{0} returned {1}")]
     Status(SocketAddr, StatusCode),
-    #[error("no response in time")]
-    TimedOut,
+    #[error("no response within {0:?}")]
+    TimedOut(Duration),
 }
 
 impl OriginClient {
@@ -131,28 +136,49 @@ impl OriginClient {
     /// respond now (5xx) is an error.
     ///
     /// # Errors
-    /// Returns the error of the last attempt if no address responds within `limit`.
+    /// Returns the error of the last attempt that failed if no address responds within `limit`.
     pub(crate) async fn get(
         &self,
         headers: &[(&str, &[u8])],
         limit: Duration,
     ) -> Result<OriginResponse, OriginError> {
-        let attempts = async {
-            let _permit = self.concurrency.acquire().await;
-            let mut result = Err(OriginError::TimedOut);
-            for _ in 0..MAX_ATTEMPTS {
-                let address = self.next_address().await?;
-                result = self.attempt(address, headers).await;
-                if result.is_ok() {
-                    break;
+        let mut last_error = OriginError::TimedOut(limit);
+        let result = timeout(limit, self.first_response(headers, &mut last_error)).await;
+        result.ok().flatten().ok_or(last_error)
+    }
+
+    /// Returns the response of the first attempt that has one, or `None` if all of them fail, with the error of the last one
+    /// in `last_error`.
+    async fn first_response(
+        &self,
+        headers: &[(&str, &[u8])],
+        last_error: &mut OriginError,
+    ) -> Option<OriginResponse> {
+        let _permit = self.concurrency.acquire().await;
+        let mut attempts = FuturesUnordered::new();
+        for _ in 0..MAX_ATTEMPTS {
+            let address = match self.next_address().await {
+                Ok(address) => address,
+                Err(error) => {
+                    *last_error = error;
+                    return None;
                 }
-                self.avoid(address);
+            };
+            attempts.push(self.attempt(address, headers));
+            match timeout(HEDGE_DELAY, attempts.next()).await {
+                Ok(Some(Ok(response))) => return Some(response),
+                Ok(Some(Err(error))) => *last_error = error,
+                // None of the attempts has ended.
+                Ok(None) | Err(_) => self.avoid(address),
             }
-            result
-        };
-        timeout(limit, attempts)
-            .await
-            .unwrap_or(Err(OriginError::TimedOut))
+        }
+        while let Some(result) = attempts.next().await {
+            match result {
+                Ok(response) => return Some(response),
+                Err(error) => *last_error = error,
+            }
+        }
+        None
     }
 
     /// Looks the addresses of the server's name up if they are not known, or were looked up some time ago, and
@@ -235,13 +261,26 @@ impl OriginClient {
         }
     }
 
+    /// Sends a request to an address, which is avoided from now on if that fails.
     async fn attempt(
         &self,
         address: SocketAddr,
         headers: &[(&str, &[u8])],
     ) -> Result<OriginResponse, OriginError> {
+        let result = self.exchange(address, headers).await;
+        if result.is_err() {
+            self.avoid(address);
+        }
+        result
+    }
+
+    async fn exchange(
+        &self,
+        address: SocketAddr,
+        headers: &[(&str, &[u8])],
+    ) -> Result<OriginResponse, OriginError> {
         while let Some(mut connection) = self.take_idle(address) {
-            match self.exchange(address, &mut connection, headers).await {
+            match self.exchange_on(address, &mut connection, headers).await {
                 // The server may have closed the idle connection meanwhile.
                 Err(OriginError::Exchange { .. })
                     if connection.may_have_been_stale(Instant::now()) => {}
@@ -249,7 +288,7 @@ impl OriginClient {
             }
         }
         let mut connection = self.connect(address).await?;
-        let result = self.exchange(address, &mut connection, headers).await;
+        let result = self.exchange_on(address, &mut connection, headers).await;
         self.finish(address, connection, result)
     }
 
@@ -299,7 +338,7 @@ impl OriginClient {
             .map_err(|error| OriginError::Connect { address, error })
     }
 
-    async fn exchange(
+    async fn exchange_on(
         &self,
         address: SocketAddr,
         connection: &mut Connection,
@@ -315,9 +354,7 @@ impl OriginClient {
         }
         output.extend_from_slice(b"\r\n");
         connection.finish_request();
-        let response = self.read_response(address, connection);
-        let response = timeout(RESPONSE_TIMEOUT, response).await;
-        response.unwrap_or(Err(OriginError::TimedOut))
+        self.read_response(address, connection).await
     }
 
     async fn read_response(
