@@ -219,6 +219,18 @@ async fn the_embedded_store_is_accessible_only_to_its_owner() -> Result<()> {
     Ok(())
 }
 
+/// As after a restore from a copy that a command with the usual umask has made.
+#[tokio::test]
+async fn an_embedded_store_that_others_can_read_is_warned_about() -> Result<()> {
+    let mut replicas = Replicas::start(Store::Embedded, 1).await?;
+    let warning = "has permissions for other users";
+    assert!(!replicas.logs().contains(warning));
+    fs::set_permissions(replicas.sqlite_file(), fs::Permissions::from_mode(0o644))?;
+    let replica = replicas.start_another()?;
+    replica.process.wait_for_log(warning).await?;
+    Ok(())
+}
+
 /// Schema of the first versions, which a database that is not UTF-8 may have.
 const SCHEMA: [&str; 4] = [
     include_str!("../../migrations/postgres/0001_users.sql"),

@@ -5,7 +5,7 @@ mod file_identity;
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +34,8 @@ pub(crate) const STORE: &str = "SQLite";
 /// Longest wait for the write lock, which also bounds the duration of a statement.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(2500);
 const MAX_READERS: u32 = 4;
+/// Permissions of users other than the owner and the group, to which one that makes backups may belong.
+const OTHERS: u32 = 0o007;
 
 /// One connection for writing and several for reading. SQLite has one writer at a time, and waiting
 /// for a pooled connection is cheaper than waiting for its lock. Cheap to clone.
@@ -61,7 +63,12 @@ impl Sqlite {
         let start_lock = open_private(&file.with_extension("lock"))?;
         start_lock.lock()?;
         // SQLite gives the files that it creates beside this one the same permissions.
-        open_private(file)?;
+        // The file is closed before SQLite opens it, whose locks would end with it (sqlite.org/howtocorrupt.html, 2.2).
+        let mode = open_private(file)?.metadata()?.permissions().mode();
+        if mode & OTHERS != 0 {
+            let file = file.display();
+            tracing::warn!(%file, "the database, which has password hashes, has permissions for other users: chmod 600");
+        }
         let options = SqliteConnectOptions::new()
             .filename(file)
             .journal_mode(SqliteJournalMode::Wal)
