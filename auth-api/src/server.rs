@@ -2,6 +2,7 @@
 
 mod connection_limit;
 mod header_timeout;
+mod write_timeout;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -19,11 +20,12 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use self::connection_limit::ConnectionLimit;
 use self::header_timeout::{ConnectionPhase, HeaderTimeoutStream};
+use self::write_timeout::WriteTimeoutStream;
 use crate::lifecycle::Lifecycle;
 use crate::router;
 use crate::state::AppState;
 
-/// Longest time for which a connection is idle. It is longer than the idle timeout of the gateway's
+/// Longest time for which a connection is idle, or waits for its client to read. It is longer than the idle timeout of the gateway's
 /// connections, which would else send requests on connections that are being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// Longest duration of the shutdown, after which requests in flight are aborted.
@@ -140,6 +142,7 @@ fn serve(
         .max_buf_size(MAX_REQUEST_HEADERS_BYTES);
     let phase = ConnectionPhase::new();
     let stream = HeaderTimeoutStream::new(stream, phase.clone());
+    let stream = WriteTimeoutStream::new(stream, IDLE_TIMEOUT);
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |request| {
         phase.request_started();
