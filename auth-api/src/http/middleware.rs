@@ -112,6 +112,15 @@ fn is_internal_host(host: &HeaderValue) -> bool {
         return false;
     };
     let host = authority.host();
+    // The library accepts user information, and text after an IPv6 address.
+    let is_followed_by_port = |rest: &str| rest.is_empty() || rest.starts_with(':');
+    if !authority
+        .as_str()
+        .strip_prefix(host)
+        .is_some_and(is_followed_by_port)
+    {
+        return false;
+    }
     let address = host
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'));
@@ -143,7 +152,14 @@ mod tests {
         ] {
             assert!(is_internal_host(&HeaderValue::from_static(host)), "{host}");
         }
-        for host in ["evil.example.:9902", "evil.example", "", "a b"] {
+        for host in [
+            "evil.example.:9902",
+            "evil.example",
+            "a@127.0.0.1",
+            "[::1].evil.example",
+            "",
+            "a b",
+        ] {
             assert!(!is_internal_host(&HeaderValue::from_static(host)), "{host}");
         }
     }
