@@ -25,6 +25,7 @@ on_both_stores!(
     a_password_with_nul_matches_nothing,
     a_password_that_the_python_service_cut_logs_in_and_no_longer_one_is_accepted,
     an_account_without_a_valid_hash_cannot_log_in_until_its_password_is_set,
+    every_login_that_fails_is_one_hash_and_one_response,
 );
 
 async fn a_changed_password_ends_every_other_session(store: Store) -> Result<()> {
@@ -261,6 +262,50 @@ async fn an_account_without_a_valid_hash_cannot_log_in_until_its_password_is_set
     let set_password = replicas.user_command(&["set-password", "alice"], PASSWORD)?;
     assert!(set_password.status.success());
     assert_eq!(client.login("alice").await?.status, 200);
+    Ok(())
+}
+
+/// Servers have skipped the hash for empty and long passwords, for accounts without a password or that are disabled, and for
+/// logins that no account can have (`docs/known-attacks.md`).
+async fn every_login_that_fails_is_one_hash_and_one_response(store: Store) -> Result<()> {
+    let replicas = Replicas::start(store, 1).await?;
+    let client = replicas.client(0)?;
+    for login in ["alice", "disabled", "damaged"] {
+        client.register(login).await?;
+    }
+    let disabled = replicas.user_command(&["disable", "disabled"], "")?;
+    ensure!(disabled.status.success(), "{disabled:?}");
+    replicas
+        .execute("UPDATE users SET password_hash = '!' WHERE login = 'damaged'")
+        .await?;
+    let (long_login, long_password) = ("x".repeat(256), "x".repeat(60_000));
+    let mut first_response = None;
+    for (login, password) in [
+        ("alice", "a wrong password"),
+        ("alice", ""),
+        ("alice", &*long_password),
+        ("alice", "a wrong\0 password"),
+        ("alice", "a wrong p\u{e4}ssword"),
+        ("unknown", PASSWORD),
+        ("unknown", ""),
+        ("unknown", &*long_password),
+        ("disabled", PASSWORD),
+        ("damaged", PASSWORD),
+        ("", PASSWORD),
+        (&*long_login, PASSWORD),
+        ("a\0b", PASSWORD),
+    ] {
+        let before = hash_count(&replicas, 0).await?;
+        let mut response = client
+            .post("/api/login", &credentials(login, password))
+            .await?;
+        response.headers.remove("date");
+        let response = (response.status, response.headers, response.text);
+        let first = first_response.get_or_insert_with(|| response.clone());
+        assert_eq!((first.0, &response), (401, &*first), "{login:?}");
+        let hashes = hash_count(&replicas, 0).await? - before;
+        assert!((hashes - 1.0).abs() < 0.5, "{login:?}: {hashes} hashes");
+    }
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tests::client::{PASSWORD, credentials, send};
 use tests::raw_connection::parse_status;
 use tests::replicas::Replicas;
+use tests::settings::settings;
 use tests::{Store, on_both_stores, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -69,6 +70,39 @@ async fn the_address_that_the_gateway_appended_is_audited() -> Result<()> {
         assert_eq!(record["client"], "192.0.2.1");
     }
     assert!(!replicas.logs().contains("6.6.6.6"), "a forged address");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_clients_send_is_escaped_in_text_logs() -> Result<()> {
+    // CSI, right-to-left override, next line.
+    const HOSTILE: &str = "\u{9b}2J\u{202e}\u{85}";
+    const ESCAPED: &str = r"\u{9b}2J\u{202e}\u{85}";
+    let text = settings([("LOG_FORMAT", "text".to_owned())]);
+    let replicas = Replicas::start_with(Store::Embedded, 1, text).await?;
+    let address = replicas.instances[0].address;
+    let headers = format!(
+        "content-type: application/json\r\nuser-agent: agent{HOSTILE}\r\nx-request-id: id{HOSTILE}\r\n\
+         x-forwarded-for: client{HOSTILE}\r\n"
+    );
+    let login = credentials("alice\n\u{1b}[2J", PASSWORD).to_string();
+    let login = post("/api/login", &headers, &login);
+    let path = format!("GET /path{HOSTILE} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    for (request, status) in [(login, 401), (path, 404)] {
+        let response = exchange(address, request.as_bytes()).await?;
+        assert_eq!(parse_status(&response), status, "{response}");
+    }
+    for value in ["agent", "id", "client", "/path"] {
+        replicas
+            .wait_for_log(&format!("\"{value}{ESCAPED}\""))
+            .await?;
+    }
+    let logs = replicas.logs();
+    let is_safe = |character: char| !character.is_control() && character != '\u{202e}';
+    assert!(
+        logs.lines().all(|line| line.chars().all(is_safe)),
+        "{logs:?}"
+    );
     Ok(())
 }
 

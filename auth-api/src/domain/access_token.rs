@@ -368,6 +368,14 @@ mod tests {
                     claims.replace("\"user_id\":7", "\"user_id\":\"7\"")
                 ),
             ),
+            // jsonwebtoken took a time of another type for none (CVE-2026-25537).
+            (header, format!(r#"{{"nbf":"{future}",{claims}}}"#)),
+            (header, format!(r#"{{"iat":"{future}",{claims}}}"#)),
+            (header, format!(r#"{{"nbf":{future}.5,{claims}}}"#)),
+            (
+                header,
+                format!("{{{}}}", claims.replace(&exp.to_string(), "\"never\"")),
+            ),
             (
                 header,
                 format!("{{{}}}", claims.replace("auth-api", "another")),
