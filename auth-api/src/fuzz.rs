@@ -14,9 +14,10 @@ use crate::domain::refresh_token::{RefreshToken, RefreshTokenKeys};
 use crate::domain::secret_keys::SecretKeys;
 use crate::domain::session_cutoff::AuthTime;
 use crate::domain::signing_keys::{SigningKey, SigningKeys};
+use crate::domain::time;
 use crate::domain::user::UserId;
 use crate::http::json_body::JsonObject;
-use crate::sessions;
+use crate::sessions::rows as session_rows;
 use crate::store::postgres::Timestamp;
 use crate::users::rows;
 
@@ -178,8 +179,8 @@ pub enum SessionStore {
 #[must_use]
 pub fn decode_session(row: SessionRow, store: SessionStore) -> Option<(String, [String; 2])> {
     let session = match store {
-        SessionStore::Redis => sessions::redis::to_active_session(row),
-        SessionStore::Sqlite => sessions::sqlite::to_active_session(row),
+        SessionStore::Redis => session_rows::to_active_session(row, session_rows::time_from_millis),
+        SessionStore::Sqlite => session_rows::to_active_session(row, time::from_micros),
     };
     let session = session.ok()?;
     let times = [session.created_at, session.last_used].map(|time| time.to_rfc3339());

@@ -5,8 +5,9 @@
 //! access token names its session, and of a refresh token only the SHA-256 is stored.
 
 mod policy;
-pub(crate) mod redis;
-pub(crate) mod sqlite;
+mod redis;
+pub(crate) mod rows;
+mod sqlite;
 
 pub(crate) use redis::RedisSessions;
 pub(crate) use sqlite::SqliteSessions;

@@ -35,3 +35,34 @@ pub(super) fn to_id(text: &str) -> Option<OAuthClientId> {
     }
     id
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::oauth_client::OAuthClientSecret;
+
+    #[test]
+    fn no_secret_matches_a_stored_hash_that_is_none() {
+        let id = OAuthClientId::random();
+        let secret = OAuthClientSecret::random();
+        let is_match = |stored: &[u8]| {
+            let (client, hash) = to_client_with_hash(id, "orders".to_owned(), stored);
+            assert_eq!((client.id, client.name.as_str()), (id, "orders"));
+            hash.equals(&secret.hash())
+        };
+        let hash = secret.hash();
+        assert!(is_match(hash.as_bytes()));
+        for damaged in [&[][..], &hash.as_bytes()[1..], &[0; 33]] {
+            assert!(!is_match(damaged));
+        }
+    }
+
+    #[test]
+    fn a_stored_id_that_is_none_is_left_out() {
+        let id = OAuthClientId::random();
+        assert_eq!(to_id(&id.to_string()), Some(id));
+        for damaged in ["", "x", &id.to_string()[1..]] {
+            assert_eq!(to_id(damaged), None, "{damaged}");
+        }
+    }
+}

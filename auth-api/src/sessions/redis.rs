@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use fred::types::scripts::Script;
 use session_invalidation::{
     CacheEntry, INVALIDATION_CHANNEL, InvalidationTracker, LeasedCache, LookupSource, Owner,
@@ -17,17 +17,17 @@ use session_invalidation::{
 use supervision::Supervisor;
 
 use super::policy::{LAST_USED_INTERVAL, MAX_LOST_ROTATIONS, MAX_SESSIONS_PER_USER, MAX_SIBLINGS};
+use super::rows::{SessionRow, time_from_millis, to_active_session};
 use crate::domain::principal::{Principal, SessionId};
 use crate::domain::refresh_token::SealedSuccessor;
 use crate::domain::session::{
-    ActiveSession, ClientInfo, EndOutcome, NewSession, RefreshTokenQuery, RefreshTokenValidity,
-    Rotation, RotationOutcome, SessionPolicy,
+    ActiveSession, EndOutcome, NewSession, RefreshTokenQuery, RefreshTokenValidity, Rotation,
+    RotationOutcome, SessionPolicy,
 };
 use crate::domain::session_cutoff::AuthTime;
-use crate::domain::time;
 use crate::domain::user::UserId;
 use crate::store::check::CheckError;
-use crate::store::redis::{Redis, argument, failed, unexpected_reply};
+use crate::store::redis::{Redis, STORE, argument, failed, unexpected_reply};
 use crate::store::unavailable::Unavailable;
 
 static CREATE: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/create.lua")));
@@ -49,10 +49,6 @@ const CACHE_ENTRY_LIFETIME: Duration = Duration::from_secs(3);
 const MAX_CACHED_SESSIONS: usize = 10_000;
 /// Name of the subscriber in the metrics.
 const SUBSCRIBER_TASK: &str = "session_subscriber";
-
-/// Session as `list.lua` returns it: id, created, last used (ms since 1970), address, user agent, time
-/// of the password's verification (µs since 1970).
-pub(crate) type ListedSession = (String, i64, i64, String, String, i64);
 
 /// Sessions in Redis, cached by this replica. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -294,8 +290,12 @@ impl RedisSessions {
         let sessions = self.session_ids(user).await?;
         let keys = sessions.iter().copied().map(session_key).collect();
         let ids = sessions.iter().map(argument).collect();
-        let listed: Vec<ListedSession> = self.redis.run(&LIST, keys, ids).await?;
-        listed.into_iter().map(to_active_session).collect()
+        let listed: Vec<SessionRow> = self.redis.run(&LIST, keys, ids).await?;
+        listed
+            .into_iter()
+            .map(|row| to_active_session(row, time_from_millis))
+            .collect::<Result<_, _>>()
+            .map_err(|damaged| Unavailable::because(STORE, &damaged))
     }
 
     pub(super) async fn check(&self) -> Result<(), CheckError> {
@@ -306,30 +306,6 @@ impl RedisSessions {
 /// Returns `script` preceded by the functions that the scripts share.
 fn with_prelude(script: &str) -> Script {
     Script::from_lua([include_str!("redis/prelude.lua"), script].concat())
-}
-
-pub(crate) fn to_active_session(
-    (id, created, used, address, user_agent, auth_time): ListedSession,
-) -> Result<ActiveSession, Unavailable> {
-    let time = |millis| {
-        time_from_millis(millis).ok_or_else(|| unexpected_reply("list.lua: time out of range"))
-    };
-    Ok(ActiveSession {
-        id: SessionId::parse(&id)
-            .ok_or_else(|| unexpected_reply("list.lua: invalid session id"))?,
-        auth_time: AuthTime(auth_time),
-        created_at: time(created)?,
-        last_used: time(used)?,
-        client: ClientInfo {
-            address,
-            user_agent,
-        },
-    })
-}
-
-/// Converts milliseconds since 1970. Returns `None` for a time that clients cannot represent.
-fn time_from_millis(millis: i64) -> Option<DateTime<Utc>> {
-    millis.checked_mul(1000).and_then(time::from_micros)
 }
 
 fn parse_ids(ids: &[String]) -> Result<Vec<SessionId>, Unavailable> {
@@ -363,23 +339,6 @@ fn index_key(user: UserId) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    #[test]
-    fn a_session_with_times_that_clients_cannot_represent_is_damaged() {
-        let id = SessionId::random().to_string();
-        let session = |created, used| {
-            let row = (id.clone(), created, used, String::new(), String::new(), 0);
-            to_active_session(row)
-        };
-        let (now, year_10000, year_0) =
-            (1_800_000_000_000, 253_402_300_800_000, -62_135_596_800_001);
-        assert!(session(now, now).is_ok());
-        for other in [year_10000, year_0, i64::MAX, i64::MIN] {
-            assert!(session(other, now).is_err() && session(now, other).is_err());
-        }
-    }
-
     #[test]
     fn scripts_access_no_key_that_is_not_named_to_them() {
         for script in [

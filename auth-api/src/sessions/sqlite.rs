@@ -5,11 +5,12 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row, SqliteConnection, SqliteExecutor};
 
 use super::policy::{LAST_USED_INTERVAL, MAX_LOST_ROTATIONS, MAX_SESSIONS_PER_USER, MAX_SIBLINGS};
+use super::rows::{SessionRow, to_active_session};
 use crate::domain::principal::{Principal, SessionId};
 use crate::domain::refresh_token::{RefreshTokenGeneration, SealedSuccessor};
 use crate::domain::session::{
-    ActiveSession, ClientInfo, EndOutcome, NewSession, RefreshTokenQuery, RefreshTokenValidity,
-    Rotation, RotationOutcome, SessionPolicy,
+    ActiveSession, EndOutcome, NewSession, RefreshTokenQuery, RefreshTokenValidity, Rotation,
+    RotationOutcome, SessionPolicy,
 };
 use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::UserId;
@@ -19,10 +20,6 @@ use crate::store::unavailable::Unavailable;
 /// The table `sessions` of a SQLite file. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct SqliteSessions(pub(crate) Sqlite);
-
-/// Columns of a listed session: id, created, last used (µs since 1970), address, user agent, time of
-/// the password's verification.
-pub(crate) type ListedSession = (String, i64, i64, String, String, i64);
 
 /// Columns of a session that decide about its refresh tokens. Times are µs since 1970.
 struct RotationRow {
@@ -234,7 +231,7 @@ impl SqliteSessions {
     }
 
     pub(super) async fn list(&self, user: UserId) -> Result<Vec<ActiveSession>, Unavailable> {
-        let listed: Vec<ListedSession> = sqlx::query_as(
+        let listed: Vec<SessionRow> = sqlx::query_as(
             "SELECT id, created_at, last_used, address, user_agent, coalesce(authenticated_at, created_at)
              FROM sessions WHERE user_id = ? AND expires_at > ?",
         )
@@ -243,7 +240,11 @@ impl SqliteSessions {
         .fetch_all(&self.0.readers)
         .await
         .map_err(failed)?;
-        listed.into_iter().map(to_active_session).collect()
+        listed
+            .into_iter()
+            .map(|row| to_active_session(row, time_from_micros))
+            .collect::<Result<_, _>>()
+            .map_err(|damaged| Unavailable::because(STORE, &damaged))
     }
 }
 
@@ -415,25 +416,6 @@ fn is_within_grace(rotated_at: Option<i64>, rotation: &Rotation) -> bool {
 
 fn is_past_max_age(created_at: i64, policy: SessionPolicy, now: DateTime<Utc>) -> bool {
     time_from_micros(created_at).is_some_and(|created_at| policy.is_past_max_age(created_at, now))
-}
-
-pub(crate) fn to_active_session(
-    (id, created, used, address, user_agent, auth_time): ListedSession,
-) -> Result<ActiveSession, Unavailable> {
-    let invalid_row = |description: &str| Unavailable::because(STORE, &description);
-    let time = |micros| -> Result<DateTime<Utc>, Unavailable> {
-        time_from_micros(micros).ok_or_else(|| invalid_row("stored time out of range"))
-    };
-    Ok(ActiveSession {
-        id: SessionId::parse(&id).ok_or_else(|| invalid_row("invalid session id"))?,
-        auth_time: AuthTime(auth_time),
-        created_at: time(created)?,
-        last_used: time(used)?,
-        client: ClientInfo {
-            address,
-            user_agent,
-        },
-    })
 }
 
 fn time_delta(duration: std::time::Duration) -> TimeDelta {

@@ -15,7 +15,7 @@ use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
 use crate::telemetry::metrics::StoreMetrics;
 
-const STORE: &str = "Redis";
+pub(crate) const STORE: &str = "Redis";
 
 /// Redis, over one multiplexed connection. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -39,3 +39,38 @@ pub(super) fn to_standing(is_disabled: bool, valid_after: Option<i64>) -> Standi
         cutoff: SessionCutoff::from_micros(valid_after),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::session_cutoff::AuthTime;
+
+    #[test]
+    fn an_account_with_any_login_and_hash_is_read() {
+        let bcrypt = "$2b$12$DCq7YPn5Rq63x1Lad4cll.TV4S6ytwfsfvkgY8jIucDrjc8deX1s.";
+        for (login, hash, has_password) in [
+            ("alice", bcrypt, true),
+            ("alice", "", false),
+            (" \0", "!", false),
+        ] {
+            let account = to_account(7, login.to_owned(), hash.to_owned(), false, None);
+            assert_eq!((account.id, account.login.as_str()), (UserId(7), login));
+            assert_eq!(account.hash.as_str(), hash);
+            assert_eq!(account.hash.as_bcrypt().is_some(), has_password);
+        }
+    }
+
+    #[test]
+    fn sessions_act_for_an_account_that_is_enabled_if_they_began_after_its_cutoff() {
+        for (is_disabled, valid_after, auth_time, is_permitted) in [
+            (false, None, i64::MIN + 1, true),
+            (false, Some(5), 6, true),
+            (false, Some(5), 5, false),
+            (true, None, 6, false),
+            (true, Some(5), 6, false),
+        ] {
+            let standing = to_standing(is_disabled, valid_after);
+            assert_eq!(standing.permits(AuthTime(auth_time)), is_permitted);
+        }
+    }
+}
