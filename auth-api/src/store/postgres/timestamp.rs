@@ -3,10 +3,9 @@
 //!
 //! sqlx's own conversion to [`DateTime`] panics for those. This one succeeds for every value.
 
+mod column;
+
 use chrono::{DateTime, Utc};
-use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgTypeInfo, PgValueFormat, PgValueRef};
-use sqlx::{Decode, Postgres, Type, TypeInfo};
 
 use crate::domain::time;
 
@@ -43,27 +42,6 @@ impl Timestamp {
     }
 }
 
-impl Type<Postgres> for Timestamp {
-    fn type_info() -> PgTypeInfo {
-        <DateTime<Utc> as Type<Postgres>>::type_info()
-    }
-
-    fn compatible(column: &PgTypeInfo) -> bool {
-        matches!(column.name(), "TIMESTAMPTZ" | "TIMESTAMP")
-    }
-}
-
-impl<'r> Decode<'r, Postgres> for Timestamp {
-    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-        match value.format() {
-            PgValueFormat::Binary => Ok(Self::from_server(i64::from_be_bytes(
-                value.as_bytes()?.try_into()?,
-            ))),
-            PgValueFormat::Text => Err("a time in text format was not requested".into()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -82,6 +60,7 @@ mod tests {
     fn infinite_times_are_none() {
         for micros in [i64::MIN, i64::MAX] {
             assert_eq!(Timestamp::from_server(micros).to_datetime(), None);
+            assert_eq!(Timestamp::from_server(micros).micros(), micros);
         }
     }
 
