@@ -135,25 +135,29 @@ impl BodyDecoder {
                 Self::Done => return Ok(Some(BodyEvent::End)),
                 Self::UntilClose => return Ok(take_up_to(input, u64::MAX).map(BodyEvent::Data)),
                 Self::Length { remaining } => {
-                    let data = take_up_to(input, *remaining);
-                    *remaining -= data.as_ref().map_or(0, Bytes::len) as u64;
+                    let data = take_remaining(input, remaining);
                     if *remaining == 0 {
                         *self = Self::Done;
                     }
                     return Ok(data.map(BodyEvent::Data));
                 }
                 Self::Chunked {
-                    state: state @ ChunkState::Data { .. },
-                    ..
-                } => return Ok(state.take_data(input).map(BodyEvent::Data)),
-                Self::Chunked {
                     state,
                     extension_bytes,
-                } => match state.parse_line(input, syntax, extension_bytes)? {
-                    Some(ChunkState::End) => *self = Self::Done,
-                    Some(next) => *state = next,
-                    None => return Ok(None),
-                },
+                } => {
+                    if let ChunkState::Data { remaining } = state {
+                        let data = take_remaining(input, remaining);
+                        if *remaining == 0 {
+                            *state = ChunkState::DataEnd;
+                        }
+                        return Ok(data.map(BodyEvent::Data));
+                    }
+                    match state.parse_line(input, syntax, extension_bytes)? {
+                        Some(ChunkState::End) => *self = Self::Done,
+                        Some(next) => *state = next,
+                        None => return Ok(None),
+                    }
+                }
             }
         }
     }
@@ -174,19 +178,6 @@ impl BodyDecoder {
 }
 
 impl ChunkState {
-    /// Takes data of the current chunk from `input`. Returns `None` if that is empty.
-    fn take_data(&mut self, input: &mut BytesMut) -> Option<Bytes> {
-        let Self::Data { remaining } = self else {
-            return None;
-        };
-        let data = take_up_to(input, *remaining)?;
-        *remaining -= data.len() as u64;
-        if *remaining == 0 {
-            *self = Self::DataEnd;
-        }
-        Some(data)
-    }
-
     /// Parses a line of the encoding, which is no data, and returns the next state. Returns `None` if
     /// the line is incomplete. Adds the length of a chunk extension to `extension_bytes`.
     fn parse_line(
@@ -323,6 +314,14 @@ fn take_up_to(input: &mut BytesMut, max_bytes: u64) -> Option<Bytes> {
     (length > 0).then(|| input.split_to(length).freeze())
 }
 
+/// Takes at most `remaining` bytes from the start of `input`, and subtracts their number. Returns `None` if `input` is
+/// empty.
+fn take_remaining(input: &mut BytesMut, remaining: &mut u64) -> Option<Bytes> {
+    let data = take_up_to(input, *remaining)?;
+    *remaining -= data.len() as u64;
+    Some(data)
+}
+
 /// Writes the header that announces the framing of a body.
 pub(crate) fn put_framing_header(output: &mut Vec<u8>, framing: Framing) {
     match framing {
@@ -383,6 +382,7 @@ mod tests {
             match decoder.decode(&mut input, syntax)? {
                 Some(BodyEvent::Data(data)) => body.extend(data),
                 Some(BodyEvent::End) => {
+                    assert!(decoder.is_done());
                     let rest = reads.flatten().copied();
                     return Ok((body, input.iter().copied().chain(rest).collect()));
                 }
@@ -557,6 +557,24 @@ mod tests {
             for syntax in [ChunkSyntax::Strict, ChunkSyntax::Lenient] {
                 let _ = decode_with(syntax, Framing::Chunked, &bytes, read_size);
             }
+        }
+    }
+
+    #[test]
+    fn the_header_announces_the_framing() {
+        for (framing, header) in [
+            (Framing::Empty, ""),
+            (Framing::UntilClose, ""),
+            (Framing::Chunked, "transfer-encoding: chunked\r\n"),
+            (Framing::Length(0), "content-length: 0\r\n"),
+            (
+                Framing::Length(u64::MAX),
+                "content-length: 18446744073709551615\r\n",
+            ),
+        ] {
+            let mut output = Vec::new();
+            put_framing_header(&mut output, framing);
+            assert_eq!(output, header.as_bytes());
         }
     }
 }
