@@ -239,4 +239,34 @@ mod tests {
         assert_eq!(key("192.0.2.1"), key("::ffff:192.0.2.1"));
         assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
     }
+
+    #[test]
+    fn elements_before_that_of_the_client_are_not_from_trusted_proxies() {
+        let count = |lines: &[&[u8]], client: &str| {
+            let lines = lines
+                .iter()
+                .map(|line| (FORWARDED_FOR, HeaderValue::from_bytes(line).unwrap()));
+            elements_before_client(&lines.collect(), client.parse().unwrap())
+        };
+        let client = "198.51.100.7";
+        assert_eq!(count(&[], client), 0);
+        assert_eq!(count(&[b"198.51.100.7, 10.9.9.9"], client), 0);
+        assert_eq!(
+            count(&[b"6.6.6.6, \xff,, 198.51.100.7:99", b"10.9.9.9"], client),
+            2
+        );
+        // The client is the last one that has its address.
+        assert_eq!(count(&[b"198.51.100.7, 6.6.6.6, 198.51.100.7"], client), 2);
+        assert_eq!(count(&[b"6.6.6.6, [2001:db8::1]"], "2001:db8::1"), 1);
+        // None is the client's: it is the peer.
+        assert_eq!(count(&[b"6.6.6.6, unknown"], client), 2);
+    }
+
+    #[test]
+    fn the_peer_of_a_connection_is_a_trusted_proxy_in_either_form_of_its_address() {
+        let trusted_proxies = ["10.0.0.0/8".parse().unwrap()];
+        let is_trusted = |peer: &str| is_trusted_proxy(peer.parse().unwrap(), &trusted_proxies);
+        assert!(is_trusted("10.1.2.3") && is_trusted("::ffff:10.1.2.3"));
+        assert!(!is_trusted("192.0.2.1") && !is_trusted("::ffff:192.0.2.1"));
+    }
 }

@@ -473,4 +473,29 @@ mod tests {
             let _ = normalise(&path);
         }
     }
+
+    #[test]
+    fn a_target_in_absolute_form_becomes_one_in_origin_form() {
+        for (received, forwarded) in [
+            ("http://a.example", "/"),
+            ("http://a.example/", "/"),
+            ("https://a.example:8443/b//c?d=/e", "/b/c?d=/e"),
+            ("http://a.example?b=/c", "/?b=/c"),
+        ] {
+            let target = target(received).unwrap();
+            assert_eq!(target.as_bytes(), forwarded.as_bytes(), "{received}");
+        }
+        for neither_form in ["*", "a.example:443", "a/b"] {
+            let rejected = target(neither_form);
+            assert_eq!(rejected, Err(PathError::NoLeadingSlash), "{neither_form}");
+        }
+    }
+
+    #[test]
+    fn segments_are_compared_without_parameters_and_empty_ones() {
+        let names = |path| -> Vec<&str> { segments_without_parameters(path).collect() };
+        assert_eq!(names("/metrics"), ["metrics"]);
+        assert_eq!(names("/a;b=c/;d//e;/"), ["a", "e"]);
+        assert!(names("/;a/").is_empty());
+    }
 }

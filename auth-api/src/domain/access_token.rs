@@ -544,4 +544,50 @@ mod tests {
             assert_eq!(both.verify(&token), Ok(principal));
         }
     }
+
+    #[test]
+    fn the_claims_of_a_token_are_known_as_they_were_signed() {
+        let (login, principal) = alice();
+        let now = Utc::now();
+        for (keys, issuer, audiences) in [
+            (keys("a key"), "auth-api", &[][..]),
+            (
+                private_keys(&[KEY], SymmetricTokens::Accept),
+                "https://auth.example.org",
+                &["auth-api", "orders"],
+            ),
+        ] {
+            let token = keys.sign(&login, principal, now);
+            let (verified, claims) = keys.verify_claims(&token).unwrap();
+            assert_eq!(verified, principal);
+            assert_eq!(keys.issuer(), issuer);
+            assert_eq!(claims.issuer.as_deref(), Some(issuer));
+            assert_eq!(claims.audiences, audiences);
+            assert_eq!(
+                claims.token_id.as_deref(),
+                decoded(&token, 1)["jti"].as_str()
+            );
+            let expires_at = now.timestamp() + i64::try_from(keys.lifetime().as_secs()).unwrap();
+            assert_eq!(claims.issued_at, Some(now.timestamp()));
+            assert_eq!(claims.expires_at, expires_at);
+            let invalid = keys.verify_claims(&token[1..]);
+            assert_eq!(invalid, Err(InvalidAccessToken::Malformed));
+        }
+        // Another program with the key may have signed others.
+        let exp = now.timestamp() + 60;
+        for (aud, audiences) in [
+            (r#""orders""#, &["orders"][..]),
+            (r#"["orders",1]"#, &["orders"]),
+            ("1", &[]),
+        ] {
+            let session = principal.session;
+            let claims = format!(
+                r#"{{"sub":"alice","user_id":7,"exp":{exp},"sid":"{session}","iss":"auth-api","aud":{aud}}}"#
+            );
+            let token = sign_symmetric(r#"{"alg":"HS256"}"#, &claims);
+            let (_, claims) = keys("a key").verify_claims(&token).unwrap();
+            assert_eq!(claims.audiences, audiences, "{aud}");
+            assert_eq!((claims.client_id, claims.issued_at), (None, None));
+        }
+    }
 }

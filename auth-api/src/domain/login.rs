@@ -220,4 +220,24 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_schema_has_the_limits_of_a_login() {
+        let schema = Login::schema();
+        let limit = |name| usize::try_from(schema[name].as_u64().unwrap()).unwrap();
+        let of_length = |length| Login::new(&"x".repeat(length)).map(|_| ());
+        let (min, max) = (limit("minLength"), limit("maxLength"));
+        assert_eq!((of_length(min), of_length(max)), (Ok(()), Ok(())));
+        assert_eq!(of_length(min - 1), Err(InvalidLogin::TooShort));
+        assert_eq!(of_length(max + 1), Err(InvalidLogin::TooLong));
+    }
+
+    #[test]
+    fn an_account_is_found_by_the_spellings_that_it_reserves() {
+        for stored in ["alice", "A\u{308}rger", "a\u{308}\u{e4}"] {
+            let login = Login::from_stored(stored.to_owned());
+            assert!(login.spellings().contains(&stored.to_owned()));
+            assert_eq!(PresentedLogin::from(&login).spellings(), login.spellings());
+        }
+    }
 }

@@ -219,4 +219,18 @@ mod tests {
         let other = NewPassword::new("alice@example.com").unwrap();
         assert!(other.distinct_from(&login).is_ok());
     }
+
+    #[test]
+    fn the_schema_has_the_limits_of_a_password() {
+        let schema = NewPassword::schema();
+        let limit = |name| usize::try_from(schema[name].as_u64().unwrap()).unwrap();
+        let of_length = |length| {
+            let text: String = "pJ4-vX9_".chars().cycle().take(length).collect();
+            NewPassword::new(&text).err()
+        };
+        let (min, max) = (limit("minLength"), limit("maxLength"));
+        assert_eq!((of_length(min), of_length(max)), (None, None));
+        assert_eq!(of_length(min - 1), Some(InvalidPassword::TooShort));
+        assert_eq!(of_length(max + 1), Some(InvalidPassword::TooLong));
+    }
 }

@@ -260,4 +260,16 @@ mod tests {
         assert_eq!(first.open_successor(sealed).hash(), second.hash());
         assert_ne!(unrelated.open_successor(sealed).hash(), second.hash());
     }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let (first, second) = (token(), token());
+        let sealed = first.seal_successor(&second);
+        let shown = format!("{first:?} {:?} {sealed:?}", first.hash());
+        assert!(shown.contains("UserId(42)"), "{shown}");
+        for secret in [first.secret, first.hash().0, sealed.0] {
+            assert!(!shown.contains(&format!("{secret:?}")), "{shown}");
+            assert!(!shown.contains(&URL_SAFE_NO_PAD.encode(secret)), "{shown}");
+        }
+    }
 }

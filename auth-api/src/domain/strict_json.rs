@@ -60,3 +60,41 @@ impl<'de> Visitor<'de> for StrictObjectVisitor {
         Ok(StrictObject(map))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Option<StrictObject> {
+        StrictObject::from_base64url(&URL_SAFE_NO_PAD.encode(json))
+    }
+
+    #[test]
+    fn only_an_object_with_unique_names_is_read() {
+        let object = parse(r#" {"alg":"HS256","kid":null,"crit":["exp"],"a":{"b":1,"b":2}} "#);
+        let object = object.unwrap();
+        assert_eq!(object.text("alg"), Some("HS256"));
+        assert_eq!(object.text("crit"), None);
+        assert!(object.has("kid") && !object.has("typ"));
+        for other in [
+            "",
+            "null",
+            "1",
+            r#""alg""#,
+            "[]",
+            r#"[{"alg":"HS256"}]"#,
+            "{",
+            "{}{}",
+            r#"{"alg":"HS256","alg":"HS256"}"#,
+            // The same name in another spelling.
+            r#"{"alg":"HS256","\u0061lg":"none"}"#,
+            r#"{"alg":"\ud800"}"#,
+        ] {
+            assert!(parse(other).is_none(), "{other}");
+        }
+        for text in ["e30=", "e3 0", "e31", "%"] {
+            assert!(StrictObject::from_base64url(text).is_none(), "{text}");
+        }
+        assert!(StrictObject::from_base64url("e30").is_some());
+    }
+}

@@ -5,6 +5,7 @@
 //! store of sessions may have lost that a session has ended.
 
 use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 
@@ -30,7 +31,7 @@ impl FromRequestParts<AppState> for BearerToken {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        Ok(Self(state.access_tokens.verify(token(parts)?)?))
+        Ok(Self(state.access_tokens.verify(token(&parts.headers)?)?))
     }
 }
 
@@ -104,8 +105,12 @@ pub(crate) fn possible_errors() -> [ApiError; 9] {
     ]
 }
 
-fn token(parts: &Parts) -> Result<&str, ApiError> {
-    let mut values = parts.headers.get_all(AUTHORIZATION).iter();
+/// Returns the access token in `headers`.
+///
+/// # Errors
+/// Returns an error unless exactly one `Authorization` has a bearer token: servers differ on which of several counts.
+fn token(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
     let value = values.next().ok_or(ApiError::NotAuthenticated)?;
     if values.next().is_some() {
         return Err(ApiError::MultipleAuthorizationHeaders);
@@ -116,5 +121,48 @@ fn token(parts: &Parts) -> Result<&str, ApiError> {
         Ok(token.trim_start())
     } else {
         Err(ApiError::UnsupportedAuthScheme)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    /// Returns the token, or the name of the error.
+    fn token_of(lines: &[&[u8]]) -> Result<String, String> {
+        let lines = lines
+            .iter()
+            .map(|line| (AUTHORIZATION, HeaderValue::from_bytes(line).unwrap()));
+        match token(&lines.collect()) {
+            Ok(token) => Ok(token.to_owned()),
+            Err(error) => Err(format!("{error:?}")),
+        }
+    }
+
+    #[test]
+    fn a_token_is_taken_from_a_single_authorization_header() {
+        for (line, token) in [
+            ("Bearer a.b.c", "a.b.c"),
+            ("bEARER   a", "a"),
+            ("Bearer ", ""),
+        ] {
+            assert_eq!(token_of(&[line.as_bytes()]), Ok(token.to_owned()));
+        }
+        for (lines, error) in [
+            (&[][..], "NotAuthenticated"),
+            (&[&b""[..]], "NotAuthenticated"),
+            (&[b"Bearer"], "NotAuthenticated"),
+            (&[b"Basic YTpi"], "UnsupportedAuthScheme"),
+            (&[b"Bearer \xff"], "InvalidAccessToken(Malformed)"),
+            (&[b"Bearer a", b"Bearer a"], "MultipleAuthorizationHeaders"),
+            (
+                &[b"Bearer a", b"Basic YTpi"],
+                "MultipleAuthorizationHeaders",
+            ),
+        ] {
+            assert_eq!(token_of(lines), Err(error.to_owned()), "{lines:?}");
+        }
     }
 }

@@ -73,6 +73,31 @@ mod tests {
         }
     }
 
+    /// Body whose connection ends before it is complete.
+    struct BrokenBody;
+
+    impl HttpBody for BrokenBody {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+            Poll::Ready(Some(Err(std::io::ErrorKind::UnexpectedEof.into())))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_received_whole_or_not_at_all() {
+        let largest = vec![b'a'; MAX_BODY_BYTES];
+        assert_eq!(read(Body::from(largest.clone())).await.unwrap(), largest);
+        let larger = [&largest[..], b"a"].concat();
+        assert_eq!(read(Body::from(larger)).await, Err(BodyError::TooLarge));
+        let broken = read(Body::new(BrokenBody)).await;
+        assert_eq!(broken, Err(BodyError::Incomplete));
+    }
+
     #[tokio::test]
     async fn a_body_that_does_not_arrive_times_out() {
         assert_eq!(read(Body::from("whole")).await.unwrap(), "whole");

@@ -123,9 +123,11 @@ fn is_token(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
     use axum::http::HeaderValue;
     use axum::http::header::CONTENT_TYPE;
 
+    use super::super::error::ErrorResponse;
     use super::*;
 
     fn problem(body: &str) -> String {
@@ -195,5 +197,57 @@ mod tests {
         assert!(problem(&"[".repeat(20_000)).contains("json_invalid"));
         assert!(problem(r#"{"login":"\ud800"}"#).contains("json_invalid"));
         assert!(JsonObject::parse(b"{\"login\":\"\xff\"}").is_err());
+    }
+
+    async fn receive(content_type: &str, body: impl Into<Body>) -> Result<JsonObject, ApiError> {
+        let request = Request::builder().header(CONTENT_TYPE, content_type);
+        JsonObject::from_request(request.body(body.into()).unwrap(), &()).await
+    }
+
+    #[tokio::test]
+    async fn a_request_has_an_object_or_a_documented_error() {
+        let object = receive("application/json", r#"{"login":"alice"}"#).await;
+        assert_eq!(object.unwrap().string("login"), Ok("alice"));
+        let documented = possible_errors().map(|error| ErrorResponse::from(error).status);
+        for (content_type, body, expected) in [
+            ("application/json", Body::empty(), "missing"),
+            ("text/plain", Body::empty(), "missing"),
+            ("text/plain", Body::from("{}"), "model_attributes_type"),
+            (
+                "application/json",
+                Body::from("[]"),
+                "model_attributes_type",
+            ),
+            ("application/json", Body::from("{"), "json_invalid"),
+            (
+                "application/json",
+                Body::from(vec![b' '; 70_000]),
+                "TooLarge",
+            ),
+        ] {
+            let error = receive(content_type, body).await.unwrap_err();
+            assert!(format!("{error:?}").contains(expected), "{error:?}");
+            assert!(documented.contains(&ErrorResponse::from(error).status));
+        }
+    }
+
+    #[test]
+    fn the_problems_of_both_values_are_reported() {
+        let problem = Problem::missing;
+        assert_eq!(both(Ok(1), Ok(2)).unwrap(), (1, 2));
+        for (one, other, expected) in [
+            (Err(problem("a")), Ok(2), vec![problem("a")]),
+            (Ok(1), Err(problem("b")), vec![problem("b")]),
+            (
+                Err(problem("a")),
+                Err(problem("b")),
+                vec![problem("a"), problem("b")],
+            ),
+        ] {
+            match both::<i32, i32>(one, other) {
+                Err(ApiError::InvalidBody(problems)) => assert_eq!(problems, expected),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }

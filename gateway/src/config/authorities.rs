@@ -53,3 +53,26 @@ fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String
     }
     Ok(certificates)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_names_no_authority_is_rejected_with_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        for (text, reason) in [
+            ("", "contains no certificate in PEM format"),
+            (
+                "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+                "has a certificate that cannot be that of an authority",
+            ),
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n", "is truncated"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let problem = TrustedAuthorities::load(&file).unwrap_err();
+            assert!(problem.contains(reason), "{problem}");
+        }
+    }
+}

@@ -315,6 +315,7 @@ mod tests {
         let legacy = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,8C\n\nAAAA";
         let legacy = create("legacy.pem", &pem("EC PRIVATE KEY", legacy));
         let corrupt = create("corrupt.pem", &pem("CERTIFICATE", "*"));
+        let malformed = create("malformed.pem", "-----BEGIN CERTIFICATE\n");
         let (cert, key) = (fixture("cert.pem"), fixture("key.pem"));
         let problems: Vec<_> = [
             (&fixture("none.pem"), &fixture("nothing.pem")),
@@ -325,6 +326,8 @@ mod tests {
             (&fixture("version-1.pem"), &key),
             (&truncated("cert.pem", 300), &truncated("key.pem", 100)),
             (&corrupt, &key),
+            (&malformed, &key),
+            (&fixture("unknown-critical-extension.pem"), &key),
             (&create("none.der", &pem("CERTIFICATE", "AAAA")), &key),
         ]
         .iter()
@@ -376,11 +379,38 @@ mod tests {
             certificate.validity_error(not_before - 1),
             Some(ValidityError::NotYetValid)
         );
+        let errors = [ValidityError::NotYetValid, ValidityError::Expired];
+        let texts = errors.map(|error| error.to_string());
+        assert_eq!(texts, ["is not valid yet", "has expired"]);
         assert_eq!(certificate.validity_error(not_before), None);
         assert_eq!(certificate.validity_error(not_after), None);
         assert_eq!(
             certificate.validity_error(not_after + 1),
             Some(ValidityError::Expired)
         );
+    }
+
+    #[test]
+    fn the_common_name_counts_without_alternative_names_only() {
+        let names = |name: &str| {
+            let chain = CertificateChain::read(&Path::new(FIXTURES).join(name));
+            chain.unwrap_or_else(|problem| panic!("{problem}")).names
+        };
+        // It has an address of e-mail too, which is no name of a server.
+        assert_eq!(
+            names("alternative-names.pem"),
+            ["shop.example.org", "2001:db8::1", "192.0.2.1"]
+        );
+        assert_eq!(names("common-name.pem"), ["old.example.org"]);
+    }
+
+    #[test]
+    fn an_address_has_4_or_16_bytes() {
+        let address = |bytes: &[u8]| parse_address(bytes).map(|address| address.to_string());
+        assert_eq!(address(&[192, 0, 2, 1]).as_deref(), Some("192.0.2.1"));
+        assert_eq!(address(&[0; 16]).as_deref(), Some("::"));
+        for other in [&[][..], &[0; 5], &[0; 17]] {
+            assert_eq!(address(other), None);
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 
 /// Environment variables that a configuration may use.
 #[derive(Debug, Clone, Default)]
@@ -13,11 +14,15 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// Returns the environment of the process. Variables whose names are not UTF-8 are omitted: no
-    /// configuration can name them.
+    /// Returns the environment of the process.
     pub(crate) fn of_process() -> Self {
+        Self::of_variables(std::env::vars_os())
+    }
+
+    /// Variables whose names are not UTF-8 are omitted: no configuration can name them.
+    fn of_variables(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let mut environment = Self::default();
-        for (name, value) in std::env::vars_os() {
+        for (name, value) in variables {
             let Ok(name) = name.into_string() else {
                 continue;
             };
@@ -162,7 +167,34 @@ fn is_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
+
+    #[test]
+    fn variables_that_are_not_utf_8_are_errors_where_they_matter() {
+        let variables = [
+            (&b"HOST"[..], &b"db"[..]),
+            (b"GATEWAY_HTTP", b"\xff"),
+            (b"NAME", b"a\xffb"),
+            (b"UNUSED\xff", b"a"),
+        ];
+        let variables = variables
+            .map(|(name, value)| [name, value].map(|text| OsString::from_vec(text.to_vec())));
+        let environment = Environment::of_variables(variables.map(|[name, value]| (name, value)));
+        let problem = |name| {
+            format!(
+                "the environment variable {name} is not UTF-8: set it to UTF-8 text, or unset it"
+            )
+        };
+        let interpolate = |text| environment.interpolate(text).map(Cow::into_owned);
+        assert_eq!(interpolate("${HOST}"), Ok("db".to_owned()));
+        assert_eq!(interpolate("${NAME:-default}"), Err(problem("NAME")));
+        assert_eq!(environment.get("NAME"), None);
+        // The gateway reads this one although no file names it.
+        let invalid: Vec<_> = environment.invalid_settings().collect();
+        assert_eq!(invalid, [problem("GATEWAY_HTTP")]);
+    }
 
     #[test]
     fn expressions_are_replaced_by_values_or_defaults() {

@@ -71,3 +71,22 @@ pub(crate) fn admin_address(file: &Path, environment: &Environment) -> SocketAdd
     let text = std::fs::read_to_string(file).unwrap_or_default();
     listen::admin_address(&text, environment)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_for_its_configuration_and_its_admin_address() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("gateway.yml");
+        let environment = Environment::for_tests();
+        let error = Config::load(&file, &environment).unwrap_err().to_string();
+        assert!(error.contains("gateway.yml: cannot be read"), "{error}");
+        assert_eq!(admin_address(&file, &environment).port(), 9901);
+        std::fs::write(&file, "premier: {listen: {admin: '127.0.0.1:1'}}").unwrap();
+        let config = Config::load(&file, &environment).unwrap();
+        assert_eq!(config.listen.admin.port(), 1);
+        assert_eq!(admin_address(&file, &environment), config.listen.admin);
+    }
+}

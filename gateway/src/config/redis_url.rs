@@ -58,3 +58,25 @@ pub(super) fn parse_optional_url(
         None => Some(None),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_never_shown() {
+        let parse = |text| RedisUrl::parse(text, Deployments::Primary);
+        let url = parse("redis://edge:secret@redis.example:6380").unwrap();
+        let password = url.to_config().unwrap().password;
+        assert_eq!(password.as_deref(), Some("secret"));
+        assert!(!format!("{url:?}").contains("secret"));
+        for invalid in [
+            "http://edge:secret@a",
+            "redis-cluster://edge:secret@a",
+            "secret",
+        ] {
+            let problem = parse(invalid).unwrap_err();
+            assert!(!problem.contains("secret"), "{problem}");
+        }
+    }
+}

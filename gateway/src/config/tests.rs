@@ -777,3 +777,87 @@ fn an_unusable_certificate_is_rejected() {
     let result = parse("premier: {tls: {certificates: [{cert: none.pem, key: none.pem}]}}");
     assert!(result.unwrap_err().contains("none.pem: cannot be read"));
 }
+
+#[test]
+fn errors_are_counted_and_have_positions() {
+    let text = "premier:\n  keyspce: a\n  paths: [{pattern: /a, pattrn: /b}]\n";
+    let environment = Environment::for_tests();
+    let errors = Config::parse("gateway.yml".as_ref(), text, &environment).unwrap_err();
+    assert_eq!(errors.count(), 2);
+    let positions: Vec<_> = errors.positions().collect();
+    assert_eq!(positions, [Some((2, 3)), Some((3, 25))]);
+}
+
+#[test]
+fn an_error_quotes_the_beginning_of_a_long_text_only() {
+    let error = parse(&"a secret ".repeat(100)).unwrap_err();
+    assert!(error.contains("is the string `a secret "), "{error}");
+    assert!(error.contains("…`, must be a mapping"), "{error}");
+    assert!(error.len() < 200, "{error}");
+}
+
+#[test]
+fn keys_that_yaml_takes_for_other_types_are_names() {
+    let error = parse("premier: {5: a, true: b, [c]: d}").unwrap_err();
+    for key in ["premier.5", "premier.true"] {
+        assert!(error.contains(&format!("{key}: unknown key")), "{error}");
+    }
+    let config = parse("premier: {upstreams: {5: {servers: http://a}}}").unwrap();
+    assert_eq!(config.upstreams[0].name, "5");
+}
+
+#[test]
+fn cors_excludes_credentials_unless_they_are_included() {
+    let credentials = |setting: &str| {
+        let config = parse(&format!(
+            "premier: {{default_features: {{cors: {{origins: [https://a.org], {setting}}}}}}}"
+        ));
+        config.unwrap().default_features.cors.unwrap().credentials
+    };
+    assert_eq!(credentials(""), CorsCredentials::Excluded);
+    assert_eq!(credentials("credentials: false"), CorsCredentials::Excluded);
+    assert_eq!(credentials("credentials: true"), CorsCredentials::Included);
+}
+
+#[test]
+fn a_client_may_have_a_share_of_the_connections() {
+    let share = |limits: &str, total| {
+        let config = parse(&format!("premier: {{limits: {limits}}}")).unwrap();
+        config.limits.connections_per_client(total)
+    };
+    assert_eq!(share("{}", 1000), 100);
+    assert_eq!(share("{}", 5), 1);
+    assert_eq!(share("{max_connections_per_client: 7}", 1000), 7);
+}
+
+#[test]
+fn a_certificate_that_no_client_is_served_causes_a_warning() {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/fixtures");
+    let files = format!("{{cert: {fixtures}/cert.pem, key: {fixtures}/key.pem}}");
+    let other = format!("{{cert: {fixtures}/rsa-cert.pem, key: {fixtures}/rsa-key.pem}}");
+    let warnings = |files: &[&str]| {
+        let list = files.join(", ");
+        let config = parse(&format!("premier: {{tls: {{certificates: [{list}]}}}}"));
+        config.unwrap().warnings.join("\n")
+    };
+    assert_eq!(warnings(&[&files, &other]), "");
+    let hidden = "cert.pem is never served: earlier certificates with the same kind of key";
+    assert!(warnings(&[&files, &files]).contains(hidden));
+}
+
+#[test]
+fn an_absent_default_certificate_is_rejected_with_the_settings_that_name_it() {
+    let environment = Environment::from([("SSL_CERTFILE", "a.pem"), ("SSL_KEYFILE", "b.pem")]);
+    let errors = Config::parse("gateway.yml".as_ref(), "premier: {}", &environment).unwrap_err();
+    let text = errors.to_string();
+    for file in ["a.pem", "b.pem"] {
+        assert!(
+            text.contains(&format!("premier: {file}: cannot be read")),
+            "{text}"
+        );
+    }
+    assert!(
+        text.contains("set the files by SSL_CERTFILE and SSL_KEYFILE"),
+        "{text}"
+    );
+}

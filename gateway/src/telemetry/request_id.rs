@@ -167,11 +167,15 @@ mod tests {
             &longest,
         ] {
             assert_eq!(received(valid).as_str(), valid);
+            assert_eq!(received(valid).header_value(), valid);
             assert_eq!(received(valid).traceparent(), generated.traceparent());
         }
         let too_long = "a".repeat(65);
         for invalid in ["", "a b", "a\"b", "a,b", "\u{e4}", &too_long] {
             assert_eq!(received(invalid), generated, "{invalid}");
         }
+        let digits = generated.to_string();
+        assert!(digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_eq!(generated.header_value(), digits.as_str());
     }
 }

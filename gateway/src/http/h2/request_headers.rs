@@ -99,3 +99,151 @@ fn framing(length: ContentLength, body: RequestBody) -> Result<Framing, RequestE
         (ContentLength::Bytes(length), _) => Ok(Framing::Length(length)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+    use crate::http::h2::hpack::Decoder;
+
+    const MAX_BYTES: usize = 1024;
+    const START: [(&str, &str); 3] = [(":method", "POST"), (":scheme", "https"), (":path", "/a?b")];
+
+    /// Converts the headers that a client sends as literals.
+    fn parse_fields(
+        fields: &[(&str, &str)],
+        body: RequestBody,
+    ) -> Result<RequestHeaders, RequestError> {
+        let mut encoded = Vec::new();
+        for (name, value) in fields {
+            encoded.push(0);
+            for text in [name, value] {
+                encoded.push(u8::try_from(text.len()).unwrap());
+                encoded.extend(text.bytes());
+            }
+        }
+        let mut block = HeaderBlock::new(4 * MAX_BYTES);
+        let decoded = Decoder::new().decode(&encoded, |field| block.push(field));
+        assert_eq!(decoded, Ok(()));
+        parse(block, body, MAX_BYTES)
+    }
+
+    fn error(fields: &[(&str, &str)]) -> Option<RequestError> {
+        parse_fields(fields, RequestBody::Follows).err()
+    }
+
+    #[test]
+    fn a_request_has_the_headers_that_it_would_have_over_http_1_1() {
+        for hosts in [
+            &[(":authority", "a.example")][..],
+            &[("host", "a.example")],
+            &[(":authority", "A.example"), ("host", "a.example")],
+        ] {
+            let fields = [&START[..], hosts, &[("x", "y")]].concat();
+            let request = parse_fields(&fields, RequestBody::Follows).unwrap();
+            assert_eq!(request.method, Method::POST);
+            assert_eq!(request.target.as_bytes(), b"/a?b");
+            assert_eq!(request.host(), Some("a.example"));
+            assert_eq!(request.headers["x"], "y");
+            assert_eq!(request.headers.len(), 2);
+        }
+    }
+
+    #[test]
+    fn requests_with_another_reading_over_http_1_1_are_rejected() {
+        let long_method = "M".repeat(100);
+        let authority = (":authority", "a");
+        for (fields, expected) in [
+            (
+                vec![(":method", "TRACE"), START[1], START[2], authority],
+                RequestError::Method,
+            ),
+            (
+                vec![(":method", "CONNECT"), authority],
+                RequestError::Method,
+            ),
+            (
+                vec![(":method", &*long_method), START[1], START[2], authority],
+                RequestError::MethodTooLong,
+            ),
+            (
+                vec![START[0], (":scheme", "ftp"), START[2], authority],
+                RequestError::Header,
+            ),
+            (
+                vec![START[0], START[1], (":path", "*"), authority],
+                RequestError::Target,
+            ),
+            (
+                vec![START[0], START[1], (":path", "http://b/"), authority],
+                RequestError::Target,
+            ),
+            (
+                vec![START[0], START[1], (":path", "/a b"), authority],
+                RequestError::Target,
+            ),
+        ] {
+            assert_eq!(error(&fields), Some(expected), "{fields:?}");
+        }
+        let long = "x".repeat(120);
+        for (fields, expected) in [
+            (vec![authority, ("x", " y")], RequestError::Header),
+            (vec![authority, ("x", "y\t")], RequestError::Header),
+            (
+                [vec![authority], vec![("x", &*long); 9]].concat(),
+                RequestError::HeadersTooLarge,
+            ),
+            (
+                [vec![authority], vec![("x", &*long); 60]].concat(),
+                RequestError::HeadersTooLarge,
+            ),
+            (vec![("x", "y")], RequestError::Host),
+            (vec![(":authority", "u@a")], RequestError::Host),
+            (vec![authority, ("host", "b")], RequestError::Host),
+            (vec![("host", "a"), ("host", "a")], RequestError::Host),
+            (
+                vec![authority, ("host", "a"), ("host", "a")],
+                RequestError::Host,
+            ),
+            (
+                vec![authority, ("content-length", "+1")],
+                RequestError::Framing,
+            ),
+            (
+                vec![
+                    authority,
+                    ("content-length", "1"),
+                    ("content-length", "1"),
+                    ("content-length", "1"),
+                ],
+                RequestError::Framing,
+            ),
+            (
+                vec![authority, ("expect", "other")],
+                RequestError::Expectation,
+            ),
+        ] {
+            let fields = [START.to_vec(), fields].concat();
+            assert_eq!(error(&fields), Some(expected), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn the_framing_is_that_of_the_length_and_the_end_of_the_stream() {
+        let framing = |length: Option<&str>, body| {
+            let mut fields = [&START[..], &[(":authority", "a")]].concat();
+            fields.extend(length.map(|length| ("content-length", length)));
+            parse_fields(&fields, body).map(|request| request.framing)
+        };
+        assert_eq!(framing(None, RequestBody::None), Ok(Framing::Empty));
+        assert_eq!(framing(None, RequestBody::Follows), Ok(Framing::Chunked));
+        for body in [RequestBody::None, RequestBody::Follows] {
+            assert_eq!(framing(Some("0"), body), Ok(Framing::Length(0)));
+        }
+        let length = framing(Some("5"), RequestBody::Follows);
+        assert_eq!(length, Ok(Framing::Length(5)));
+        let length = framing(Some("5"), RequestBody::None);
+        assert_eq!(length, Err(RequestError::Framing));
+    }
+}

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use http::HeaderMap;
 use proptest::prelude::*;
 
-use super::encoding::{FRAME_HEADER_BYTES, Identity, InvalidPart, MAX_FRAME_BYTES, Part, VERSION};
+use super::encoding::{
+    FRAME_HEADER_BYTES, Identity, InvalidPart, MAX_FRAME_BYTES, MAX_KEY_COUNTERS, Part, VERSION,
+};
 use super::remote::{DecisionRequest, decode_reply, encode_reply};
 use super::transfer::{HandOverError, receive, send};
 use crate::client::ClientKey;
@@ -217,6 +219,33 @@ fn counters_are_not_taken_over_after_a_request() {
     passes(&before, &new, 1, "/a");
     let error = receive(&new, &[&before], &mut &bytes[..]).unwrap_err();
     assert!(matches!(error, HandOverError::InUse), "{error}");
+}
+
+#[test]
+fn a_part_has_no_more_slots_and_counters_than_there_can_be() {
+    let slot = SlotCopy {
+        position: 0,
+        tag: 1,
+        expiry: Instant(1),
+        state: QuotaState::default(),
+    };
+    let bucket = |count| Part::Bucket {
+        index: 0,
+        slots: vec![slot; count],
+    };
+    let counters = |count| Part::KeyCounters(vec![(0, 1); count]);
+    for (most, too_many) in [
+        (bucket(SLOTS_PER_BUCKET), bucket(SLOTS_PER_BUCKET + 1)),
+        (counters(MAX_KEY_COUNTERS), counters(MAX_KEY_COUNTERS + 1)),
+    ] {
+        let decoded = |part: &Part| {
+            let mut bytes = Vec::new();
+            part.encode(&mut bytes);
+            Part::decode(bytes[0], &bytes[FRAME_HEADER_BYTES..])
+        };
+        assert_eq!(decoded(&most), Ok(most));
+        assert_eq!(decoded(&too_many), Err(InvalidPart::TooLong));
+    }
 }
 
 prop_compose! {

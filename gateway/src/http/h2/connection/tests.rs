@@ -386,6 +386,20 @@ fn frames_for_a_closed_stream_are_errors_unless_the_gateway_reset_it() {
     assert_eq!(react(&mut connection, &frames), Reaction::None);
     let trailers = frame(HEADERS, END_HEADERS | END_STREAM, 1, &literal("x", "y"));
     assert_eq!(react(&mut connection, &trailers), Reaction::None);
+    // Also before the exchange is over.
+    let mut aborted = connected();
+    receive(&mut aborted, &post(1, &[])).unwrap();
+    aborted.abort_response(1);
+    sent(&mut aborted);
+    let reset = frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]);
+    for frame in [
+        frame(DATA, 0, 1, b"a"),
+        window_update(1, 1),
+        trailers,
+        reset,
+    ] {
+        assert_eq!(react(&mut aborted, &frame), Reaction::None);
+    }
     receive(&mut connection, &get(3)).unwrap();
     respond(&mut connection, 3, b"");
     event(&mut connection, 3);
@@ -949,6 +963,55 @@ fn requests_stay_within_the_window_of_their_stream() {
     let uploads = [post(1, &[]), data.repeat(4), frame(DATA, 0, 1, b"a")].concat();
     let reaction = react(&mut connection, &uploads);
     assert_eq!(reaction, Reaction::Reset(1, Reason::FlowControlError));
+}
+
+#[test]
+fn the_window_of_the_connection_is_given_back_although_nothing_is_read() {
+    let mut connection = connected();
+    let (mut received, mut increments) = (0, 0);
+    for stream in (1..).step_by(2).take(100) {
+        receive(&mut connection, &post(stream, &[])).unwrap();
+        assert!(connection.next_request().is_some());
+        let data = frame(DATA, 0, stream, &[b'a'; MAX_FRAME_SIZE]).repeat(4);
+        assert_eq!(receive(&mut connection, &data), Ok(()));
+        received += 4 * MAX_FRAME_SIZE;
+        for frame in sent(&mut connection) {
+            assert_eq!((frame.kind, frame.stream), (WINDOW_UPDATE, 0));
+            increments += u32::from_be_bytes(frame.payload[..].try_into().unwrap()) as usize;
+        }
+        assert!(received - increments <= CONNECTION_WINDOW as usize / 2);
+    }
+    assert!(increments > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_an_upload_is_ignored_while_its_response_waits_for_the_client() {
+    let mut connection = connected();
+    let no_window = settings(&[(settings::INITIAL_WINDOW_SIZE, 0)]);
+    receive(&mut connection, &[no_window, post(1, &[])].concat()).unwrap();
+    connection.next_request();
+    respond(&mut connection, 1, b"rest");
+    event(&mut connection, 1);
+    connection.end_exchange(1);
+    // Empty frames are no progress of the upload.
+    let deadline = connection.discard_deadline();
+    let empty = frame(DATA, 0, 1, b"");
+    assert_eq!(react(&mut connection, &empty), Reaction::None);
+    assert_eq!(connection.discard_deadline(), deadline);
+    connection.expire_discarded(deadline.unwrap());
+    assert!(!connection.is_discarding());
+    let data = frame(DATA, 0, 1, &[b'a'; MAX_FRAME_SIZE]);
+    for _ in 0..5 {
+        assert_eq!(react(&mut connection, &data), Reaction::None);
+    }
+    receive(&mut connection, &window_update(1, 4)).unwrap();
+    let frames: Vec<_> = sent(&mut connection)
+        .into_iter()
+        .map(|frame| (frame.kind, frame.flags, frame.payload))
+        .collect();
+    let reset = (RST_STREAM, 0, vec![0, 0, 0, Reason::NoError as u8]);
+    assert_eq!(frames, [(DATA, END_STREAM, b"rest".to_vec()), reset]);
+    assert_eq!(connection.streams.len(), 0);
 }
 
 #[tokio::test(start_paused = true)]
