@@ -1,6 +1,6 @@
 # Commands for development. `make` alone lists them.
 
-.PHONY: help run test lint loom fuzz simulate e2e bench chaos soak
+.PHONY: help run test lint loom fuzz coverage simulate e2e bench chaos soak
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ loom: ## run the models of what threads share without a lock in every interleavi
 
 fuzz: ## send requests generated from the OpenAPI document to every endpoint, then run every fuzz target; WHAT=schema or a target for one, SECONDS for each target
 	@exec scripts/fuzz "$(WHAT)" "$(SECONDS)"
+
+coverage: ## measure which lines of the parsers the unit tests and the corpora of the fuzz targets run, and fail below 95 % of any file
+	@exec scripts/coverage
 
 simulate: ## simulate the protocol of ended sessions with SEEDS seeds (10000), or print what happens with one SEED
 	@exec scripts/simulate "$(SEEDS)" "$(SEED)"
