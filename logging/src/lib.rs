@@ -11,5 +11,5 @@ mod writer;
 pub use access_log::{AccessLog, AccessLogEntry};
 pub use settings::{InvalidSetting, LogFormat, LogSettings};
 pub use setup::{Colours, install};
-pub use text::{put_number, put_quoted, put_seconds};
+pub use text::{put_escaped, put_number, put_quoted, put_seconds};
 pub use writer::{ACCESS_LOG_TARGET, EventWriter, FlushGuard, LogWriter};

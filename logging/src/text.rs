@@ -1,5 +1,6 @@
 //! Formatting of what is written once per request, without `core::fmt`, which takes ten times as long.
 
+use std::io::Write;
 use std::time::Duration;
 
 use bytes::BufMut;
@@ -27,11 +28,13 @@ pub(crate) fn put_microseconds(text: &mut impl BufMut, microseconds: u32) {
     text.put_slice(&digits);
 }
 
-/// Writes a JSON string (RFC 8259, section 7): also in lines of text, since what a client sends may contain control
-/// sequences for terminals.
-///
-/// # Panics
-/// Never: writing to a `Vec` cannot fail.
+/// Writes a string in quotes whose control and invisible characters are escaped, as [`std::fmt::Debug`] does: an
+/// operator reads lines of text on a terminal, which would obey what a client has sent.
+pub fn put_escaped(line: &mut Vec<u8>, text: &str) {
+    write!(line, "{text:?}").expect("writing to a Vec cannot fail");
+}
+
+/// Writes a JSON string (RFC 8259, section 7).
 pub fn put_quoted(line: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(line, text).expect("writing to a Vec cannot fail");
 }
@@ -53,11 +56,17 @@ mod tests {
         }
 
         #[test]
-        fn a_quoted_text_has_no_control_characters_and_is_read_as_it_was(text: String) {
+        fn a_json_string_is_read_as_it_was(text: String) {
             let mut line = Vec::new();
             put_quoted(&mut line, &text);
-            prop_assert!(!line.iter().any(u8::is_ascii_control));
             prop_assert_eq!(serde_json::from_slice::<String>(&line).unwrap(), text);
+        }
+
+        #[test]
+        fn an_escaped_text_has_no_control_characters(text: String) {
+            let mut line = Vec::new();
+            put_escaped(&mut line, &text);
+            prop_assert!(!String::from_utf8(line).unwrap().contains(char::is_control));
         }
     }
 }

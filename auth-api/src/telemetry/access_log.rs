@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use bytes::BufMut;
-use logging::{LogFormat, put_quoted, put_seconds};
+use logging::{LogFormat, put_escaped, put_quoted, put_seconds};
 
 /// Request in the access log.
 #[derive(Debug)]
@@ -51,15 +51,15 @@ fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
     line.put_slice(b"  INFO access: ");
     line.put_slice(entry.method.as_str().as_bytes());
     line.put_u8(b' ');
-    put_quoted(line, entry.path);
+    put_escaped(line, entry.path);
     line.put_u8(b' ');
     line.put_slice(entry.status.as_str().as_bytes());
     line.put_u8(b' ');
     put_seconds(line, entry.duration);
     line.put_slice(b"s client=");
-    put_quoted(line, entry.client);
+    put_escaped(line, entry.client);
     line.put_slice(b" request_id=");
-    put_quoted(line, entry.request_id);
+    put_escaped(line, entry.request_id);
     line.put_u8(b'\n');
 }
 
@@ -106,7 +106,7 @@ mod tests {
     fn a_line_of_text_contains_no_control_characters() {
         let line = line(LogFormat::Text);
         let expected = concat!(
-            "2026-11-25T08:00:00.123456Z  INFO access: GET \"/api/\\u001b[31m\" 404 1.000250s ",
+            "2026-11-25T08:00:00.123456Z  INFO access: GET \"/api/\\u{1b}[31m\" 404 1.000250s ",
             "client=\"192.0.2.1\" request_id=\"a\\\"b\\n\"\n"
         );
         assert_eq!(line, expected);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use http::{Method, StatusCode, Version};
-use logging::{LogFormat, put_number, put_quoted, put_seconds};
+use logging::{LogFormat, put_escaped, put_number, put_quoted, put_seconds};
 use session_invalidation::UserId;
 
 use crate::telemetry::request_id::RequestId;
@@ -136,7 +136,7 @@ fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
     line.put_slice(b"  INFO access: ");
     line.put_slice(entry.method.as_str().as_bytes());
     line.put_u8(b' ');
-    put_quoted(line, entry.path);
+    put_escaped(line, entry.path);
     line.put_u8(b' ');
     match entry.status {
         Some(status) => line.put_slice(status.as_str().as_bytes()),
