@@ -299,22 +299,6 @@ impl Scene {
         }
     }
 
-    /// Returns whether the sessions of a subject are active, its own first.
-    async fn standing_of_both(
-        &self,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<[Standing; 2]> {
-        let (own, other) = (&subject.own, &subject.other);
-        Ok(match acknowledgement {
-            Acknowledgement::Given(_) => [self.standing(own).await?, self.standing(other).await?],
-            Acknowledgement::Refused | Acknowledgement::Missing => [
-                self.eventual_standing(own).await?,
-                self.eventual_standing(other).await?,
-            ],
-        })
-    }
-
     async fn introspect(&self, instance: Instance, token: &str) -> Result<bool> {
         let request = introspect_request(&self.service, token);
         let reply = self.bench.send(instance, &request).await?;
@@ -393,33 +377,205 @@ impl Acknowledgement {
     }
 }
 
+/// An operation as it is sent to a replica or run by an operator, and what it leaves when it is acknowledged.
+#[derive(Debug)]
+struct Attempt {
+    action: Action,
+    /// Status of the response that acknowledges it. A command does so by its exit code.
+    acknowledgement: u16,
+    /// Its audit event, if it has one.
+    event: Option<&'static str>,
+    /// Numbers of failed verifications that are counted before it and after it.
+    failures: [u32; 2],
+}
+
+impl Attempt {
+    /// A request that is acknowledged by 200, without an audit event.
+    fn request(request: HttpRequest) -> Self {
+        Self {
+            action: Action::Request(request),
+            acknowledgement: 200,
+            event: None,
+            failures: [0, 0],
+        }
+    }
+
+    /// A command of an operator with a line of standard input.
+    fn command(arguments: &[&str], input: &str) -> Self {
+        let arguments = arguments.iter().copied().map(str::to_owned);
+        Self {
+            action: Action::Command(arguments.collect(), input.to_owned()),
+            ..Self::request(HttpRequest::default())
+        }
+    }
+
+    fn acknowledged_by(self, status: u16) -> Self {
+        Self {
+            acknowledgement: status,
+            ..self
+        }
+    }
+
+    fn audited_as(self, event: &'static str) -> Self {
+        Self {
+            event: Some(event),
+            ..self
+        }
+    }
+
+    fn counting(self, failures: [u32; 2]) -> Self {
+        Self { failures, ..self }
+    }
+}
+
 /// An operation, and what has to hold after it was acknowledged or not.
 trait Operation: Debug {
     async fn prepare(&self, scene: &mut Scene) -> Result<Subject> {
         scene.new_subject().await
     }
 
-    fn action(&self, subject: &Subject) -> Action;
+    fn attempt(&self, subject: &Subject) -> Attempt;
 
-    /// Returns the status of the response that acknowledges the operation. A command does so by its exit code.
-    fn acknowledgement(&self) -> u16 {
-        200
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()>;
+}
+
+/// What is there after an attempt that may have been interrupted.
+struct Aftermath<'a> {
+    scene: &'a mut Scene,
+    subject: &'a Subject,
+    attempt: &'a Attempt,
+    acknowledgement: &'a Acknowledgement,
+}
+
+impl Aftermath<'_> {
+    fn is_acknowledged(&self) -> bool {
+        self.acknowledgement.is_given()
     }
 
-    /// Returns the audit event of the operation, if it has one.
-    fn event(&self) -> Option<&'static str>;
-
-    /// Returns the numbers of failed verifications that are counted before the operation and after it.
-    fn failures(&self) -> [u32; 2] {
-        [0, 0]
+    /// Sends the request once more, to the replica that was interrupted or that has replaced it, which has to respond
+    /// with this status.
+    async fn repeat(&self, status: u16) -> Result<Reply> {
+        let Action::Request(request) = &self.attempt.action else {
+            bail!("a command");
+        };
+        let repeated = self.scene.repeat(request).await?;
+        ensure!(repeated.status == status, "{repeated:?}");
+        Ok(repeated)
     }
 
-    async fn check(
+    /// Runs the command once more. It may refuse with this message to do again what it has done.
+    async fn repeat_command(&mut self, refusal: &str) -> Result<String> {
+        let Action::Command(arguments, input) = &self.attempt.action else {
+            bail!("a request");
+        };
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let (has_succeeded, output) = self.scene.bench.command(&arguments, input).await?;
+        ensure!(has_succeeded || output.contains(refusal), "{output}");
+        Ok(output)
+    }
+
+    /// Returns whether both replicas accept a password for the subject.
+    async fn accepts(&self, password: &str) -> Result<bool> {
+        self.scene.accepts(&self.subject.login, password).await
+    }
+
+    /// Returns whether the sessions of the subject are active, its own first.
+    async fn standing_of_both(&self) -> Result<[Standing; 2]> {
+        let (scene, own, other) = (&self.scene, &self.subject.own, &self.subject.other);
+        Ok(if self.is_acknowledged() {
+            [scene.standing(own).await?, scene.standing(other).await?]
+        } else {
+            [
+                scene.eventual_standing(own).await?,
+                scene.eventual_standing(other).await?,
+            ]
+        })
+    }
+
+    async fn ensure<const N: usize>(
         &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()>;
+        sessions: [&Tokens; N],
+        expected: Standing,
+    ) -> Result<()> {
+        for tokens in sessions {
+            let standing = self.scene.standing(tokens).await?;
+            ensure!(standing == expected, "{standing:?}, not {expected:?}");
+        }
+        Ok(())
+    }
+
+    async fn ensure_both_have_ended(&self) -> Result<()> {
+        let both = [&self.subject.own, &self.subject.other];
+        self.ensure(both, Standing::Ended).await
+    }
+
+    /// Checks the end of one session. The repeated request gets the first status if it has not ended, else the second.
+    async fn check_end_of_one(
+        &self,
+        [ended, kept]: [&Tokens; 2],
+        [success, refusal]: [u16; 2],
+    ) -> Result<()> {
+        if self.is_acknowledged() {
+            self.ensure([ended], Standing::Ended).await?;
+        }
+        let has_ended = self.scene.eventual_standing(ended).await? == Standing::Ended;
+        self.ensure([kept], Standing::Active).await?;
+        self.repeat(if has_ended { refusal } else { success })
+            .await?;
+        self.ensure([ended], Standing::Ended).await?;
+        self.ensure([kept], Standing::Active).await
+    }
+
+    /// Checks that both sessions of the subject have ended, or none. Returns whether they have.
+    async fn check_end_of_both(&self) -> Result<bool> {
+        let standing = self.standing_of_both().await?;
+        let have_ended = standing == [Standing::Ended; 2];
+        ensure!(
+            have_ended || (standing == [Standing::Active; 2] && !self.is_acknowledged()),
+            "{standing:?}"
+        );
+        Ok(have_ended)
+    }
+
+    /// Checks that the account is there as a whole, or gone with its sessions. Returns whether it is there.
+    async fn check_deletion(&self) -> Result<bool> {
+        let standing = self.standing_of_both().await?;
+        let exists = self.accepts(PASSWORD).await?;
+        ensure!(!exists || !self.is_acknowledged(), "the account exists");
+        // The sessions are ended before the deletion.
+        ensure!(exists || standing == [Standing::Ended; 2], "{standing:?}");
+        Ok(exists)
+    }
+
+    /// Checks that the account is gone, and that another one with its login is independent of it.
+    async fn check_login_is_free(&self) -> Result<()> {
+        ensure!(!self.accepts(PASSWORD).await?);
+        let registration = register_request(&self.subject.login);
+        let registered = self.scene.repeat(&registration).await?;
+        ensure!(registered.status == 201, "{registered:?}");
+        ensure!(self.accepts(PASSWORD).await?);
+        self.ensure_both_have_ended().await
+    }
+
+    /// Checks that the subject has its new password or the old one. Returns whether it is the new one.
+    async fn check_password(&self) -> Result<bool> {
+        let is_changed = self.accepts(NEW_PASSWORD).await?;
+        let is_old = self.accepts(PASSWORD).await?;
+        ensure!(
+            is_changed != is_old,
+            "new password: {is_changed}, old one: {is_old}"
+        );
+        ensure!(is_changed || !self.is_acknowledged());
+        Ok(is_changed)
+    }
+
+    /// Enables the account, which was disabled, and checks that the sessions of before stay ended.
+    async fn enable_and_check_sessions(&mut self) -> Result<()> {
+        let enable = ["user", "enable", self.subject.login.as_str()];
+        let (is_enabled, output) = self.scene.bench.command(&enable, "").await?;
+        ensure!(is_enabled, "{output}");
+        self.ensure_both_have_ended().await
+    }
 }
 
 /// Party that an operation is for.
@@ -528,9 +684,9 @@ async fn interrupt_at_each_request(
     while number < MAX_REQUESTS {
         scene.wait_until_available().await?;
         let subject = operation.prepare(scene).await?;
-        let action = operation.action(&subject);
+        let attempt = operation.attempt(&subject);
         let start = Instant::now();
-        let (outcome, request) = scene.bench.run(&action, fault, number).await?;
+        let (outcome, request) = scene.bench.run(&attempt.action, fault, number).await?;
         let (elapsed, place) = (start.elapsed(), request.as_deref().unwrap_or("none"));
         let context = || {
             format!(
@@ -540,8 +696,14 @@ async fn interrupt_at_each_request(
         if std::env::var_os(REPORT_VARIABLE).is_some() {
             report(&context());
         }
-        let acknowledgement = acknowledgement(operation, fault, &outcome).with_context(context)?;
-        let checked = check(operation, scene, &subject, &outcome, &acknowledgement).await;
+        let acknowledgement = acknowledgement(&attempt, fault, &outcome).with_context(context)?;
+        let after = Aftermath {
+            scene: &mut *scene,
+            subject: &subject,
+            attempt: &attempt,
+            acknowledgement: &acknowledgement,
+        };
+        let checked = check(operation, after, &outcome).await;
         checked.with_context(context)?;
         match request {
             Some(_) => number += 1,
@@ -564,13 +726,9 @@ fn report(line: &str) {
     eprintln!("{}", line.trim_end().replace('\n', " | "));
 }
 
-fn acknowledgement(
-    operation: &impl Operation,
-    fault: Fault,
-    outcome: &Outcome,
-) -> Result<Acknowledgement> {
+fn acknowledgement(attempt: &Attempt, fault: Fault, outcome: &Outcome) -> Result<Acknowledgement> {
     match outcome {
-        Outcome::Response(reply) if reply.status == operation.acknowledgement() => {
+        Outcome::Response(reply) if reply.status == attempt.acknowledgement => {
             Ok(Acknowledgement::Given(reply.body.clone()))
         }
         Outcome::Exit(0, stdout, _) => Ok(Acknowledgement::Given(stdout.clone())),
@@ -588,22 +746,20 @@ fn acknowledgement(
 
 async fn check(
     operation: &impl Operation,
-    scene: &mut Scene,
-    subject: &Subject,
+    mut after: Aftermath<'_>,
     outcome: &Outcome,
-    acknowledgement: &Acknowledgement,
 ) -> Result<()> {
-    let failures = scene.contents.failures().await?;
-    let [before, after] = operation.failures();
-    let is_counted = failures == after || (failures == before && !acknowledgement.is_given());
+    let failures = after.scene.contents.failures().await?;
+    let [before, counted] = after.attempt.failures;
+    let is_counted = failures == counted || (failures == before && !after.is_acknowledged());
     ensure!(is_counted, "{failures} failed verifications are counted");
-    if acknowledgement.is_given()
-        && let Some(event) = operation.event()
+    if after.is_acknowledged()
+        && let Some(event) = after.attempt.event
     {
-        check_audit_event(event, scene, subject, outcome).await?;
+        check_audit_event(event, after.scene, after.subject, outcome).await?;
     }
-    operation.check(scene, subject, acknowledgement).await?;
-    scene.contents.check().await
+    operation.check(&mut after).await?;
+    after.scene.contents.check().await
 }
 
 /// Checks that the audit log has an event about the subject once.
@@ -639,27 +795,6 @@ async fn check_audit_event(
     Ok(())
 }
 
-/// Runs a command once more. It may refuse with this message to do again what it has done.
-async fn repeat_command(
-    scene: &mut Scene,
-    operation: &impl Operation,
-    subject: &Subject,
-    refusal: &str,
-) -> Result<String> {
-    let Action::Command(arguments, input) = operation.action(subject) else {
-        bail!("a request");
-    };
-    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let (has_succeeded, output) = scene.bench.command(&arguments, &input).await?;
-    ensure!(has_succeeded || output.contains(refusal), "{output}");
-    Ok(output)
-}
-
-fn command(arguments: &[&str], input: &str) -> Action {
-    let arguments = arguments.iter().copied().map(str::to_owned);
-    Action::Command(arguments.collect(), input.to_owned())
-}
-
 /// Message of a command that is expected to succeed each time.
 const NO_REFUSAL: &str = "no refusal";
 
@@ -675,30 +810,17 @@ impl Operation for Registration {
         })
     }
 
-    fn action(&self, subject: &Subject) -> Action {
-        Action::Request(register_request(&subject.login))
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::request(register_request(&subject.login))
+            .acknowledged_by(201)
+            .audited_as("register")
     }
 
-    fn acknowledgement(&self) -> u16 {
-        201
-    }
-
-    fn event(&self) -> Option<&'static str> {
-        Some("register")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let exists = scene.accepts(&subject.login, PASSWORD).await?;
-        ensure!(exists || !acknowledgement.is_given(), "the account is lost");
-        let repeated = scene.repeat(&register_request(&subject.login)).await?;
-        let expected = if exists { 409 } else { 201 };
-        ensure!(repeated.status == expected, "{repeated:?}");
-        ensure!(scene.accepts(&subject.login, PASSWORD).await?);
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let exists = after.accepts(PASSWORD).await?;
+        ensure!(exists || !after.is_acknowledged(), "the account is lost");
+        after.repeat(if exists { 409 } else { 201 }).await?;
+        ensure!(after.accepts(PASSWORD).await?);
         Ok(())
     }
 }
@@ -707,26 +829,18 @@ impl Operation for Registration {
 struct Login;
 
 impl Operation for Login {
-    fn action(&self, subject: &Subject) -> Action {
-        Action::Request(login_request(&subject.login, PASSWORD))
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::request(login_request(&subject.login, PASSWORD)).audited_as("login")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("login")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let (scene, subject) = (&after.scene, after.subject);
         let count = async || scene.session_count(&subject.own).await;
-        match acknowledgement {
+        match after.acknowledgement {
             Acknowledgement::Given(_) => {
                 ensure!(count().await? == 3);
-                let new = acknowledgement.tokens()?.context("tokens")?;
-                ensure!(scene.standing(&new).await? == Standing::Active);
+                let new = after.acknowledgement.tokens()?.context("tokens")?;
+                after.ensure([&new], Standing::Active).await?;
             }
             Acknowledgement::Refused => {
                 wait::until("the session without a client to end", async || {
@@ -736,12 +850,9 @@ impl Operation for Login {
             }
             Acknowledgement::Missing => ensure!((2..=3).contains(&count().await?)),
         }
-        let repeated = login_request(&subject.login, PASSWORD);
-        let repeated = Tokens::of(&scene.repeat(&repeated).await?)?;
-        for tokens in [&repeated, &subject.own, &subject.other] {
-            ensure!(scene.standing(tokens).await? == Standing::Active);
-        }
-        Ok(())
+        let repeated = Tokens::of(&after.repeat(200).await?)?;
+        let all = [&repeated, &subject.own, &subject.other];
+        after.ensure(all, Standing::Active).await
     }
 }
 
@@ -758,21 +869,12 @@ impl Operation for LoginByOldHash {
         Ok(subject)
     }
 
-    fn action(&self, subject: &Subject) -> Action {
-        Login.action(subject)
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Login.attempt(subject)
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Login.event()
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        Login.check(scene, subject, acknowledgement).await
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        Login.check(after).await
     }
 }
 
@@ -780,27 +882,18 @@ impl Operation for LoginByOldHash {
 struct FailedLogin;
 
 impl Operation for FailedLogin {
-    fn action(&self, subject: &Subject) -> Action {
-        Action::Request(login_request(&subject.login, "a wrong password 1"))
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::request(login_request(&subject.login, "a wrong password 1"))
+            .acknowledged_by(401)
+            .audited_as("login_failed")
+            .counting([0, 1])
     }
 
-    fn acknowledgement(&self) -> u16 {
-        401
-    }
-
-    fn event(&self) -> Option<&'static str> {
-        Some("login_failed")
-    }
-
-    fn failures(&self) -> [u32; 2] {
-        [0, 1]
-    }
-
-    async fn check(&self, scene: &mut Scene, subject: &Subject, _: &Acknowledgement) -> Result<()> {
-        ensure!(scene.accepts(&subject.login, PASSWORD).await?);
-        ensure!(scene.session_count(&subject.own).await? == 2);
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        ensure!(after.accepts(PASSWORD).await?);
+        ensure!(after.scene.session_count(&after.subject.own).await? == 2);
         ensure!(
-            scene.contents.failures().await? == 0,
+            after.scene.contents.failures().await? == 0,
             "a login forgets the failures"
         );
         Ok(())
@@ -811,36 +904,25 @@ impl Operation for FailedLogin {
 struct Refresh;
 
 impl Operation for Refresh {
-    fn action(&self, subject: &Subject) -> Action {
-        Action::Request(refresh_request(&subject.own.refresh))
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::request(refresh_request(&subject.own.refresh))
     }
 
-    fn event(&self) -> Option<&'static str> {
-        None
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let repeated = scene.repeat(&refresh_request(&subject.own.refresh)).await?;
-        let repeated = Tokens::of(&repeated)?;
-        if let Some(new) = acknowledgement.tokens()? {
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let repeated = Tokens::of(&after.repeat(200).await?)?;
+        if let Some(new) = after.acknowledgement.tokens()? {
             ensure!(
                 new.refresh == repeated.refresh,
                 "a retry within the grace period has another successor"
             );
-            ensure!(scene.standing(&new).await? == Standing::Active);
+            after.ensure([&new], Standing::Active).await?;
         }
-        ensure!(scene.standing(&repeated).await? == Standing::Active);
-        let next = scene.repeat(&refresh_request(&repeated.refresh)).await?;
-        let next = Tokens::of(&next)?;
-        for tokens in [&next, &subject.other] {
-            ensure!(scene.standing(tokens).await? == Standing::Active);
-        }
-        ensure!(scene.session_count(&next).await? == 2);
+        after.ensure([&repeated], Standing::Active).await?;
+        let next = refresh_request(&repeated.refresh);
+        let next = Tokens::of(&after.scene.repeat(&next).await?)?;
+        let both = [&next, &after.subject.other];
+        after.ensure(both, Standing::Active).await?;
+        ensure!(after.scene.session_count(&next).await? == 2);
         Ok(())
     }
 }
@@ -860,73 +942,30 @@ impl Operation for RefreshTokenReuse {
         Ok(subject)
     }
 
-    fn action(&self, subject: &Subject) -> Action {
-        Action::Request(refresh_request(&subject.used_token))
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::request(refresh_request(&subject.used_token))
+            .acknowledged_by(401)
+            .audited_as("refresh_token_reused")
     }
 
-    fn acknowledgement(&self) -> u16 {
-        401
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let sessions = [&after.subject.own, &after.subject.other];
+        after.check_end_of_one(sessions, [401, 401]).await
     }
-
-    fn event(&self) -> Option<&'static str> {
-        Some("refresh_token_reused")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let (action, sessions) = (self.action(subject), [&subject.own, &subject.other]);
-        check_end_of_one(scene, action, sessions, acknowledgement, [401, 401]).await
-    }
-}
-
-/// Checks the end of one session. The repeated request gets the first status if it has not ended, else the second.
-async fn check_end_of_one(
-    scene: &Scene,
-    action: Action,
-    [ended, kept]: [&Tokens; 2],
-    acknowledgement: &Acknowledgement,
-    [success, refusal]: [u16; 2],
-) -> Result<()> {
-    let Action::Request(request) = action else {
-        bail!("a command");
-    };
-    if acknowledgement.is_given() {
-        ensure!(scene.standing(ended).await? == Standing::Ended);
-    }
-    let has_ended = scene.eventual_standing(ended).await? == Standing::Ended;
-    ensure!(scene.standing(kept).await? == Standing::Active);
-    let repeated = scene.repeat(&request).await?;
-    let expected = if has_ended { refusal } else { success };
-    ensure!(repeated.status == expected, "{repeated:?}");
-    ensure!(scene.standing(ended).await? == Standing::Ended);
-    ensure!(scene.standing(kept).await? == Standing::Active);
-    Ok(())
 }
 
 #[derive(Debug)]
 struct Logout;
 
 impl Operation for Logout {
-    fn action(&self, subject: &Subject) -> Action {
-        Action::Request(HttpRequest::post("/api/logout").bearer(&subject.own.access))
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::request(HttpRequest::post("/api/logout").bearer(&subject.own.access))
+            .audited_as("logout")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("logout")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let (action, sessions) = (self.action(subject), [&subject.own, &subject.other]);
-        check_end_of_one(scene, action, sessions, acknowledgement, [200, 400]).await
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let sessions = [&after.subject.own, &after.subject.other];
+        after.check_end_of_one(sessions, [200, 400]).await
     }
 }
 
@@ -934,27 +973,18 @@ impl Operation for Logout {
 struct EndOfSession;
 
 impl Operation for EndOfSession {
-    fn action(&self, subject: &Subject) -> Action {
+    fn attempt(&self, subject: &Subject) -> Attempt {
         let request = HttpRequest {
             method: "DELETE",
             path: format!("/api/sessions/{}", session_id(&subject.other.access)),
             ..HttpRequest::default()
         };
-        Action::Request(request.bearer(&subject.own.access))
+        Attempt::request(request.bearer(&subject.own.access)).audited_as("session_ended")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("session_ended")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let (action, sessions) = (self.action(subject), [&subject.other, &subject.own]);
-        check_end_of_one(scene, action, sessions, acknowledgement, [200, 404]).await
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let sessions = [&after.subject.other, &after.subject.own];
+        after.check_end_of_one(sessions, [200, 404]).await
     }
 }
 
@@ -970,27 +1000,19 @@ fn session_id(access_token: &str) -> String {
 struct Revocation;
 
 impl Operation for Revocation {
-    fn action(&self, subject: &Subject) -> Action {
-        Action::Request(HttpRequest {
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::request(HttpRequest {
             authorization: Some(subject.client.basic()),
             content_type: FORM,
             body: form(&[("token", &subject.own.refresh)]),
             ..HttpRequest::post(REVOKE)
         })
+        .audited_as("token_revoked")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("token_revoked")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let (action, sessions) = (self.action(subject), [&subject.own, &subject.other]);
-        check_end_of_one(scene, action, sessions, acknowledgement, [200, 200]).await
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let sessions = [&after.subject.own, &after.subject.other];
+        after.check_end_of_one(sessions, [200, 200]).await
     }
 }
 
@@ -998,30 +1020,20 @@ impl Operation for Revocation {
 struct FailedClientAuthentication;
 
 impl Operation for FailedClientAuthentication {
-    fn action(&self, subject: &Subject) -> Action {
+    /// Its audit event names no subject.
+    fn attempt(&self, subject: &Subject) -> Attempt {
         let client = OAuthClient {
             secret: "a wrong secret".to_owned(),
             ..subject.client.clone()
         };
-        Action::Request(introspect_request(&client, &subject.own.access))
+        Attempt::request(introspect_request(&client, &subject.own.access))
+            .acknowledged_by(401)
+            .counting([0, 1])
     }
 
-    fn acknowledgement(&self) -> u16 {
-        401
-    }
-
-    /// The event of a client names no subject.
-    fn event(&self) -> Option<&'static str> {
-        None
-    }
-
-    fn failures(&self) -> [u32; 2] {
-        [0, 1]
-    }
-
-    async fn check(&self, scene: &mut Scene, subject: &Subject, _: &Acknowledgement) -> Result<()> {
-        ensure!(scene.standing(&subject.own).await? == Standing::Active);
-        Ok(())
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let own = [&after.subject.own];
+        after.ensure(own, Standing::Active).await
     }
 }
 
@@ -1029,36 +1041,16 @@ impl Operation for FailedClientAuthentication {
 struct LogoutEverywhere;
 
 impl Operation for LogoutEverywhere {
-    fn action(&self, subject: &Subject) -> Action {
-        Action::Request(HttpRequest::post("/api/logout-all").bearer(&subject.own.access))
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::request(HttpRequest::post("/api/logout-all").bearer(&subject.own.access))
+            .audited_as("logout_all")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("logout_all")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let standing = scene.standing_of_both(subject, acknowledgement).await?;
-        let have_ended = standing == [Standing::Ended; 2];
-        ensure!(
-            have_ended || (standing == [Standing::Active; 2] && !acknowledgement.is_given()),
-            "{standing:?}"
-        );
-        let Action::Request(request) = self.action(subject) else {
-            bail!("a command");
-        };
-        let repeated = scene.repeat(&request).await?;
-        let expected = if have_ended { 401 } else { 200 };
-        ensure!(repeated.status == expected, "{repeated:?}");
-        for tokens in [&subject.own, &subject.other] {
-            ensure!(scene.standing(tokens).await? == Standing::Ended);
-        }
-        ensure!(scene.accepts(&subject.login, PASSWORD).await?);
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let have_ended = after.check_end_of_both().await?;
+        after.repeat(if have_ended { 401 } else { 200 }).await?;
+        after.ensure_both_have_ended().await?;
+        ensure!(after.accepts(PASSWORD).await?);
         Ok(())
     }
 }
@@ -1067,105 +1059,45 @@ impl Operation for LogoutEverywhere {
 struct PasswordChange;
 
 impl Operation for PasswordChange {
-    fn action(&self, subject: &Subject) -> Action {
+    fn attempt(&self, subject: &Subject) -> Attempt {
         let change = json!({"current_password": PASSWORD, "new_password": NEW_PASSWORD});
         let request = HttpRequest::post("/api/password").json(&change);
-        Action::Request(request.bearer(&subject.own.access))
+        Attempt::request(request.bearer(&subject.own.access)).audited_as("password_changed")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("password_changed")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let [own, other] = scene.standing_of_both(subject, acknowledgement).await?;
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let [own, other] = after.standing_of_both().await?;
         ensure!(
             own == Standing::Active,
             "the change has ended its own session"
         );
-        let is_changed = scene.accepts(&subject.login, NEW_PASSWORD).await?;
-        let is_old = scene.accepts(&subject.login, PASSWORD).await?;
-        ensure!(
-            is_changed != is_old,
-            "new password: {is_changed}, old one: {is_old}"
-        );
+        let is_changed = after.check_password().await?;
         // The other sessions are ended before the change, and again with it.
         ensure!(
             !is_changed || other == Standing::Ended,
             "an old session is active"
         );
-        ensure!(is_changed || !acknowledgement.is_given());
-        let Action::Request(request) = self.action(subject) else {
-            bail!("a command");
-        };
-        let repeated = scene.repeat(&request).await?;
-        let expected = if is_changed { 401 } else { 200 };
-        ensure!(repeated.status == expected, "{repeated:?}");
-        ensure!(scene.accepts(&subject.login, NEW_PASSWORD).await?);
-        ensure!(scene.standing(&subject.own).await? == Standing::Active);
-        ensure!(scene.standing(&subject.other).await? == Standing::Ended);
-        Ok(())
+        after.repeat(if is_changed { 401 } else { 200 }).await?;
+        ensure!(after.accepts(NEW_PASSWORD).await?);
+        let (own, other) = (&after.subject.own, &after.subject.other);
+        after.ensure([own], Standing::Active).await?;
+        after.ensure([other], Standing::Ended).await
     }
-}
-
-/// Checks that an account is there as a whole, or gone with its sessions. Returns whether it is there.
-async fn check_deletion(
-    scene: &Scene,
-    subject: &Subject,
-    acknowledgement: &Acknowledgement,
-) -> Result<bool> {
-    let standing = scene.standing_of_both(subject, acknowledgement).await?;
-    let exists = scene.accepts(&subject.login, PASSWORD).await?;
-    ensure!(!exists || !acknowledgement.is_given(), "the account exists");
-    // The sessions are ended before the deletion.
-    ensure!(exists || standing == [Standing::Ended; 2], "{standing:?}");
-    Ok(exists)
-}
-
-/// Checks that an account is gone, and that another one with its login is independent of it.
-async fn check_login_is_free(scene: &Scene, subject: &Subject) -> Result<()> {
-    ensure!(!scene.accepts(&subject.login, PASSWORD).await?);
-    let registered = scene.repeat(&register_request(&subject.login)).await?;
-    ensure!(registered.status == 201, "{registered:?}");
-    ensure!(scene.accepts(&subject.login, PASSWORD).await?);
-    for tokens in [&subject.own, &subject.other] {
-        ensure!(scene.standing(tokens).await? == Standing::Ended);
-    }
-    Ok(())
 }
 
 #[derive(Debug)]
 struct Deletion;
 
 impl Operation for Deletion {
-    fn action(&self, subject: &Subject) -> Action {
+    fn attempt(&self, subject: &Subject) -> Attempt {
         let credentials = credentials(&subject.login, PASSWORD);
-        Action::Request(HttpRequest::post("/api/delete").json(&credentials))
+        Attempt::request(HttpRequest::post("/api/delete").json(&credentials)).audited_as("delete")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("delete")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let exists = check_deletion(scene, subject, acknowledgement).await?;
-        let Action::Request(request) = self.action(subject) else {
-            bail!("a command");
-        };
-        let repeated = scene.repeat(&request).await?;
-        let expected = if exists { 200 } else { 401 };
-        ensure!(repeated.status == expected, "{repeated:?}");
-        check_login_is_free(scene, subject).await
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let exists = after.check_deletion().await?;
+        after.repeat(if exists { 200 } else { 401 }).await?;
+        after.check_login_is_free().await
     }
 }
 
@@ -1173,23 +1105,14 @@ impl Operation for Deletion {
 struct DeletionByCommand;
 
 impl Operation for DeletionByCommand {
-    fn action(&self, subject: &Subject) -> Action {
-        command(&["user", "delete", &subject.login], "")
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::command(&["user", "delete", &subject.login], "").audited_as("delete")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("delete")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        check_deletion(scene, subject, acknowledgement).await?;
-        repeat_command(scene, self, subject, "no account has that login").await?;
-        check_login_is_free(scene, subject).await
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        after.check_deletion().await?;
+        after.repeat_command("no account has that login").await?;
+        after.check_login_is_free().await
     }
 }
 
@@ -1201,24 +1124,15 @@ impl Operation for CreationByCommand {
         Registration.prepare(scene).await
     }
 
-    fn action(&self, subject: &Subject) -> Action {
-        command(&["user", "create", &subject.login], PASSWORD)
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::command(&["user", "create", &subject.login], PASSWORD).audited_as("register")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("register")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let exists = scene.accepts(&subject.login, PASSWORD).await?;
-        ensure!(exists || !acknowledgement.is_given(), "the account is lost");
-        repeat_command(scene, self, subject, "taken").await?;
-        ensure!(scene.accepts(&subject.login, PASSWORD).await?);
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let exists = after.accepts(PASSWORD).await?;
+        ensure!(exists || !after.is_acknowledged(), "the account is lost");
+        after.repeat_command("taken").await?;
+        ensure!(after.accepts(PASSWORD).await?);
         Ok(())
     }
 }
@@ -1227,24 +1141,15 @@ impl Operation for CreationByCommand {
 struct Disabling;
 
 impl Operation for Disabling {
-    fn action(&self, subject: &Subject) -> Action {
-        command(&["user", "disable", &subject.login], "")
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::command(&["user", "disable", &subject.login], "").audited_as("disabled")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("disabled")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let standing = scene.standing_of_both(subject, acknowledgement).await?;
-        let is_active = scene.accepts(&subject.login, PASSWORD).await?;
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let standing = after.standing_of_both().await?;
+        let is_active = after.accepts(PASSWORD).await?;
         ensure!(
-            !is_active || !acknowledgement.is_given(),
+            !is_active || !after.is_acknowledged(),
             "the account is active"
         );
         let expected = if is_active {
@@ -1258,23 +1163,12 @@ impl Operation for Disabling {
         );
         if !is_active {
             // Also without another attempt, which would end the sessions again.
-            enable_and_check_sessions(scene, subject).await?;
+            after.enable_and_check_sessions().await?;
         }
-        repeat_command(scene, self, subject, NO_REFUSAL).await?;
-        ensure!(!scene.accepts(&subject.login, PASSWORD).await?);
-        enable_and_check_sessions(scene, subject).await
+        after.repeat_command(NO_REFUSAL).await?;
+        ensure!(!after.accepts(PASSWORD).await?);
+        after.enable_and_check_sessions().await
     }
-}
-
-/// Enables an account that was disabled, and checks that the sessions of before stay ended.
-async fn enable_and_check_sessions(scene: &mut Scene, subject: &Subject) -> Result<()> {
-    let enable = ["user", "enable", subject.login.as_str()];
-    let (is_enabled, output) = scene.bench.command(&enable, "").await?;
-    ensure!(is_enabled, "{output}");
-    for tokens in [&subject.own, &subject.other] {
-        ensure!(scene.standing(tokens).await? == Standing::Ended);
-    }
-    Ok(())
 }
 
 #[derive(Debug)]
@@ -1289,31 +1183,19 @@ impl Operation for Enabling {
         Ok(subject)
     }
 
-    fn action(&self, subject: &Subject) -> Action {
-        command(&["user", "enable", &subject.login], "")
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::command(&["user", "enable", &subject.login], "").audited_as("enabled")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("enabled")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let is_active = scene.accepts(&subject.login, PASSWORD).await?;
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let is_active = after.accepts(PASSWORD).await?;
         ensure!(
-            is_active || !acknowledgement.is_given(),
+            is_active || !after.is_acknowledged(),
             "the account is disabled"
         );
-        repeat_command(scene, self, subject, NO_REFUSAL).await?;
-        ensure!(scene.accepts(&subject.login, PASSWORD).await?);
-        for tokens in [&subject.own, &subject.other] {
-            ensure!(scene.standing(tokens).await? == Standing::Ended);
-        }
-        Ok(())
+        after.repeat_command(NO_REFUSAL).await?;
+        ensure!(after.accepts(PASSWORD).await?);
+        after.ensure_both_have_ended().await
     }
 }
 
@@ -1321,28 +1203,14 @@ impl Operation for Enabling {
 struct PasswordSetByCommand;
 
 impl Operation for PasswordSetByCommand {
-    fn action(&self, subject: &Subject) -> Action {
-        command(&["user", "set-password", &subject.login], NEW_PASSWORD)
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::command(&["user", "set-password", &subject.login], NEW_PASSWORD)
+            .audited_as("password_set")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("password_set")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let standing = scene.standing_of_both(subject, acknowledgement).await?;
-        let is_changed = scene.accepts(&subject.login, NEW_PASSWORD).await?;
-        let is_old = scene.accepts(&subject.login, PASSWORD).await?;
-        ensure!(
-            is_changed != is_old,
-            "new password: {is_changed}, old one: {is_old}"
-        );
-        ensure!(is_changed || !acknowledgement.is_given());
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let standing = after.standing_of_both().await?;
+        let is_changed = after.check_password().await?;
         let expected = if is_changed {
             Standing::Ended
         } else {
@@ -1352,55 +1220,26 @@ impl Operation for PasswordSetByCommand {
             standing == [expected; 2],
             "changed: {is_changed}, {standing:?}"
         );
-        repeat_command(scene, self, subject, NO_REFUSAL).await?;
-        ensure!(scene.accepts(&subject.login, NEW_PASSWORD).await?);
-        for tokens in [&subject.own, &subject.other] {
-            ensure!(scene.standing(tokens).await? == Standing::Ended);
-        }
-        Ok(())
+        after.repeat_command(NO_REFUSAL).await?;
+        ensure!(after.accepts(NEW_PASSWORD).await?);
+        after.ensure_both_have_ended().await
     }
-}
-
-/// Checks a command that ends both sessions of the subject.
-async fn check_end_of_sessions_by_command(
-    operation: &impl Operation,
-    scene: &mut Scene,
-    subject: &Subject,
-    acknowledgement: &Acknowledgement,
-) -> Result<()> {
-    let standing = scene.standing_of_both(subject, acknowledgement).await?;
-    ensure!(
-        standing == [Standing::Ended; 2]
-            || (standing == [Standing::Active; 2] && !acknowledgement.is_given()),
-        "{standing:?}"
-    );
-    repeat_command(scene, operation, subject, NO_REFUSAL).await?;
-    for tokens in [&subject.own, &subject.other] {
-        ensure!(scene.standing(tokens).await? == Standing::Ended);
-    }
-    ensure!(scene.accepts(&subject.login, PASSWORD).await?);
-    Ok(())
 }
 
 #[derive(Debug)]
 struct EndOfSessionsByCommand;
 
 impl Operation for EndOfSessionsByCommand {
-    fn action(&self, subject: &Subject) -> Action {
-        command(&["user", "end-sessions", &subject.login], "")
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::command(&["user", "end-sessions", &subject.login], "").audited_as("logout_all")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("logout_all")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        check_end_of_sessions_by_command(self, scene, subject, acknowledgement).await
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        after.check_end_of_both().await?;
+        after.repeat_command(NO_REFUSAL).await?;
+        after.ensure_both_have_ended().await?;
+        ensure!(after.accepts(PASSWORD).await?);
+        Ok(())
     }
 }
 
@@ -1408,21 +1247,12 @@ impl Operation for EndOfSessionsByCommand {
 struct EndOfAllSessionsByCommand;
 
 impl Operation for EndOfAllSessionsByCommand {
-    fn action(&self, _: &Subject) -> Action {
-        command(&["user", "end-all-sessions"], "")
+    fn attempt(&self, _: &Subject) -> Attempt {
+        Attempt::command(&["user", "end-all-sessions"], "").audited_as("logout_all")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("logout_all")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        check_end_of_sessions_by_command(self, scene, subject, acknowledgement).await
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        EndOfSessionsByCommand.check(after).await
     }
 }
 
@@ -1441,32 +1271,21 @@ impl Operation for Unlocking {
         Ok(subject)
     }
 
-    fn action(&self, subject: &Subject) -> Action {
-        command(&["user", "unlock", &subject.login], "")
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::command(&["user", "unlock", &subject.login], "")
+            .audited_as("unlocked")
+            .counting([MAX_FAILURES, 0])
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("unlocked")
-    }
-
-    fn failures(&self) -> [u32; 2] {
-        [MAX_FAILURES, 0]
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let login = login_request(&subject.login, PASSWORD);
-        let status = scene.send(&login).await?.status;
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let login = login_request(&after.subject.login, PASSWORD);
+        let status = after.scene.send(&login).await?.status;
         ensure!(
-            status == 200 || (status == 429 && !acknowledgement.is_given()),
+            status == 200 || (status == 429 && !after.is_acknowledged()),
             "{status}"
         );
-        repeat_command(scene, self, subject, NO_REFUSAL).await?;
-        ensure!(scene.accepts(&subject.login, PASSWORD).await?);
+        after.repeat_command(NO_REFUSAL).await?;
+        ensure!(after.accepts(PASSWORD).await?);
         Ok(())
     }
 }
@@ -1475,28 +1294,19 @@ impl Operation for Unlocking {
 struct ClientCreation;
 
 impl Operation for ClientCreation {
-    fn action(&self, _: &Subject) -> Action {
-        command(&["client", "create", "billing"], "")
+    fn attempt(&self, _: &Subject) -> Attempt {
+        Attempt::command(&["client", "create", "billing"], "").audited_as("oauth_client_created")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("oauth_client_created")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        if let Acknowledgement::Given(output) = acknowledgement {
-            scene.service = parse_client(output)?;
-            ensure!(scene.standing(&subject.own).await? == Standing::Active);
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let own = [&after.subject.own];
+        if let Acknowledgement::Given(output) = after.acknowledgement {
+            after.scene.service = parse_client(output)?;
+            after.ensure(own, Standing::Active).await?;
         }
-        let output = repeat_command(scene, self, subject, NO_REFUSAL).await?;
-        scene.service = parse_client(&output)?;
-        ensure!(scene.standing(&subject.own).await? == Standing::Active);
-        Ok(())
+        let output = after.repeat_command(NO_REFUSAL).await?;
+        after.scene.service = parse_client(&output)?;
+        after.ensure(own, Standing::Active).await
     }
 }
 
@@ -1512,32 +1322,25 @@ impl Operation for ClientDeletion {
         Ok(Subject { client, ..subject })
     }
 
-    fn action(&self, subject: &Subject) -> Action {
-        command(&["client", "delete", &subject.client.id], "")
+    fn attempt(&self, subject: &Subject) -> Attempt {
+        Attempt::command(&["client", "delete", &subject.client.id], "")
+            .audited_as("oauth_client_deleted")
     }
 
-    fn event(&self) -> Option<&'static str> {
-        Some("oauth_client_deleted")
-    }
-
-    async fn check(
-        &self,
-        scene: &mut Scene,
-        subject: &Subject,
-        acknowledgement: &Acknowledgement,
-    ) -> Result<()> {
-        let introspect = introspect_request(&subject.client, &subject.own.access);
+    async fn check(&self, after: &mut Aftermath<'_>) -> Result<()> {
+        let introspect = introspect_request(&after.subject.client, &after.subject.own.access);
         let mut statuses = Vec::new();
         for instance in Bench::INSTANCES {
-            statuses.push(scene.bench.send(instance, &introspect).await?.status);
+            let reply = after.scene.bench.send(instance, &introspect).await?;
+            statuses.push(reply.status);
         }
         let is_deleted = statuses == [401; 2];
         ensure!(
-            is_deleted || (statuses == [200; 2] && !acknowledgement.is_given()),
+            is_deleted || (statuses == [200; 2] && !after.is_acknowledged()),
             "{statuses:?}"
         );
-        repeat_command(scene, self, subject, "no client has that id").await?;
-        let refused = scene.repeat(&introspect).await?;
+        after.repeat_command("no client has that id").await?;
+        let refused = after.scene.repeat(&introspect).await?;
         ensure!(refused.status == 401, "{refused:?}");
         Ok(())
     }
