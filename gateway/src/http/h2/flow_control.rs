@@ -67,11 +67,12 @@ impl ReceiveWindow {
     }
 
     /// Permits the client to send as many bytes as `length` again. Returns the increment to announce once it is half of the
-    /// window.
-    pub(super) fn release(&mut self, length: usize) -> Option<u32> {
+    /// window, unless the window is large enough for the `expected` bytes that are left to be received.
+    pub(super) fn release(&mut self, length: usize, expected: Option<u64>) -> Option<u32> {
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         self.released = self.released.saturating_add(length);
-        if self.released < self.size / 2 {
+        let is_sufficient = expected.is_some_and(|expected| expected <= self.remaining.into());
+        if self.released < self.size / 2 || is_sufficient {
             return None;
         }
         let increment = std::mem::take(&mut self.released).min(self.size - self.remaining);
@@ -112,6 +113,16 @@ mod tests {
         assert_eq!(window.add(i64::from(MAX_31_BIT) - 1), Ok(()));
     }
 
+    #[test]
+    fn a_window_that_is_large_enough_is_not_updated() {
+        let mut window = ReceiveWindow::new(1000);
+        assert_eq!(window.receive(600), Ok(()));
+        assert_eq!(window.release(600, Some(400)), None);
+        // Padding takes a part of the window, so that it is not large enough any more.
+        assert_eq!(window.receive(1), Ok(()));
+        assert_eq!(window.release(1, Some(400)), Some(601));
+    }
+
     proptest! {
         #[test]
         fn a_receive_window_is_never_larger_than_its_size(
@@ -124,7 +135,7 @@ mod tests {
                 prop_assert_eq!(window.receive(length).is_ok(), is_permitted);
                 if is_permitted {
                     sent += length;
-                    announced += window.release(length).map_or(0, |increment| increment as usize);
+                    announced += window.release(length, None).map_or(0, |increment| increment as usize);
                 }
                 prop_assert!(sent >= announced && sent - announced < 500);
             }

@@ -162,7 +162,7 @@ impl Connection {
         // A stream that is not read uses its own window up, so that the connection's never limits anything and is
         // given back at once, whatever becomes of the data.
         self.receive_window.receive(frame.length)?;
-        if let Some(increment) = self.receive_window.release(frame.length) {
+        if let Some(increment) = self.receive_window.release(frame.length, None) {
             frame::put_window_update(self.output.buffer(), 0, increment);
         }
         let Some(stream) = self.streams.get_mut(id) else {
@@ -230,7 +230,7 @@ impl Connection {
     pub(super) fn release(&mut self, id: u32, length: usize) {
         if let Some(stream) = self.streams.get_mut(id)
             && stream.request == RequestProgress::Open
-            && let Some(increment) = stream.receive_window.release(length)
+            && let Some(increment) = stream.receive_window.release(length, stream.expected_bytes)
         {
             frame::put_window_update(self.output.buffer(), id, increment);
         }
