@@ -1228,20 +1228,23 @@ proptest! {
         let mut windows = vec![i64::from(DEFAULT_WINDOW); bodies.len()];
         let (mut initial, mut shared) = (DEFAULT_WINDOW, i64::from(DEFAULT_WINDOW));
         let (mut received, mut ends) = (vec![0; bodies.len()], vec![0; bodies.len()]);
-        // At last all windows are open.
-        for (window, size) in grants.into_iter().chain([(0, 1_000_000), (1, 1_000_000)]) {
-            let update = match window {
-                0 => {
+        // At last all windows are open. Before the first update the frames are received that were within the first windows.
+        let last = [(0, 1_000_000), (1, 1_000_000)];
+        let grants = grants.into_iter().chain(last).map(Some);
+        for grant in std::iter::once(None).chain(grants) {
+            let update = match grant {
+                None => frame(PING, ACK, 0, &[0; 8]),
+                Some((0, size)) => {
                     shared += i64::from(size);
                     window_update(0, size)
                 }
-                1 => {
+                Some((1, size)) => {
                     let change = i64::from(size) - i64::from(initial);
                     initial = size;
                     windows.iter_mut().for_each(|window| *window += change);
                     settings(&[(4, size)])
                 }
-                _ => {
+                Some((window, size)) => {
                     let stream = window % bodies.len();
                     windows[stream] += i64::from(size);
                     window_update(ids[stream], size)
