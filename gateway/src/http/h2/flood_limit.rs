@@ -18,7 +18,7 @@ const TOKENS_PER_SENT_DATA_FRAME: u64 = 4;
 /// `WINDOW_UPDATE` frames.
 const SENT_BYTES_PER_TOKEN: u64 = 256;
 const TOKENS_PER_SECOND: u64 = 100;
-/// Number of bytes with which a DATA frame is no overhead.
+/// Number of bytes from which on a DATA frame adds tokens, also if its data is discarded.
 const MIN_DATA: usize = 32;
 
 /// Number of resets that are tolerated on every connection.
@@ -55,16 +55,32 @@ impl FrameLimit {
         self.add(TOKENS_PER_HEADERS_FRAME);
     }
 
-    /// Records a DATA frame with `length` bytes of data.
+    /// Records a DATA frame with `length` bytes of data for an exchange. Little data is no overhead: a client may send it as it
+    /// comes, and a proxy in front of the gateway sends that of many clients on one connection.
+    ///
+    /// # Errors
+    /// Returns an error if there are too many without data.
+    pub(super) fn record_data(&mut self, length: usize) -> Result<(), Flood> {
+        match length {
+            0 => self.record_overhead(),
+            1..MIN_DATA => Ok(()),
+            _ => {
+                self.add(TOKENS_PER_DATA_FRAME);
+                Ok(())
+            }
+        }
+    }
+
+    /// Records a DATA frame with `length` bytes of data that are discarded.
     ///
     /// # Errors
     /// Returns an error if there are too many with no or little data.
-    pub(super) fn record_data(&mut self, length: usize) -> Result<(), Flood> {
+    pub(super) fn record_discarded_data(&mut self, length: usize) -> Result<(), Flood> {
         if length < MIN_DATA {
-            return self.record_overhead();
+            self.record_overhead()
+        } else {
+            self.record_data(length)
         }
-        self.add(TOKENS_PER_DATA_FRAME);
-        Ok(())
     }
 
     /// Records any other frame.
@@ -163,7 +179,8 @@ mod tests {
         for _ in 0..MAX_TOKENS {
             assert_eq!(limit.record_overhead(), Ok(()));
         }
-        assert_eq!(limit.record_data(MIN_DATA - 1), Err(Flood));
+        let length = MIN_DATA - 1;
+        assert_eq!(limit.record_discarded_data(length), Err(Flood));
         limit.record_headers();
         for _ in 0..TOKENS_PER_HEADERS_FRAME {
             assert_eq!(limit.record_overhead(), Ok(()));
@@ -171,6 +188,7 @@ mod tests {
         assert_eq!(limit.record_overhead(), Err(Flood));
         limit.record_sent(100);
         limit.record_sent(156);
+        assert_eq!(limit.record_data(MIN_DATA - 1), Ok(()));
         assert_eq!(limit.record_data(0), Ok(()));
         assert_eq!(limit.record_overhead(), Err(Flood));
         tokio::time::advance(Duration::from_secs(2)).await;

@@ -158,7 +158,6 @@ impl Connection {
         }
         let data_length = without_padding(frame, &input[..frame.length])?.len();
         let padding_length = usize::from(frame.has(frame::PADDED));
-        self.frame_limit.record_data(data_length)?;
         // A stream that is not read uses its own window up, so that the connection's never limits anything and is
         // given back at once, whatever becomes of the data.
         self.receive_window.receive(frame.length)?;
@@ -166,12 +165,18 @@ impl Connection {
             frame::put_window_update(self.output.buffer(), 0, increment);
         }
         let Some(stream) = self.streams.get_mut(id) else {
+            self.frame_limit.record_discarded_data(data_length)?;
             return if self.streams.was_reset_lately(id) {
                 Ok(())
             } else {
                 Err(ClientError::Stream(id, Reason::StreamClosed))
             };
         };
+        if stream.is_running() && !stream.is_reset() {
+            self.frame_limit.record_data(data_length)?;
+        } else {
+            self.frame_limit.record_discarded_data(data_length)?;
+        }
         if stream.is_reset() {
             return Ok(());
         }
