@@ -6,8 +6,7 @@
 pub(crate) mod oauth_client;
 
 use crate::domain::login::{Login, PresentedLogin};
-use crate::domain::password::Password;
-use crate::domain::password_hash::PasswordHash;
+use crate::domain::password::{NewPassword, Password};
 use crate::domain::principal::Principal;
 use crate::domain::user::{Account, AccountStatus};
 use crate::hashing::{Hasher, Match, QueueFull, Rehash};
@@ -30,8 +29,8 @@ pub(crate) struct Credentials {
 #[derive(Debug)]
 pub(crate) struct Verified {
     pub(crate) account: Account,
-    /// Hash that should replace that of the account.
-    pub(crate) new_hash: Option<PasswordHash>,
+    /// The password, if its hash should be replaced.
+    pub(crate) outdated: Option<NewPassword>,
 }
 
 /// Reason credentials were not accepted.
@@ -178,7 +177,7 @@ impl Attempt {
             .ok_or(AuthenticationError::InvalidCredentials)?;
         Ok(Verified {
             account,
-            new_hash: found.new_hash,
+            outdated: found.outdated,
         })
     }
 

@@ -8,7 +8,8 @@
 //! Invariant: of any number of concurrent attempts at most 10 reveal whether their password was
 //! right. A failure is counted when the password has been verified, and the count is checked again
 //! in the same step, before the result is reported; a result reported without that check would break
-//! the invariant.
+//! the invariant. So would work that a right password causes before that check, by the time that it takes
+//! (`hashing/pool.rs`).
 
 mod policy;
 mod redis;

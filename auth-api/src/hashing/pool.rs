@@ -10,8 +10,9 @@
 //! A check of a password is one job, whose duration tells nothing about the account: it takes as long as
 //! the costliest stored hash that may be verified, whether the stored hash has a lower cost, is none, or
 //! there is no account, and however many others are in its batch. Invariant: only a check that succeeds
-//! ends earlier or takes longer. Another job for the rest of a check would break it, since that job would
-//! wait in the queue once more.
+//! ends earlier, and not before a check of its batch that fails. Another job for the rest of a check would break
+//! it, since that job would wait in the queue once more. That a password matched is not known to its client yet: the
+//! throttle may have locked the login meanwhile. So a password is hashed anew only after that, as a job of its own.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -83,8 +84,8 @@ pub(crate) enum Rehash {
 /// The password is that of the stored hash.
 #[derive(Debug)]
 pub(crate) struct Match {
-    /// Hash that should replace the stored one.
-    pub(crate) new_hash: Option<PasswordHash>,
+    /// Password whose hash should replace the stored one.
+    pub(crate) outdated: Option<NewPassword>,
 }
 
 #[derive(Debug)]
@@ -135,10 +136,9 @@ struct Check {
     rehash: Option<NewPassword>,
 }
 
-/// Password whose check succeeded, to be hashed at the configured cost.
-struct PendingRehash {
-    password: NewPassword,
-    salt: [u8; 16],
+/// Check that has succeeded, in a batch of which others may fail.
+struct PendingMatch {
+    found: Match,
     reply: oneshot::Sender<Result<Option<Match>, QueueFull>>,
 }
 
@@ -383,25 +383,20 @@ impl Queue {
             self.metrics.queue_wait.observe(wait.as_secs_f64());
         }
         let mut batch: Vec<_> = batch.into_iter().map(Some).collect();
-        let mut rehashes = Vec::new();
-        if self.run(&mut batch, &mut rehashes).is_err() && count > 1 {
+        if self.run(&mut batch).is_err() && count > 1 {
             // Each alone: those that do not panic complete.
             for job in batch.iter_mut().filter(|job| job.is_some()) {
-                let _ = self.run(std::slice::from_mut(job), &mut rehashes);
+                let _ = self.run(std::slice::from_mut(job));
             }
         }
         // The remaining jobs have panicked; dropping their channels tells their callers.
         drop(batch);
-        self.rehash(rehashes);
         self.update_estimate(start.elapsed(), count);
     }
 
     /// Hashes all lanes of the jobs together and takes each job out of `batch` when it has its result.
-    fn run(
-        &self,
-        batch: &mut [Option<Job>],
-        rehashes: &mut Vec<PendingRehash>,
-    ) -> Result<(), Panicked> {
+    fn run(&self, batch: &mut [Option<Job>]) -> Result<(), Panicked> {
+        let mut matches = Vec::new();
         let mut lanes = Vec::new();
         let mut ranges = Vec::new();
         for job in batch.iter() {
@@ -418,7 +413,7 @@ impl Queue {
                 let digests = digests_of(lanes, digests);
                 *slot = slot
                     .take()
-                    .and_then(|job| self.complete(job, &digests, rehashes));
+                    .and_then(|job| self.complete(job, &digests, &mut matches));
             }
             if batch.iter().all(Option::is_none) {
                 return ControlFlow::Break(());
@@ -426,7 +421,12 @@ impl Queue {
             ControlFlow::Continue(())
         };
         let digest = || bcrypt_lanes::digest(&lanes, duration.unwrap_or_default(), &mut reached);
-        self.supervisor.catch_blocking(TASK, digest)?;
+        let result = self.supervisor.catch_blocking(TASK, digest);
+        for PendingMatch { found, reply } in matches {
+            // Fails if the client disconnected meanwhile.
+            let _ = reply.send(Ok(Some(found)));
+        }
+        result?;
         // Failed checks have taken the whole duration.
         for job in batch.iter_mut().filter_map(Option::take) {
             if let Work::Check(_, reply) = job.work {
@@ -442,13 +442,13 @@ impl Queue {
         &self,
         job: Job,
         digests: &[BcryptDigest],
-        rehashes: &mut Vec<PendingRehash>,
+        matches: &mut Vec<PendingMatch>,
     ) -> Option<Job> {
         let Some(first) = digests.first() else {
             return Some(job);
         };
         let (check, reply) = match job.work {
-            // Sending fails if the client disconnected meanwhile.
+            // Fails if the client disconnected meanwhile.
             Work::Hash(reply) => {
                 let _ = reply.send(Ok(*first));
                 return None;
@@ -461,41 +461,10 @@ impl Queue {
         };
         // The first spelling is the normalized one.
         let is_current = job.cost == self.cost && spelling == 0;
-        match check.rehash {
-            Some(password) if !is_current => rehashes.push(PendingRehash {
-                password,
-                salt: random_salt(),
-                reply,
-            }),
-            _ => drop(reply.send(Ok(Some(Match { new_hash: None })))),
-        }
+        let outdated = check.rehash.filter(|_| !is_current);
+        let found = Match { outdated };
+        matches.push(PendingMatch { found, reply });
         None
-    }
-
-    /// Hashes passwords whose checks have succeeded at the configured cost. If that panics, the old hashes
-    /// remain.
-    fn rehash(&self, mut rehashes: Vec<PendingRehash>) {
-        let lanes: Vec<_> = rehashes
-            .iter()
-            .map(|rehash| {
-                let password = rehash.password.as_password().bytes();
-                Lane::new(password, rehash.salt, self.cost)
-            })
-            .collect();
-        let mut new_hashes = vec![None; rehashes.len()];
-        let digest = || {
-            bcrypt_lanes::digest(&lanes, self.cost, &mut |digests| {
-                for (lane, digest) in digests {
-                    let hash = PasswordHash::new(self.cost, rehashes[*lane].salt, digest);
-                    new_hashes[*lane] = Some(hash);
-                }
-                ControlFlow::Continue(())
-            });
-        };
-        let _ = self.supervisor.catch_blocking(TASK, digest);
-        for (rehash, new_hash) in rehashes.drain(..).zip(new_hashes) {
-            let _ = rehash.reply.send(Ok(Some(Match { new_hash })));
-        }
     }
 
     /// Updates the moving average with a weight of 1/8 for the new measurement.
@@ -664,7 +633,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_check_that_succeeds_is_hashed_anew_in_the_same_job_if_it_is_outdated() {
+    async fn a_check_that_succeeds_is_not_reported_before_others_of_its_batch_fail() {
+        let metrics = Metrics::new();
+        let queue = &start(&metrics).queue;
+        let hash = stored("a password", 4);
+        let (job, mut verdict) = job("a password", 4, 5, Some(hash));
+        let lanes = [Lane::new(job.passwords[0].bytes(), job.salt, job.cost)];
+        let mut job = Some(job);
+        let mut matches = Vec::new();
+        bcrypt_lanes::digest(&lanes, 5, &mut |digests| {
+            let digests: Vec<_> = digests.iter().map(|(_, digest)| *digest).collect();
+            job = job
+                .take()
+                .and_then(|job| queue.complete(job, &digests, &mut matches));
+            ControlFlow::Continue(())
+        });
+        assert!(job.is_none() && matches.len() == 1);
+        assert!(verdict.try_recv().is_err(), "the client knows already");
+    }
+
+    #[tokio::test]
+    async fn a_check_that_succeeds_tells_whether_the_hash_is_outdated() {
         let metrics = Metrics::new();
         let hasher = start(&metrics);
         let (nfc, nfd) = ("p\u{e4}ssw\u{f6}rter 1", "pa\u{308}sswo\u{308}rter 1");
@@ -685,11 +674,12 @@ mod tests {
                 let found = hasher.check(&password, Some(&stored), rehash).await;
                 let found = found.expect("the queue is empty").expect("it matches");
                 assert_eq!(
-                    found.new_hash.is_some(),
+                    found.outdated.is_some(),
                     is_expected,
                     "{presented:?} {cost}"
                 );
-                if let Some(new) = found.new_hash {
+                if let Some(password) = found.outdated {
+                    let new = hasher.hash(&password).await.expect("the queue is empty");
                     assert!(bcrypt::verify(nfc, new.as_str()).is_ok_and(|matches| matches));
                 }
             }

@@ -58,7 +58,7 @@ async fn log_in(
 ) -> Result<Json<TokenResponse>, ApiError> {
     for _ in 0..MAX_ATTEMPTS {
         let verified = credentials.authenticate(state, request, Rehash::IfOutdated);
-        if let Some(account) = replace_outdated_hash(state, verified.await?).await? {
+        if let Some(account) = replace_outdated_hash(state, request, verified.await?).await? {
             let session = create_session(state.clone(), request.clone(), account);
             if let Some(response) = state.lifecycle.complete(session).await? {
                 return Ok(response);
@@ -119,13 +119,18 @@ async fn create_session(
     Ok(Some(response))
 }
 
-/// Stores the new hash of a password whose stored hash is outdated. Returns `None` if that was replaced
-/// concurrently.
+/// Hashes a password whose stored hash is outdated anew, unless the queue is full: then a later login does. Returns `None` if
+/// the stored hash was replaced concurrently.
 async fn replace_outdated_hash(
     state: &AppState,
-    Verified { account, new_hash }: Verified,
+    request: &RequestInfo,
+    Verified { account, outdated }: Verified,
 ) -> Result<Option<Account>, ApiError> {
-    let Some(hash) = new_hash else {
+    let Some(password) = outdated else {
+        return Ok(Some(account));
+    };
+    let hasher = state.hasher.for_client(&request.client);
+    let Ok(hash) = hasher.hash(&password).await else {
         return Ok(Some(account));
     };
     let is_replaced = state
