@@ -1,5 +1,6 @@
 //! Client with one multiplexed connection, which it replaces when it is dead.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,12 +37,21 @@ pub struct WaitLimits {
     pub reconnect_delay: Duration,
 }
 
-/// Client with one multiplexed connection. Cheap to clone.
-#[derive(Debug, Clone)]
+/// Client with one multiplexed connection. Cheap to clone. Its `Debug` does not show the configuration, which may have a password.
+#[derive(Clone)]
 pub struct RedisConnection {
     client: Client,
     config: Config,
     state: Arc<Mutex<ConnectionState>>,
+}
+
+impl fmt::Debug for RedisConnection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("RedisConnection")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]

@@ -1,20 +1,21 @@
 //! Stored password hashes in bcrypt's modular crypt format, such as `$2b$12$…`.
 
+use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
 use base64::Engine as _;
 use subtle::ConstantTimeEq;
 
-/// Stored password hash: a bcrypt hash, or any other text, which matches no password.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Stored password hash: a bcrypt hash, or any other text, which matches no password. Its `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct PasswordHash {
     text: String,
     bcrypt: Option<BcryptHash>,
 }
 
-/// Parsed bcrypt hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Parsed bcrypt hash. Its `Debug` shows its cost alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BcryptHash {
     pub(crate) cost: u32,
     pub(crate) salt: [u8; 16],
@@ -90,6 +91,24 @@ impl BcryptHash {
     }
 }
 
+impl fmt::Debug for PasswordHash {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("PasswordHash")
+            .field("bcrypt", &self.bcrypt)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for BcryptHash {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("BcryptHash")
+            .field("cost", &self.cost)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +119,10 @@ mod tests {
         let hash = PasswordHash::from_stored(text.to_owned());
         assert_eq!(hash.as_str(), text);
         assert_eq!(hash.as_bcrypt().map(|bcrypt| bcrypt.cost), Some(12));
+        assert_eq!(
+            format!("{hash:?}"),
+            "PasswordHash { bcrypt: Some(BcryptHash { cost: 12, .. }), .. }"
+        );
         for invalid in [
             "",
             "x",

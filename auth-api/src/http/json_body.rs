@@ -1,5 +1,7 @@
 //! Extractor of JSON request bodies, with the rules and the 422 responses of FastAPI.
 
+use std::fmt;
+
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use serde_json::{Map, Value};
@@ -8,8 +10,7 @@ use super::body::{self, BodyError};
 use super::error::ApiError;
 use crate::domain::problem::Problem;
 
-/// Request body that is a JSON object.
-#[derive(Debug)]
+/// Request body that is a JSON object. Its `Debug` does not show it, since it may have passwords and tokens.
 pub(crate) struct JsonObject(Map<String, Value>);
 
 impl JsonObject {
@@ -39,6 +40,12 @@ impl JsonObject {
             Ok(_) => Err(Problem::not_an_object()),
             Err(error) => Err(Problem::invalid_json(error_offset(bytes, &error))),
         }
+    }
+}
+
+impl fmt::Debug for JsonObject {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JsonObject(…)")
     }
 }
 
@@ -190,6 +197,12 @@ mod tests {
         ] {
             assert!(!is_json_with(lines), "{lines:?}");
         }
+    }
+
+    #[test]
+    fn a_body_is_not_in_its_debug_output() {
+        let body = JsonObject::parse(br#"{"password":"secure"}"#).unwrap();
+        assert!(!format!("{body:?}").contains("secure"));
     }
 
     #[test]

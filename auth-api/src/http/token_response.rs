@@ -10,7 +10,7 @@ use crate::domain::refresh_token::RefreshToken;
 use crate::state::AppState;
 
 /// Access token, and the refresh token to renew it with.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Tokens")]
 pub(crate) struct TokenResponse {
     access_token: String,

@@ -8,6 +8,7 @@ mod statement_error;
 mod timeouts;
 mod timestamp;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,11 +41,20 @@ impl PoolMode {
     }
 }
 
-/// Connection settings.
-#[derive(Debug, Clone)]
+/// Connection settings. Their `Debug` does not show the connection, which may have a password.
+#[derive(Clone)]
 pub(crate) struct PostgresSettings {
     pub(crate) connection: PgConnectOptions,
     pub(crate) pool_mode: PoolMode,
+}
+
+impl fmt::Debug for PostgresSettings {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("PostgresSettings")
+            .field("pool_mode", &self.pool_mode)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Pool of connections. Cheap to clone.
