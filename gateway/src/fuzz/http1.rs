@@ -84,7 +84,7 @@ pub fn read_request(bytes: &[u8], read_size: usize, max_bytes: usize) -> Reading
                     length: received - buffer.len(),
                 });
             }
-            Err(error) => return Reading::Malformed(error.to_string()),
+            Err(rejection) => return Reading::Malformed(rejection.error.to_string()),
         }
     }
     Reading::Incomplete

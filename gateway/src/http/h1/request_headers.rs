@@ -15,7 +15,7 @@ use crate::http::h1::hop_by_hop::{ConnectionHeaders, HeaderScope, Persistence};
 use crate::http::message::{Framing, RequestError, RequestHeaders, Upgrade};
 use crate::http::syntax::{
     MAX_HEADERS, MAX_TARGET_BYTES, check_method, check_target, is_authority, is_header_value_byte,
-    is_token_byte, is_whitespace, parse_content_length, without_fragment,
+    is_token_byte, is_whitespace, parse_content_length, unknown_method, without_fragment,
 };
 use crate::path::RequestTarget;
 
@@ -36,16 +36,37 @@ pub(super) struct HeaderLimits {
 }
 
 /// Reason why no request could be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ReadError {
     /// The client disconnected or was idle for too long. It gets no response.
     Closed,
-    Rejected(RequestError),
+    Rejected(Rejection),
 }
 
-impl From<RequestError> for ReadError {
-    fn from(error: RequestError) -> Self {
-        Self::Rejected(error)
+impl From<Rejection> for ReadError {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+/// Request whose headers are not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rejection {
+    pub(crate) error: RequestError,
+    /// Method, on which the framing of the response depends: one to HEAD has no body (RFC 9110, section 9.3.2).
+    pub(crate) method: Method,
+}
+
+impl Rejection {
+    /// Creates the rejection of the request whose headers begin with `bytes`.
+    pub(super) fn new(error: RequestError, bytes: &[u8]) -> Self {
+        let space = memchr::memchr(b' ', bytes);
+        let method = space.and_then(|end| Method::from_bytes(&bytes[..end]).ok());
+        let method = method.filter(|method| check_method(method).is_ok());
+        Self {
+            error,
+            method: method.unwrap_or_else(unknown_method),
+        }
     }
 }
 
@@ -68,10 +89,15 @@ impl HeaderScanner {
         &mut self,
         buffer: &mut BytesMut,
         max_bytes: usize,
-    ) -> Result<Option<(RequestHeaders, Persistence)>, RequestError> {
-        match self.find_end(buffer, max_bytes)? {
-            Some(end) => parse(&buffer.split_to(end).freeze()).map(Some),
-            None => Ok(None),
+    ) -> Result<Option<(RequestHeaders, Persistence)>, Rejection> {
+        match self.find_end(buffer, max_bytes) {
+            Ok(Some(end)) => {
+                let section = buffer.split_to(end).freeze();
+                let request = parse(&section).map_err(|error| Rejection::new(error, &section))?;
+                Ok(Some(request))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(Rejection::new(error, buffer)),
         }
     }
 
@@ -300,7 +326,7 @@ mod tests {
     fn read(
         bytes: &[u8],
         read_size: usize,
-    ) -> Result<Option<(RequestHeaders, Persistence)>, RequestError> {
+    ) -> Result<Option<(RequestHeaders, Persistence)>, Rejection> {
         let (mut scanner, mut buffer) = (HeaderScanner::default(), BytesMut::new());
         for read in bytes.chunks(read_size) {
             buffer.extend_from_slice(read);
@@ -320,7 +346,20 @@ mod tests {
             in_small_reads.as_ref().err(),
             "{request:?}"
         );
-        in_one_read.err()
+        in_one_read.err().map(|rejection| rejection.error)
+    }
+
+    #[test]
+    fn the_method_of_a_rejected_request_is_known_if_it_is_valid() {
+        let method = |request: &str| read(request.as_bytes(), 7).unwrap_err().method;
+        assert_eq!(method("HEAD / HTTP/1.1\r\n\r\n"), Method::HEAD);
+        assert_eq!(method("\r\nHEAD / HTTP/1.1\r\nHost: a\n"), Method::HEAD);
+        assert_eq!(
+            method("PUT\t/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+            unknown_method()
+        );
+        assert_eq!(method("CONNECT a HTTP/1.1\r\n\r\n"), unknown_method());
+        assert_eq!(method("GET\n"), unknown_method());
     }
 
     #[test]

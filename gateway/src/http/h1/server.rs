@@ -22,11 +22,10 @@ use crate::http::h1::encode::put_header;
 use crate::http::h1::framing::{self, BodyDecoder, BodyEvent, ChunkSyntax};
 use crate::http::h1::hop_by_hop::Persistence;
 use crate::http::h1::io::BufferedStream;
-use crate::http::h1::request_headers::{HeaderLimits, HeaderScanner, ReadError};
+use crate::http::h1::request_headers::{HeaderLimits, HeaderScanner, ReadError, Rejection};
 use crate::http::handler::RequestHandler;
 use crate::http::lingering_close::LingeringClose;
 use crate::http::message::{Framing, RequestError, RequestHeaders, ResponseHeaders};
-use crate::http::syntax::unknown_method;
 use crate::runtime::idle_timer::IdleTimer;
 
 /// Longest time to send the rest of the output before the connection is closed.
@@ -90,9 +89,9 @@ pub(crate) async fn serve(handler: &impl RequestHandler, stream: Stream, shutdow
                 handler.serve(request, &mut connection, &mut timer).await;
             }
             Err(ReadError::Closed) => return connection.close().await,
-            Err(ReadError::Rejected(error)) => {
+            Err(ReadError::Rejected(Rejection { error, method })) => {
                 connection.reset_response();
-                handler.reject(error, &unknown_method(), Version::HTTP_11, &mut connection);
+                handler.reject(error, &method, Version::HTTP_11, &mut connection);
                 return connection.close_lingering().await;
             }
         }
@@ -176,7 +175,7 @@ impl Http1Connection {
             Some(result) => {
                 result.map(|(request, persistence)| self.begin_request(request, persistence))
             }
-            None => Err(RequestError::Timeout.into()),
+            None => Err(Rejection::new(RequestError::Timeout, &self.stream.input).into()),
         }
     }
 
