@@ -17,18 +17,19 @@ mod response_headers;
 mod tls;
 
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use pingora::connectors::TransportConnector;
 
 use crate::config::{Config, UpstreamIndex, UpstreamSettings};
 use crate::telemetry::metrics::Metrics;
 pub(crate) use connect_error::ConnectError;
 pub(crate) use connection::{Connection, UpstreamError, UpstreamEvent};
 pub(crate) use connection_slots::Overflow;
-pub(crate) use connector::SharedConnector;
+#[cfg(test)]
+pub(crate) use connector::StreamConnector;
+pub(crate) use connector::{SharedConnector, TcpConnector};
 pub(crate) use endpoint::{ChosenEndpoint, ConnectionReuse, Endpoint, InFlight};
 pub(crate) use endpoint_set::EndpointSet;
 pub(crate) use group::{ProbeScope, UpstreamGroup};
@@ -53,10 +54,23 @@ impl Upstreams {
         metrics: &Arc<Metrics>,
         previous: Option<&Self>,
     ) -> Result<Self> {
-        let connector: SharedConnector = match previous {
+        let connector = match previous {
             Some(previous) => Arc::clone(&previous.connector),
-            None => Arc::new(LazyLock::new(|| TransportConnector::new(None))),
+            None => Arc::new(TcpConnector::new()),
         };
+        Self::with_connector(config, metrics, connector, previous)
+    }
+
+    /// Creates the groups of a configuration, as [`Self::new`], whose endpoints are connected to by `connector`.
+    ///
+    /// # Errors
+    /// Returns an error, as [`Self::new`].
+    pub(crate) fn with_connector(
+        config: &Config,
+        metrics: &Arc<Metrics>,
+        connector: SharedConnector,
+        previous: Option<&Self>,
+    ) -> Result<Self> {
         let group = |settings: UpstreamSettings| {
             let known = previous.and_then(|previous| previous.by_name(&settings.name));
             let group =
@@ -69,7 +83,7 @@ impl Upstreams {
         })
     }
 
-    /// Returns the TCP connector of the gateway, which outlives a reload.
+    /// Returns the stream connector of the gateway, which outlives a reload.
     pub(crate) fn connector(&self) -> &SharedConnector {
         &self.connector
     }

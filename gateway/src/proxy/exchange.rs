@@ -492,3 +492,6 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             .may_retry(AttemptFailure::MaybeProcessed, self.request, self.upload)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ use crate::proxy::route::Routes;
 use crate::runtime::clock::unix_seconds;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificates::Certificates;
-use crate::upstream::Upstreams;
+use crate::upstream::{SharedConnector, TcpConnector, Upstreams};
 
 /// Configuration that is in effect, with the routes compiled from it.
 #[derive(Debug)]
@@ -67,11 +67,23 @@ impl GatewayState {
     /// Returns an error if the path patterns together exceed the size limit of the matcher, or an upstream group or
     /// the identity needs the authorities that the system trusts and they cannot be read.
     pub(crate) fn new(config: Config, access_log: AccessLog) -> Result<Self> {
+        Self::with_connector(config, access_log, Arc::new(TcpConnector::new()))
+    }
+
+    /// Creates the state, as [`Self::new`], with `connector` for all connections to servers.
+    ///
+    /// # Errors
+    /// Returns an error, as [`Self::new`].
+    pub(crate) fn with_connector(
+        config: Config,
+        access_log: AccessLog,
+        connector: SharedConnector,
+    ) -> Result<Self> {
         let metrics = Arc::new(Metrics::new(&config.keyspace));
         let quotas = QuotaStore::new();
         let certificates = Certificates::new(&config.certificates);
         metrics.set_certificates(all_expiries(&certificates, &config));
-        let upstreams = Upstreams::new(&config, &metrics, None)?;
+        let upstreams = Upstreams::with_connector(&config, &metrics, connector, None)?;
         let routes = Routes::new(&config, &upstreams, &metrics, None)?;
         let authenticator = authenticator(&config, &metrics, &upstreams, None)?;
         let has_quota_store = config.quotas.store.is_some();

@@ -45,6 +45,15 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// Returns a peer that sent no server name.
+    #[cfg(test)]
+    pub(crate) fn unnamed(address: IpAddr) -> Self {
+        Self {
+            address,
+            handshake: None,
+        }
+    }
+
     /// Returns the peer of a connection, `None` if it was closed.
     pub(crate) fn of(stream: &Stream) -> Option<Self> {
         let socket = stream.get_socket_digest()?;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use pingora::connectors::TransportConnector;
 use pingora::protocols::Stream;
 use pingora::protocols::l4::ext::TcpKeepalive;
@@ -22,13 +23,50 @@ const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive {
     user_timeout: Duration::ZERO,
 };
 
-/// TCP connector of the gateway. Pingora's reads the certificates that the system trusts when it is created.
-pub(crate) type SharedConnector = Arc<LazyLock<TransportConnector>>;
+/// Establishes byte streams to addresses: over TCP in the gateway, in memory in tests of the exchange.
+#[async_trait]
+pub(crate) trait StreamConnector: Send + Sync {
+    /// Establishes a byte stream to an address.
+    ///
+    /// # Errors
+    /// Returns an error if it is not established within `timeout`.
+    async fn connect(&self, address: SocketAddr, timeout: Duration)
+    -> Result<Stream, ConnectError>;
+}
+
+/// Stream connector of the gateway, which outlives a reload.
+pub(crate) type SharedConnector = Arc<dyn StreamConnector>;
+
+/// TCP connector. Pingora's, on which it is built, reads the certificates that the system trusts when it is created.
+pub(crate) struct TcpConnector(LazyLock<TransportConnector>);
+
+impl TcpConnector {
+    pub(crate) fn new() -> Self {
+        Self(LazyLock::new(|| TransportConnector::new(None)))
+    }
+}
+
+#[async_trait]
+impl StreamConnector for TcpConnector {
+    async fn connect(
+        &self,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Stream, ConnectError> {
+        // TLS is not Pingora's.
+        let mut peer = HttpPeer::new(address, false, String::new());
+        peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);
+        peer.options.connection_timeout = Some(timeout);
+        peer.options.total_connection_timeout = Some(timeout);
+        let stream = self.0.new_stream(&peer).await;
+        stream.map_err(|error| ConnectError::from(error.etype()))
+    }
+}
 
 /// Means of connecting to servers.
 #[derive(Clone, Copy)]
 pub(super) struct Connector<'c> {
-    pub(super) tcp: &'c LazyLock<TransportConnector>,
+    pub(super) stream: &'c dyn StreamConnector,
     /// `None` if no server has `https`.
     pub(super) tls: Option<&'c Arc<TlsClient>>,
 }
@@ -46,7 +84,7 @@ impl<'c> Connector<'c> {
     ) -> Result<Connection, ConnectError> {
         let tls = self.tls_to(server)?;
         let deadline = tokio::time::Instant::now() + timeout;
-        let stream = self.connect(address, timeout).await?;
+        let stream = self.stream.connect(address, timeout).await?;
         let Some(tls) = tls else {
             return Ok(Connection::new(stream, None));
         };
@@ -56,16 +94,6 @@ impl<'c> Connector<'c> {
             Ok(Err(error)) => Err(ConnectError::Tls(error.to_string())),
             Err(_) => Err(ConnectError::TimedOut),
         }
-    }
-
-    async fn connect(self, address: SocketAddr, timeout: Duration) -> Result<Stream, ConnectError> {
-        // TLS is not Pingora's.
-        let mut peer = HttpPeer::new(address, false, String::new());
-        peer.options.tcp_keepalive = Some(TCP_KEEPALIVE);
-        peer.options.connection_timeout = Some(timeout);
-        peer.options.total_connection_timeout = Some(timeout);
-        let stream = self.tcp.new_stream(&peer).await;
-        stream.map_err(|error| ConnectError::from(error.etype()))
     }
 
     /// Returns the TLS client of connections to a server, `None` for cleartext.

@@ -75,7 +75,7 @@ impl UpstreamGroup {
 
     fn connector(&self) -> Connector<'_> {
         Connector {
-            tcp: &self.connector,
+            stream: &*self.connector,
             tls: self.tls.as_ref(),
         }
     }

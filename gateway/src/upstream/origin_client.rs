@@ -51,7 +51,7 @@ const USER_AGENT: &[u8] = b"gateway-identity";
 pub(crate) struct OriginClient {
     url: HttpUrl,
     max_body: usize,
-    tcp: SharedConnector,
+    connector: SharedConnector,
     /// `None` if the server is not `https`.
     tls: Option<Arc<TlsClient>>,
     addresses: Mutex<Addresses>,
@@ -116,7 +116,7 @@ impl OriginClient {
     ///
     /// # Errors
     /// Returns an error if these are needed and cannot be read.
-    pub(crate) fn new(url: HttpUrl, max_body: usize, tcp: &SharedConnector) -> Result<Self> {
+    pub(crate) fn new(url: HttpUrl, max_body: usize, connector: &SharedConnector) -> Result<Self> {
         let tls = match url.server.scheme {
             Scheme::Http => None,
             Scheme::Https => Some(Arc::new(TlsClient::new(&UpstreamTlsSettings::default())?)),
@@ -124,7 +124,7 @@ impl OriginClient {
         Ok(Self {
             url,
             max_body,
-            tcp: Arc::clone(tcp),
+            connector: Arc::clone(connector),
             tls,
             addresses: Mutex::default(),
             idle: Mutex::default(),
@@ -329,7 +329,7 @@ impl OriginClient {
 
     async fn connect(&self, address: SocketAddr) -> Result<Connection, OriginError> {
         let connector = Connector {
-            tcp: &self.tcp,
+            stream: &*self.connector,
             tls: self.tls.as_ref(),
         };
         // Boxed because it is rare: inline, it would enlarge the future of every request.
