@@ -52,6 +52,7 @@ pub(super) async fn forward_after(
     };
     context.deadline = Deadline::starting_at(now, context.route().timeout.as_ref());
     let mut upload = Upload::default();
+    let mut reuse = ConnectionReuse::Allowed;
     let outcome = loop {
         context.attempts.count += 1;
         if context.attempts.count > 1 {
@@ -73,7 +74,8 @@ pub(super) async fn forward_after(
         if let Err(response) = begun {
             break RequestOutcome::Failed(response);
         }
-        match run_attempt(request, context, downstream, &mut upload, timer).await {
+        let attempt = run_attempt(request, context, downstream, &mut upload, &mut reuse, timer);
+        match attempt.await {
             ControlFlow::Break(outcome) => break outcome,
             ControlFlow::Continue(()) => now = Instant::now(),
         }
@@ -128,15 +130,16 @@ async fn wait_for_resolution(
 }
 
 /// Connects to the endpoint of the current attempt and runs the exchange. Continues if another attempt
-/// may be made.
+/// may be made. A request that has met a stale connection is sent on new ones only, its later attempts included: it is
+/// repeated once for that reason.
 async fn run_attempt(
     request: &RequestHeaders,
     context: &mut RequestContext,
     downstream: &mut impl Downstream,
     upload: &mut Upload,
+    reuse: &mut ConnectionReuse,
     timer: &mut IdleTimer,
 ) -> ControlFlow<RequestOutcome> {
-    let mut reuse = ConnectionReuse::Allowed;
     let connecting_since = match acquire_connection_slot(context, downstream).await {
         Ok(since) => since,
         Err(outcome) => return ControlFlow::Break(outcome),
@@ -151,7 +154,7 @@ async fn run_attempt(
         );
         let upstreams = &context.active.upstreams;
         let group = &context.route().upstream;
-        let connecting = upstreams.connect(group, endpoint, reuse, timeout.duration());
+        let connecting = upstreams.connect(group, endpoint, *reuse, timeout.duration());
         let mut upstream = match unless_disconnected(downstream, connecting).await {
             Some(Ok(connection)) => connection,
             Some(Err(ConnectError::TimedOut)) if timeout != ConnectTimeout::Full => {
@@ -164,7 +167,7 @@ async fn run_attempt(
         upstream_request::put_request_headers(output, request, context);
         let exchange = Exchange::new(request, context, downstream, upstream, upload, timer);
         match exchange.run().await {
-            ExchangeOutcome::StaleConnection => reuse = ConnectionReuse::Forbidden,
+            ExchangeOutcome::StaleConnection => *reuse = ConnectionReuse::Forbidden,
             ExchangeOutcome::Retry => return ControlFlow::Continue(()),
             ExchangeOutcome::Finished(outcome) => return ControlFlow::Break(outcome),
         }

@@ -37,7 +37,10 @@ use generate::{clean_script, script};
 use history::{History, SharedHistory};
 use logging::AccessLog;
 use pipe::pipe;
-use script::Script;
+use script::{
+    BodyPlan, ClientPlan, ClientReading, Cut, CutKind, Expectation, Pace, RETRY_PATH, RequestPlan,
+    ResponsePlan, Script, SendOrder,
+};
 
 /// Time after which a connection has ended, whatever the pauses of a script are.
 const MAX_CONNECTION_DURATION: Duration = Duration::from_hours(2);
@@ -170,6 +173,49 @@ async fn serve_clients(script: &Script, history: &SharedHistory) {
     history.lock().require(left == [0; 4], || {
         format!("in flight, buffered, in flight to the endpoint, used connections: {left:?}")
     });
+}
+
+#[test]
+fn a_request_is_sent_once_more_after_a_stale_connection_and_not_after_a_second_one() {
+    let request = RequestPlan {
+        method: "GET",
+        path: RETRY_PATH,
+        body: BodyPlan::None,
+        expectation: Expectation::None,
+        defect: None,
+    };
+    let client = |requests| ClientPlan {
+        requests: vec![request.clone(); requests],
+        order: SendOrder::AfterResponse,
+        pace: Pace::AT_ONCE,
+        reading: ClientReading::AtOnce,
+        stop: None,
+    };
+    // Two exchanges at once leave two connections.
+    let late = ResponsePlan {
+        delay: Duration::from_secs(1),
+        ..ResponsePlan::default()
+    };
+    let none = ResponsePlan {
+        cut: Some(Cut {
+            at: 0,
+            how: CutKind::Close,
+        }),
+        ..ResponsePlan::default()
+    };
+    let unavailable = ResponsePlan {
+        status: 503,
+        ..ResponsePlan::default()
+    };
+    let script = Script {
+        clients: vec![client(2), client(1)],
+        connects: Vec::new(),
+        responses: [&late, &late, &none, &unavailable, &none, &unavailable]
+            .map(Clone::clone)
+            .into(),
+    };
+    let history = run(&script);
+    assert!(history.violations.is_empty(), "{:#?}", history.violations);
 }
 
 proptest! {
