@@ -8,7 +8,7 @@ use tests::Store;
 /// multiple of half of it. So the time that a case itself takes, which is less than half of it, changes nothing.
 pub(crate) const TIME_UNIT: Duration = Duration::from_secs(200);
 
-pub(crate) const REFRESH_GRACE: Duration = Duration::from_secs(300);
+pub(crate) const REFRESH_GRACE: Duration = Duration::from_mins(5);
 pub(crate) const ACCESS_TOKEN_LIFETIME: Duration = Duration::from_secs(3700);
 /// Time from a login or an exchange of a refresh token to the end of the session.
 pub(crate) const SESSION_LIFETIME: Duration = Duration::from_secs(7300);
@@ -184,7 +184,7 @@ impl Model {
         token: &RefreshToken,
         last: usize,
     ) -> Exchange {
-        let is_within_grace = self.now - token.exchanged_at <= REFRESH_GRACE;
+        let is_within_grace = self.now.saturating_sub(token.exchanged_at) <= REFRESH_GRACE;
         if !is_any_used(tokens, &token.successors) {
             // The response was lost.
             return if is_within_grace {

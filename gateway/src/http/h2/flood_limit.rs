@@ -11,7 +11,7 @@ use crate::runtime::clock::Instant;
 const MAX_TOKENS: u64 = 10_000;
 const TOKENS_PER_HEADERS_FRAME: u64 = 8;
 const TOKENS_PER_DATA_FRAME: u64 = 2;
-/// Tokens of a DATA frame that is sent, however small. HAProxy acknowledges each by two `WINDOW_UPDATE` frames, and
+/// Tokens of a DATA frame that is sent, however small. `HAProxy` acknowledges each by two `WINDOW_UPDATE` frames, and
 /// clients that measure the bandwidth send PING frames.
 const TOKENS_PER_SENT_DATA_FRAME: u64 = 4;
 /// Number of bytes that add a token when they are sent to the client: it acknowledges them with

@@ -821,7 +821,7 @@ fn a_window_that_grows_by_single_bytes_is_a_flood() {
     let mut connection = connected();
     let start = [settings(&[(4, 0)]), get(1)].concat();
     receive(&mut connection, &start).unwrap();
-    respond(&mut connection, 1, &[b'a'; 60_000]);
+    respond(&mut connection, 1, &vec![b'a'; 60_000]);
     event(&mut connection, 1);
     let update = window_update(1, 1);
     let updates = (0..20_000).take_while(|_| react(&mut connection, &update) == Reaction::None);
@@ -1259,7 +1259,7 @@ proptest! {
                 Some((1, size)) => {
                     let change = i64::from(size) - i64::from(initial);
                     initial = size;
-                    windows.iter_mut().for_each(|window| *window += change);
+                    for window in &mut windows { *window += change; }
                     settings(&[(4, size)])
                 }
                 Some((window, size)) => {

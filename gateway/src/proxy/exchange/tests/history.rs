@@ -134,7 +134,7 @@ impl History {
         let (since, pauses_before) = served_since.expect("the exchange has begun");
         let duration = since.elapsed();
         self.require(
-            duration <= MAX_EXCHANGE_DURATION + (pauses - pauses_before),
+            duration <= MAX_EXCHANGE_DURATION + pauses.saturating_sub(pauses_before),
             || format!("the exchange of request {number} took {duration:?}"),
         );
     }
