@@ -6,8 +6,11 @@ use crate::writer::LogWriter;
 
 /// Request in the access log.
 pub trait AccessLogEntry {
-    /// Appends one line, which ends with a line feed. `timestamp` is the text of the current time.
-    fn put(&self, line: &mut Vec<u8>, timestamp: &[u8], format: LogFormat);
+    /// Appends a line of JSON, which ends with a line feed. `timestamp` is the text of the current time.
+    fn put_json(&self, line: &mut Vec<u8>, timestamp: &[u8]);
+
+    /// Appends a line of text in the same way.
+    fn put_text(&self, line: &mut Vec<u8>, timestamp: &[u8]);
 }
 
 /// Access log, whose lines have the level INFO, or nothing where the log level excludes it. Cheap to clone.
@@ -31,7 +34,10 @@ impl AccessLog {
     /// Records a request.
     pub fn record(&self, entry: &impl AccessLogEntry) {
         if let Some((writer, format)) = &self.0 {
-            writer.append(|lines, now| entry.put(lines, now, *format));
+            writer.append(|lines, now| match format {
+                LogFormat::Json => entry.put_json(lines, now),
+                LogFormat::Text => entry.put_text(lines, now),
+            });
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use bytes::BufMut;
-use logging::{LogFormat, put_escaped, put_quoted, put_seconds};
+use logging::{put_escaped, put_quoted, put_seconds};
 
 /// Request in the access log.
 #[derive(Debug)]
@@ -20,47 +20,40 @@ pub(crate) struct AccessLogEntry<'r> {
 }
 
 impl logging::AccessLogEntry for AccessLogEntry<'_> {
-    fn put(&self, line: &mut Vec<u8>, timestamp: &[u8], format: LogFormat) {
-        match format {
-            LogFormat::Json => put_json(line, timestamp, self),
-            LogFormat::Text => put_text(line, timestamp, self),
-        }
+    fn put_json(&self, line: &mut Vec<u8>, timestamp: &[u8]) {
+        line.put_slice(br#"{"timestamp":""#);
+        line.put_slice(timestamp);
+        line.put_slice(br#"","level":"INFO","target":"access","message":"request","request_id":"#);
+        put_quoted(line, self.request_id);
+        line.put_slice(br#","client":"#);
+        put_quoted(line, self.client);
+        line.put_slice(br#","method":""#);
+        line.put_slice(self.method.as_str().as_bytes());
+        line.put_slice(br#"","path":"#);
+        put_quoted(line, self.path);
+        line.put_slice(br#","status":"#);
+        line.put_slice(self.status.as_str().as_bytes());
+        line.put_slice(br#","seconds":"#);
+        put_seconds(line, self.duration);
+        line.put_slice(b"}\n");
     }
-}
 
-fn put_json(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
-    line.put_slice(br#"{"timestamp":""#);
-    line.put_slice(timestamp);
-    line.put_slice(br#"","level":"INFO","target":"access","message":"request","request_id":"#);
-    put_quoted(line, entry.request_id);
-    line.put_slice(br#","client":"#);
-    put_quoted(line, entry.client);
-    line.put_slice(br#","method":""#);
-    line.put_slice(entry.method.as_str().as_bytes());
-    line.put_slice(br#"","path":"#);
-    put_quoted(line, entry.path);
-    line.put_slice(br#","status":"#);
-    line.put_slice(entry.status.as_str().as_bytes());
-    line.put_slice(br#","seconds":"#);
-    put_seconds(line, entry.duration);
-    line.put_slice(b"}\n");
-}
-
-fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
-    line.put_slice(timestamp);
-    line.put_slice(b"  INFO access: ");
-    line.put_slice(entry.method.as_str().as_bytes());
-    line.put_u8(b' ');
-    put_escaped(line, entry.path);
-    line.put_u8(b' ');
-    line.put_slice(entry.status.as_str().as_bytes());
-    line.put_u8(b' ');
-    put_seconds(line, entry.duration);
-    line.put_slice(b"s client=");
-    put_escaped(line, entry.client);
-    line.put_slice(b" request_id=");
-    put_escaped(line, entry.request_id);
-    line.put_u8(b'\n');
+    fn put_text(&self, line: &mut Vec<u8>, timestamp: &[u8]) {
+        line.put_slice(timestamp);
+        line.put_slice(b"  INFO access: ");
+        line.put_slice(self.method.as_str().as_bytes());
+        line.put_u8(b' ');
+        put_escaped(line, self.path);
+        line.put_u8(b' ');
+        line.put_slice(self.status.as_str().as_bytes());
+        line.put_u8(b' ');
+        put_seconds(line, self.duration);
+        line.put_slice(b"s client=");
+        put_escaped(line, self.client);
+        line.put_slice(b" request_id=");
+        put_escaped(line, self.request_id);
+        line.put_u8(b'\n');
+    }
 }
 
 #[cfg(test)]
@@ -70,23 +63,24 @@ mod tests {
 
     use super::*;
 
-    fn line(format: LogFormat) -> String {
-        let entry = AccessLogEntry {
+    const TIMESTAMP: &[u8] = b"2026-11-25T08:00:00.123456Z";
+
+    fn entry() -> AccessLogEntry<'static> {
+        AccessLogEntry {
             request_id: "a\"b\n",
             client: "192.0.2.1",
             method: &Method::GET,
             path: "/api/\u{1b}[31m",
             status: StatusCode::NOT_FOUND,
             duration: Duration::from_micros(1_000_250),
-        };
-        let mut line = Vec::new();
-        entry.put(&mut line, b"2026-11-25T08:00:00.123456Z", format);
-        String::from_utf8(line).unwrap()
+        }
     }
 
     #[test]
     fn a_line_of_json_has_the_fields_of_other_events() {
-        let line: Value = serde_json::from_str(&line(LogFormat::Json)).unwrap();
+        let mut line = Vec::new();
+        entry().put_json(&mut line, TIMESTAMP);
+        let line: Value = serde_json::from_slice(&line).unwrap();
         let expected = json!({
             "timestamp": "2026-11-25T08:00:00.123456Z",
             "level": "INFO",
@@ -104,11 +98,12 @@ mod tests {
 
     #[test]
     fn a_line_of_text_contains_no_control_characters() {
-        let line = line(LogFormat::Text);
+        let mut line = Vec::new();
+        entry().put_text(&mut line, TIMESTAMP);
         let expected = concat!(
             "2026-11-25T08:00:00.123456Z  INFO access: GET \"/api/\\u{1b}[31m\" 404 1.000250s ",
             "client=\"192.0.2.1\" request_id=\"a\\\"b\\n\"\n"
         );
-        assert_eq!(line, expected);
+        assert_eq!(String::from_utf8(line).unwrap(), expected);
     }
 }

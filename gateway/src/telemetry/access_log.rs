@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::BufMut;
 use http::{Method, StatusCode, Version};
-use logging::{LogFormat, put_escaped, put_number, put_quoted, put_seconds};
+use logging::{put_escaped, put_number, put_quoted, put_seconds};
 use session_invalidation::UserId;
 
 use crate::telemetry::request_id::RequestId;
@@ -69,111 +69,104 @@ pub(crate) struct AccessLogEntry<'r> {
 }
 
 impl logging::AccessLogEntry for AccessLogEntry<'_> {
-    fn put(&self, line: &mut Vec<u8>, timestamp: &[u8], format: LogFormat) {
-        match format {
-            LogFormat::Json => put_json(line, timestamp, self),
-            LogFormat::Text => put_text(line, timestamp, self),
+    fn put_json(&self, line: &mut Vec<u8>, timestamp: &[u8]) {
+        line.put_slice(br#"{"timestamp":""#);
+        line.put_slice(timestamp);
+        line.put_slice(br#"","level":"INFO","target":"access","message":"request","request_id":""#);
+        line.put_slice(self.id.as_str().as_bytes());
+        line.put_slice(br#"","client":"#);
+        match self.client {
+            Some(client) => {
+                line.put_u8(b'"');
+                text::put_address(line, client);
+                line.put_u8(b'"');
+            }
+            None => line.put_slice(b"null"),
         }
-    }
-}
-
-fn put_json(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
-    line.put_slice(br#"{"timestamp":""#);
-    line.put_slice(timestamp);
-    line.put_slice(br#"","level":"INFO","target":"access","message":"request","request_id":""#);
-    line.put_slice(entry.id.as_str().as_bytes());
-    line.put_slice(br#"","client":"#);
-    match entry.client {
-        Some(client) => {
-            line.put_u8(b'"');
-            text::put_address(line, client);
+        if let Some(UserId(user)) = self.user {
+            line.put_slice(br#","user":"#);
+            line.put_slice(itoa::Buffer::new().format(user).as_bytes());
+        }
+        line.put_slice(br#","protocol":""#);
+        line.put_slice(protocol_name(self.version));
+        line.put_slice(br#"","method":""#);
+        line.put_slice(self.method.as_str().as_bytes());
+        line.put_slice(br#"","path":"#);
+        put_quoted(line, self.path);
+        line.put_slice(br#","pattern":"#);
+        put_quoted(line, self.pattern);
+        line.put_slice(br#","status":"#);
+        match self.status {
+            Some(status) => line.put_slice(status.as_str().as_bytes()),
+            None => line.put_slice(b"null"),
+        }
+        line.put_slice(br#","bytes":"#);
+        put_number(line, self.bytes);
+        if let Some(termination) = self.termination.name() {
+            line.put_slice(br#","termination":""#);
+            line.put_slice(termination);
             line.put_u8(b'"');
         }
-        None => line.put_slice(b"null"),
+        if self.quota == QuotaEffect::WouldRefuse {
+            line.put_slice(br#","quota":"would_refuse""#);
+        }
+        line.put_slice(br#","seconds":"#);
+        put_seconds(line, self.duration);
+        if let Some(upstream) = self.upstream {
+            line.put_slice(br#","attempts":"#);
+            put_number(line, self.attempts);
+            line.put_slice(br#","upstream":""#);
+            text::put_socket_address(line, upstream);
+            line.put_slice(br#"","upstream_seconds":"#);
+            put_seconds(line, self.upstream_duration);
+        }
+        line.put_slice(b"}\n");
     }
-    if let Some(UserId(user)) = entry.user {
-        line.put_slice(br#","user":"#);
-        line.put_slice(itoa::Buffer::new().format(user).as_bytes());
-    }
-    line.put_slice(br#","protocol":""#);
-    line.put_slice(protocol_name(entry.version));
-    line.put_slice(br#"","method":""#);
-    line.put_slice(entry.method.as_str().as_bytes());
-    line.put_slice(br#"","path":"#);
-    put_quoted(line, entry.path);
-    line.put_slice(br#","pattern":"#);
-    put_quoted(line, entry.pattern);
-    line.put_slice(br#","status":"#);
-    match entry.status {
-        Some(status) => line.put_slice(status.as_str().as_bytes()),
-        None => line.put_slice(b"null"),
-    }
-    line.put_slice(br#","bytes":"#);
-    put_number(line, entry.bytes);
-    if let Some(termination) = entry.termination.name() {
-        line.put_slice(br#","termination":""#);
-        line.put_slice(termination);
-        line.put_u8(b'"');
-    }
-    if entry.quota == QuotaEffect::WouldRefuse {
-        line.put_slice(br#","quota":"would_refuse""#);
-    }
-    line.put_slice(br#","seconds":"#);
-    put_seconds(line, entry.duration);
-    if let Some(upstream) = entry.upstream {
-        line.put_slice(br#","attempts":"#);
-        put_number(line, entry.attempts);
-        line.put_slice(br#","upstream":""#);
-        text::put_socket_address(line, upstream);
-        line.put_slice(br#"","upstream_seconds":"#);
-        put_seconds(line, entry.upstream_duration);
-    }
-    line.put_slice(b"}\n");
-}
 
-fn put_text(line: &mut Vec<u8>, timestamp: &[u8], entry: &AccessLogEntry<'_>) {
-    line.put_slice(timestamp);
-    line.put_slice(b"  INFO access: ");
-    line.put_slice(entry.method.as_str().as_bytes());
-    line.put_u8(b' ');
-    put_escaped(line, entry.path);
-    line.put_u8(b' ');
-    match entry.status {
-        Some(status) => line.put_slice(status.as_str().as_bytes()),
-        None => line.put_u8(b'-'),
-    }
-    line.put_u8(b' ');
-    put_number(line, entry.bytes);
-    line.put_slice(b" bytes ");
-    put_seconds(line, entry.duration);
-    line.put_u8(b's');
-    if let Some(termination) = entry.termination.name() {
-        line.put_slice(b" termination=");
-        line.put_slice(termination);
-    }
-    if entry.quota == QuotaEffect::WouldRefuse {
-        line.put_slice(b" quota=would_refuse");
-    }
-    if let Some(client) = entry.client {
-        line.put_slice(b" client=");
-        text::put_address(line, client);
-    }
-    if let Some(UserId(user)) = entry.user {
-        line.put_slice(b" user=");
-        line.put_slice(itoa::Buffer::new().format(user).as_bytes());
-    }
-    if let Some(upstream) = entry.upstream {
-        line.put_slice(b" upstream=");
-        text::put_socket_address(line, upstream);
+    fn put_text(&self, line: &mut Vec<u8>, timestamp: &[u8]) {
+        line.put_slice(timestamp);
+        line.put_slice(b"  INFO access: ");
+        line.put_slice(self.method.as_str().as_bytes());
         line.put_u8(b' ');
-        put_seconds(line, entry.upstream_duration);
+        put_escaped(line, self.path);
+        line.put_u8(b' ');
+        match self.status {
+            Some(status) => line.put_slice(status.as_str().as_bytes()),
+            None => line.put_u8(b'-'),
+        }
+        line.put_u8(b' ');
+        put_number(line, self.bytes);
+        line.put_slice(b" bytes ");
+        put_seconds(line, self.duration);
         line.put_u8(b's');
+        if let Some(termination) = self.termination.name() {
+            line.put_slice(b" termination=");
+            line.put_slice(termination);
+        }
+        if self.quota == QuotaEffect::WouldRefuse {
+            line.put_slice(b" quota=would_refuse");
+        }
+        if let Some(client) = self.client {
+            line.put_slice(b" client=");
+            text::put_address(line, client);
+        }
+        if let Some(UserId(user)) = self.user {
+            line.put_slice(b" user=");
+            line.put_slice(itoa::Buffer::new().format(user).as_bytes());
+        }
+        if let Some(upstream) = self.upstream {
+            line.put_slice(b" upstream=");
+            text::put_socket_address(line, upstream);
+            line.put_u8(b' ');
+            put_seconds(line, self.upstream_duration);
+            line.put_u8(b's');
+        }
+        line.put_u8(b' ');
+        line.put_slice(protocol_name(self.version));
+        line.put_slice(b" request_id=");
+        line.put_slice(self.id.as_str().as_bytes());
+        line.put_u8(b'\n');
     }
-    line.put_u8(b' ');
-    line.put_slice(protocol_name(entry.version));
-    line.put_slice(b" request_id=");
-    line.put_slice(entry.id.as_str().as_bytes());
-    line.put_u8(b'\n');
 }
 
 fn protocol_name(version: Version) -> &'static [u8] {
