@@ -439,7 +439,7 @@ trait Operation: Debug {
     async fn check(&self, after: &mut Aftermath<'_>) -> Result<()>;
 }
 
-/// What is there after an attempt that may have been interrupted.
+/// State of the account and its sessions after an attempt that may have been interrupted.
 struct Aftermath<'a> {
     scene: &'a mut Scene,
     subject: &'a Subject,

@@ -1,7 +1,8 @@
 //! Bounded cache of verified tokens, by their SHA-256.
 //!
 //! To verify an Ed25519 signature takes some 40 µs, many times what else a request costs, and to parse a token of
-//! `SECRET_KEY` takes longer than to look it up. A signature stays valid, so only the expiry is compared again; whether the session is active is no part of the cache.
+//! `SECRET_KEY` takes longer than to look it up. A signature stays valid, so only the expiry is compared again;
+//! whether the session is active is no part of the cache.
 //!
 //! Entries are in two generations. When the young one is full it becomes the old one, which is dropped, so that
 //! a token that is used stays and the memory is bounded.

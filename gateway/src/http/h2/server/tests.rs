@@ -97,7 +97,7 @@ impl RequestHandler for Handler {
         }
         downstream.finish();
         wait_until_sent(downstream, timer, self.limits.idle_timeout).await;
-        // What the access log and the budget of buffered bytes are told.
+        // The access log and the budget of buffered bytes use these.
         assert_eq!(downstream.status(), Some(expected.status));
         assert_eq!(downstream.sent_body_bytes(), length as u64);
         assert!(downstream.buffered_bytes() <= 4096, "waits for the client");

@@ -1,4 +1,4 @@
-//! What both sides observe, and the invariants that it has to satisfy.
+//! Events that the client and the endpoint observe, and the invariants that their history satisfies.
 
 use std::collections::HashMap;
 use std::sync::Arc;
