@@ -28,7 +28,7 @@ async fn forwarding_headers_of_an_untrusted_client_are_replaced() -> Result<()> 
     .await?;
     assert_eq!(parse_status(&response), 200);
     let received = upstream.received_requests().concat().to_lowercase();
-    for forged in ["6.6.6.6", "evil", "gopher", "1111111111111111", "666"] {
+    for forged in ["6.6.6.6", "evil", "gopher", "1111111111111111", "length"] {
         assert!(!received.contains(forged), "{forged}: {received}");
     }
     assert!(
