@@ -32,7 +32,7 @@ e2e: ## test the production deployment in Docker under load: scaling, upgrades, 
 chaos: ## cause faults in two gateways, three replicas, PostgreSQL with a standby and Redis with Sentinels, on network namespaces, and check what clients observed; SECONDS (120), SEED, FAULTS for some kinds of faults. Needs root
 	@exec scripts/chaos "$(SECONDS)" "$(SEED)" "$(FAULTS)"
 
-soak: ## run the edge at a third of its capacity for MINUTES (240) and fail if memory, open files or latency rise
+soak: ## run the edge at a third of its capacity for MINUTES (240) and fail if memory, open files or latency rise or a request fails
 	@exec scripts/soak "$(MINUTES)"
 
 bench: ## benchmark beside nginx, haproxy and h2o into bench/RESULTS.md; WHAT=gateway, bodies, latency, configuration, decisions, identity, quotas, auth-api or faults for a part

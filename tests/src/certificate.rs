@@ -11,7 +11,7 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 /// A self-signed certificate and its private key, as files.
 #[derive(Debug, Clone)]
 pub struct Certificate {
-    /// The certificate in PEM, which a client must trust.
+    /// The certificate in PEM, which a client must trust, or several of which it must trust one.
     pub pem: String,
     pub cert_file: PathBuf,
     pub key_file: PathBuf,

@@ -96,7 +96,9 @@ impl Client {
         protocol: Protocol,
     ) -> Result<Self> {
         let builder = reqwest::Client::builder()
-            .tls_certs_only([reqwest::Certificate::from_pem(certificate.pem.as_bytes())?])
+            .tls_certs_only(reqwest::Certificate::from_pem_bundle(
+                certificate.pem.as_bytes(),
+            )?)
             .resolve(HOST, gateway)
             .local_address(Some(source.into()))
             .redirect(Policy::none())

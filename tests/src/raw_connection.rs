@@ -120,7 +120,9 @@ impl RawConnection {
         alpn_protocols: Vec<Vec<u8>>,
     ) -> Result<Self> {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(certificate.pem.as_bytes())?)?;
+        for root in CertificateDer::pem_slice_iter(certificate.pem.as_bytes()) {
+            roots.add(root?)?;
+        }
         let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)

@@ -1,10 +1,11 @@
 //! The programs under test, and what is done to them: reloads, renewals of the certificate, endpoints that come and go.
 
 use std::fs;
-use std::sync::{Arc, Mutex};
+use std::sync::{Mutex, MutexGuard};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use tempfile::TempDir;
 use tests::certificate::Certificate;
 use tests::client::HOST;
 use tests::identity_edge::SIGNING_KEY;
@@ -12,22 +13,68 @@ use tests::process::Process;
 use tests::raw_connection::RawConnection;
 use tests::{Edge, Store};
 
-/// Certificate that the gateway serves now, for new connections.
-#[derive(Debug, Clone)]
-pub(crate) struct CurrentCertificate(Arc<Mutex<Certificate>>);
+/// Certificate that the gateway serves, and the next one: a client trusts both, so that no renewal fails its requests.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    folder: TempDir,
+    trusted: Mutex<Certificate>,
+    next: Mutex<Certificate>,
+}
 
-impl CurrentCertificate {
-    pub(crate) fn new(certificate: Certificate) -> Self {
-        Self(Arc::new(Mutex::new(certificate)))
+impl Certificates {
+    /// Returns the certificates of a gateway that serves `served`.
+    pub(crate) fn new(served: &Certificate) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let next = generate(&folder, 0)?;
+        Ok(Self {
+            folder,
+            trusted: Mutex::new(either(served, &next)),
+            next: Mutex::new(next),
+        })
     }
 
-    pub(crate) fn get(&self) -> Certificate {
-        self.0.lock().expect("no holder of the lock panics").clone()
+    /// Returns what a new client trusts.
+    pub(crate) fn trusted(&self) -> Certificate {
+        lock(&self.trusted).clone()
     }
 
-    fn set(&self, certificate: Certificate) {
-        *self.0.lock().expect("no holder of the lock panics") = certificate;
+    /// Renews the certificate as a deploy hook does, and waits until the gateway serves the next one.
+    pub(crate) async fn renew(&self, edge: &Edge, number: usize) -> Result<()> {
+        let renewed = lock(&self.next).clone();
+        let served = &edge.gateway.certificate;
+        for (new, old) in [
+            (&renewed.key_file, &served.key_file),
+            (&renewed.cert_file, &served.cert_file),
+        ] {
+            fs::rename(new, old)?;
+        }
+        tests::wait::until("the renewed certificate", async || {
+            RawConnection::connect_with_server_name(&edge.gateway, HOST, &renewed)
+                .await
+                .is_ok()
+        })
+        .await?;
+        let next = generate(&self.folder, number)?;
+        *lock(&self.trusted) = either(&renewed, &next);
+        *lock(&self.next) = next;
+        Ok(())
     }
+}
+
+fn generate(folder: &TempDir, number: usize) -> Result<Certificate> {
+    Certificate::generate(folder.path(), &number.to_string(), &[HOST, "127.0.0.1"])
+}
+
+/// Returns what a client trusts that accepts two certificates.
+fn either(first: &Certificate, second: &Certificate) -> Certificate {
+    Certificate {
+        pem: first.pem.clone() + &second.pem,
+        ..first.clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no holder of the lock panics")
 }
 
 /// Starts the gateway, two replicas of auth-api and their stores.
@@ -83,35 +130,12 @@ premier:
     Ok(fs::rename(new_file, file)?)
 }
 
-/// Renews the certificate as a deploy hook does, and waits until the gateway serves it.
-pub(crate) async fn renew_certificate(edge: &Edge, current: &CurrentCertificate) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let renewed = Certificate::generate(folder.path(), "cert", &[HOST, "127.0.0.1"])?;
-    let served = &edge.gateway.certificate;
-    for (new, old) in [
-        (&renewed.key_file, &served.key_file),
-        (&renewed.cert_file, &served.cert_file),
-    ] {
-        let beside = old.with_extension("renewed");
-        fs::copy(new, &beside)?;
-        fs::rename(beside, old)?;
-    }
-    tests::wait::until("the renewed certificate", async || {
-        RawConnection::connect_with_server_name(&edge.gateway, HOST, &renewed)
-            .await
-            .is_ok()
-    })
-    .await?;
-    current.set(renewed);
-    Ok(())
-}
-
 /// Opens a connection, sends a request on it and leaves it idle.
 pub(crate) async fn idle_connection(
     edge: &Edge,
-    current: &CurrentCertificate,
+    certificates: &Certificates,
 ) -> Result<RawConnection> {
-    let certificate = current.get();
+    let certificate = certificates.trusted();
     let mut connection =
         RawConnection::connect_with_server_name(&edge.gateway, HOST, &certificate).await?;
     connection

@@ -1,6 +1,6 @@
 //! Soak: the edge at a third of its capacity for hours, with idle connections, reloads, renewals of the certificate,
 //! endpoints and clients that come and go. Prints memory, open files and latency as they change, fits a line to each and
-//! fails if one rises by more than noise: `make soak`.
+//! fails if one rises by more than noise or a request fails: `make soak`.
 
 mod edge;
 mod trend;
@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use tests::Edge;
 use tokio::task::JoinSet;
 
-use crate::edge::{CurrentCertificate, idle_connection, resources};
+use crate::edge::{Certificates, idle_connection, resources};
 use crate::trend::Trend;
 use crate::users::Load;
 
@@ -51,8 +51,8 @@ async fn main() -> Result<ExitCode> {
     let minutes: u32 = minutes.parse().context("MINUTES is no number")?;
     let duration = Duration::from_mins(minutes.into());
     let edge = edge::start().await?;
-    let certificate = CurrentCertificate::new(edge.gateway.certificate.clone());
-    let load = Arc::new(Load::new(edge.gateway.address, certificate.clone()));
+    let certificates = Certificates::new(&edge.gateway.certificate)?;
+    let load = Arc::new(Load::new(edge.gateway.address, certificates));
     let mut users = JoinSet::new();
     for number in 0..USERS {
         users.spawn(users::run(Arc::clone(&load), number));
@@ -61,7 +61,7 @@ async fn main() -> Result<ExitCode> {
     eprintln!("soak: capacity {rate:.0} requests/s, load a third of it, for {minutes} minutes");
     let mut idle = Vec::new();
     while idle.len() < IDLE_CONNECTIONS {
-        idle.push(idle_connection(&edge, &certificate).await?);
+        idle.push(idle_connection(&edge, &load.certificates).await?);
     }
     eprintln!("soak: {} idle connections", idle.len());
     load.take_p99();
@@ -76,7 +76,7 @@ async fn main() -> Result<ExitCode> {
         step += 1;
         for number in 0..REPLACED_CONNECTIONS {
             let index = (step * REPLACED_CONNECTIONS + number) % idle.len();
-            if let Ok(connection) = idle_connection(&edge, &certificate).await {
+            if let Ok(connection) = idle_connection(&edge, &load.certificates).await {
                 idle[index] = connection;
             }
         }
@@ -85,7 +85,7 @@ async fn main() -> Result<ExitCode> {
             edge.gateway.process.signal(Signal::HUP)?;
         }
         if step.is_multiple_of(RENEWAL_STEPS) {
-            edge::renew_certificate(&edge, &certificate).await?;
+            load.certificates.renew(&edge, step).await?;
         }
         let sample_count = u32::try_from(series.samples.len()).unwrap_or(u32::MAX);
         if start.elapsed() >= interval * (sample_count + 1) {
@@ -95,7 +95,16 @@ async fn main() -> Result<ExitCode> {
     load.is_over.store(true, Ordering::Relaxed);
     users.join_all().await;
     println!();
-    Ok(series.print_trends())
+    let trends = series.print_trends();
+    let failures = load.failures();
+    for (error, count) in &failures {
+        println!("failed: {count} × {error}");
+    }
+    Ok(if failures.is_empty() {
+        trends
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Measures the capacity and sets the pause with which the users send a third of it. Returns the capacity, in requests
@@ -178,7 +187,7 @@ impl Series {
             values[5],
             values[6],
             load.requests.load(Ordering::Relaxed),
-            load.failures.load(Ordering::Relaxed),
+            load.failure_count(),
         ))
     }
 

@@ -1,5 +1,6 @@
 //! Users: each logs in, uses its token, refreshes it and logs out, over and over, on connections of its own.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,7 @@ use tests::certificate::Certificate;
 use tests::client::{Protocol, Response};
 use tokio::time::sleep;
 
-use crate::edge::CurrentCertificate;
+use crate::edge::Certificates;
 
 /// Requests with a token in a round.
 const PROFILE_READS: usize = 16;
@@ -24,26 +25,44 @@ const FAILURE_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) gateway: SocketAddr,
-    pub(crate) certificate: CurrentCertificate,
+    pub(crate) certificates: Certificates,
     /// Pause before each request, in microseconds.
     pub(crate) pause_us: AtomicU64,
     pub(crate) is_over: AtomicBool,
     latencies: Mutex<Vec<Duration>>,
     pub(crate) requests: AtomicU64,
-    pub(crate) failures: AtomicU64,
+    /// Failed rounds, by their errors.
+    failures: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Load {
-    pub(crate) fn new(gateway: SocketAddr, certificate: CurrentCertificate) -> Self {
+    pub(crate) fn new(gateway: SocketAddr, certificates: Certificates) -> Self {
         Self {
             gateway,
-            certificate,
+            certificates,
             pause_us: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
             latencies: Mutex::default(),
             requests: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
+            failures: Mutex::default(),
         }
+    }
+
+    /// Returns the number of failed rounds.
+    pub(crate) fn failure_count(&self) -> u64 {
+        let failures = self.failures.lock().expect("no holder of the lock panics");
+        failures.values().sum()
+    }
+
+    /// Returns the errors of failed rounds with their numbers.
+    pub(crate) fn failures(&self) -> BTreeMap<String, u64> {
+        let failures = self.failures.lock().expect("no holder of the lock panics");
+        failures.clone()
+    }
+
+    fn record_failure(&self, error: &anyhow::Error) {
+        let mut failures = self.failures.lock().expect("no holder of the lock panics");
+        *failures.entry(format!("{error:#}")).or_default() += 1;
     }
 
     /// Returns the 99th percentile of the latencies since the last call.
@@ -78,13 +97,10 @@ pub(crate) async fn run(load: Arc<Load>, number: usize) {
     };
     while !load.is_over.load(Ordering::Relaxed) {
         // A new connection in each round, from an address that may be new too.
-        let certificate = load.certificate.get();
+        let certificate = load.certificates.trusted();
         let source = random_loopback();
-        if round(&load, &login, &certificate, source, protocol)
-            .await
-            .is_err()
-        {
-            load.failures.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = round(&load, &login, &certificate, source, protocol).await {
+            load.record_failure(&error);
             sleep(FAILURE_PAUSE).await;
         }
     }
