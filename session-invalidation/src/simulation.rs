@@ -73,9 +73,11 @@ enum Variant {
     LastLoginGoesBack,
     /// The session that a change of the password has kept may be later than the next cutoff of its account.
     KeptSessionOutlivesCutoffs,
+    /// A deletion ends the sessions before it changes the account, not after it.
+    EndsBeforeChangeOnly,
 }
 
-const BROKEN: [Variant; 14] = [
+const BROKEN: [Variant; 15] = [
     Variant::NoWait,
     Variant::LeaseFromReceipt,
     Variant::NoVersionCheck,
@@ -90,6 +92,7 @@ const BROKEN: [Variant; 14] = [
     Variant::ClocksDeviateFurther,
     Variant::LastLoginGoesBack,
     Variant::KeptSessionOutlivesCutoffs,
+    Variant::EndsBeforeChangeOnly,
 ];
 
 /// Runs the seeds on all cores. Returns the sums of the counts, and the first seed that violates an invariant.

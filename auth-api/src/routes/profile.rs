@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use chrono::DateTime;
 
 use crate::domain::user::{Profile, UserId};
@@ -22,6 +23,6 @@ pub(crate) fn operation() -> Operation {
         .errors(bearer::possible_errors())
 }
 
-pub(crate) async fn handle(Authenticated { account, .. }: Authenticated) -> Json<Profile> {
-    Json(account.profile)
+pub(crate) async fn handle(Authenticated { account, .. }: Authenticated) -> Response {
+    Json(&account.profile).into_response()
 }
