@@ -14,6 +14,9 @@ use super::terms::LeaseTerms;
 use crate::runtime::clock::Instant;
 
 const SHARDS: usize = 256;
+/// Position of the bits of a key that select its shard: between the low ones, which select a position in the hash table of
+/// the shard, and the highest seven, by which the table tells the keys of a group of positions apart.
+const SHARD_SHIFT: u32 = 32;
 /// As many keys in all as the store of the quotas that are not shared has slots.
 const MAX_KEYS_PER_SHARD: usize = 1024;
 
@@ -52,8 +55,8 @@ impl LeaseTable {
     }
 
     fn shard(&self, id: u64) -> &Mutex<Shard> {
-        let index = usize::try_from(id % SHARDS as u64).expect("it is less than SHARDS");
-        &self.shards[index]
+        let index = usize::try_from((id >> SHARD_SHIFT) % SHARDS as u64);
+        &self.shards[index.expect("it is less than SHARDS")]
     }
 
     pub(super) fn has(&self, id: u64) -> bool {
@@ -233,8 +236,7 @@ pub(super) struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
-        // The low bits select the shard.
-        self.0.rotate_right(8)
+        self.0
     }
 
     fn write(&mut self, bytes: &[u8]) {
