@@ -1,10 +1,13 @@
 //! The exchange between scripted clients and a scripted endpoint, in memory and under paused time: random scripts,
 //! and invariants of what both sides observe.
 
+mod arrival;
 mod client;
 mod endpoint;
 mod generate;
+mod generate_reuse;
 mod history;
+mod interim;
 mod pipe;
 mod response_parser;
 mod script;
@@ -34,6 +37,7 @@ use crate::upstream::Resolver;
 use client::Client;
 use endpoint::ScriptedConnector;
 use generate::{clean_script, script};
+use generate_reuse::reuse_script;
 use history::{History, SharedHistory};
 use logging::AccessLog;
 use pipe::pipe;
@@ -188,6 +192,7 @@ fn a_request_is_sent_once_more_after_a_stale_connection_and_not_after_a_second_o
         requests: vec![request.clone(); requests],
         order: SendOrder::AfterResponse,
         pace: Pace::AT_ONCE,
+        rest: Duration::ZERO,
         reading: ClientReading::AtOnce,
         stop: None,
     };
@@ -210,7 +215,7 @@ fn a_request_is_sent_once_more_after_a_stale_connection_and_not_after_a_second_o
     let script = Script {
         clients: vec![client(2), client(1)],
         connects: Vec::new(),
-        responses: [&late, &late, &none, &unavailable, &none, &unavailable]
+        responses: [&late, &late, &none, &none, &unavailable, &unavailable]
             .map(Clone::clone)
             .into(),
     };
@@ -223,6 +228,14 @@ proptest! {
 
     #[test]
     fn every_exchange_keeps_the_invariants_whatever_both_sides_do(script in script()) {
+        let history = run(&script);
+        prop_assert!(history.violations.is_empty(), "{:#?}", history.violations);
+    }
+
+    #[test]
+    fn a_connection_is_used_again_and_a_request_sent_again_only_if_that_is_safe(
+        script in reuse_script(),
+    ) {
         let history = run(&script);
         prop_assert!(history.violations.is_empty(), "{:#?}", history.violations);
     }

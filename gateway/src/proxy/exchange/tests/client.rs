@@ -77,6 +77,9 @@ impl Client<'_> {
             if self.plan.order == SendOrder::AfterResponse {
                 wait_for(&mut observed, |progress| progress.responses >= index).await;
             }
+            if index > 0 {
+                pause(self.plan.rest, self.history).await;
+            }
             let stop = self.plan.stop.filter(|stop| stop.request == index);
             let at = stop.map_or(usize::MAX, |stop| stop.at);
             if at > 0 {
@@ -182,6 +185,9 @@ impl Client<'_> {
             match parser.parse(self.plan.requests[responses].method) {
                 None => return,
                 Some(ParsedResponse::Interim(status)) => {
+                    let mut history = self.history.lock();
+                    history.receive_interim(number, status.as_u16());
+                    drop(history);
                     if status == StatusCode::CONTINUE {
                         progress.send_modify(|progress| progress.continued = responses + 1);
                     }

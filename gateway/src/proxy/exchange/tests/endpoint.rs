@@ -13,12 +13,14 @@ use pingora::protocols::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
 
-use super::history::{ConnectionUse, SharedHistory};
+use super::arrival::ConnectionUse;
+use super::history::SharedHistory;
 use super::pipe::{PeerEnd, Reset, pipe};
 use super::script::{
-    AfterResponse, ConnectPlan, CutKind, ResponseBegin, ResponsePlan, Script, request_body,
+    AfterResponse, ConnectPlan, CutKind, Expectation, Pace, ResponseBegin, ResponsePlan, Script,
+    request_body,
 };
-use super::sending::{pause, send};
+use super::sending::{PACED_BYTES, pause, send};
 use crate::http::h1::framing::{BodyDecoder, BodyEvent, ChunkSyntax};
 use crate::http::message::Framing;
 use crate::upstream::{ConnectError, StreamConnector};
@@ -100,6 +102,7 @@ struct ReceivedRequest {
     number: u32,
     method: String,
     framing: Framing,
+    expectation: Expectation,
     /// Index among the arrivals of the request.
     arrival: usize,
 }
@@ -177,6 +180,10 @@ impl EndpointConnection {
             (None, None) => Framing::Empty,
             other => panic!("the framing is ambiguous: {other:?}"),
         };
+        let expectation = match value("expect") {
+            Some(_) => Expectation::Continue,
+            None => Expectation::None,
+        };
         let number = parsed.path.and_then(Script::number_in);
         let mut history = self.history.lock();
         let (Ok(httparse::Status::Complete(_)), Some(number)) = (status, number) else {
@@ -189,6 +196,7 @@ impl EndpointConnection {
             number,
             method: parsed.method.unwrap_or_default().to_owned(),
             framing,
+            expectation,
             arrival: arrival.ok_or(ConnectionEnd::Close)?,
         })
     }
@@ -196,7 +204,7 @@ impl EndpointConnection {
     /// Does what follows a complete response.
     async fn finish(&mut self, plan: &ResponsePlan) -> Result<ConnectionUse, ConnectionEnd> {
         match plan.after {
-            AfterResponse::Keep => Ok(ConnectionUse::Clean),
+            AfterResponse::Keep | AfterResponse::SurplusAtOnce => Ok(ConnectionUse::Clean),
             AfterResponse::AnnounceClose => {
                 Ok(ConnectionUse::Unclean("the announcement of its close"))
             }
@@ -294,28 +302,47 @@ async fn respond(
     let length = wire.bytes.len();
     let end = plan.cut.map_or(length, |cut| cut.at.min(length - 1));
     let is_closed = plan.cut.is_none_or(|cut| cut.how == CutKind::Close);
-    let complete_body = if end == length {
+    let mut complete_body = if end == length {
         Some(plan.body_size(&request.method))
     } else if ends_with_close && is_closed {
         end.checked_sub(wire.headers)
     } else {
         None
     };
+    let mut bytes = wire.bytes[..end].to_vec();
+    // Later, the bytes could arrive after another request.
+    let is_surplus_sent = plan.after == AfterResponse::SurplusAtOnce
+        && plan.cut.is_none()
+        && !ends_with_close
+        && length + SURPLUS.len() <= PACED_BYTES;
+    let mut pace = plan.pace;
+    if is_surplus_sent {
+        bytes.extend_from_slice(SURPLUS);
+        pace = Pace::AT_ONCE;
+    }
     let mut sent = 0;
     let on_sent = |bytes| {
         sent += bytes;
         let mut history = history.lock();
-        let decoded = wire.decoded(sent, plan.size);
+        let decoded = wire.decoded(sent.min(end), plan.size);
         history.send_response(number, arrival, decoded, received_before);
-        if let Some(body) = complete_body.filter(|_| sent == end) {
-            history.complete_response(number, plan.status, body);
+        if let Some(body) = complete_body.take_if(|_| sent >= end) {
+            history.complete_response(number, arrival, plan.status, body);
         }
     };
-    let sending = send(writer, &wire.bytes[..end], plan.pace, history, on_sent);
+    history.lock().send_interim(number, &plan.interim);
+    let sending = send(writer, &bytes, pace, history, on_sent);
     let sending = sending.await;
     sending.map_err(|_| ConnectionEnd::ClosedByGateway)?;
     match plan.cut {
         None if ends_with_close => Err(ConnectionEnd::Close),
+        None if is_surplus_sent => Ok(ConnectionUse::Unclean("surplus bytes")),
+        None if plan.announces_missing_body(&request.method) => Ok(ConnectionUse::Unclean(
+            "headers that announce a missing body",
+        )),
+        None if request.expectation == Expectation::Continue && !plan.interim.contains(&100) => {
+            Ok(ConnectionUse::Unclean("a rejected expectation"))
+        }
         None => Ok(ConnectionUse::Clean),
         Some(cut) => match cut.how {
             CutKind::Close => Err(ConnectionEnd::Close),

@@ -7,9 +7,9 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::script::{
-    AfterResponse, BodyPlan, ClientPlan, ClientReading, ConnectPlan, Cut, CutKind, Expectation,
-    HeaderDefect, PLAIN_PATH, Pace, RETRY_PATH, RequestPlan, ResponseBegin, ResponseFraming,
-    ResponsePlan, Script, SendOrder, Stop, StopKind,
+    AfterResponse, BodyPlan, ChunkedEnd, ClientPlan, ClientReading, ConnectPlan, Cut, CutKind,
+    Expectation, HeaderDefect, PLAIN_PATH, Pace, RETRY_PATH, RequestPlan, ResponseBegin,
+    ResponseFraming, ResponsePlan, Script, SendOrder, Stop, StopKind,
 };
 
 pub(super) fn script() -> impl Strategy<Value = Script> {
@@ -45,10 +45,16 @@ pub(super) fn clean_script() -> impl Strategy<Value = Script> {
                 }
                 request.body = match request.body {
                     BodyPlan::Length(size) => BodyPlan::Length(size.min(150_000)),
-                    BodyPlan::MalformedChunks(size) | BodyPlan::Chunked { size, .. } => {
-                        let (size, chunk) = (size.min(150_000), 50);
-                        BodyPlan::Chunked { size, chunk }
-                    }
+                    BodyPlan::MalformedChunks(size) => BodyPlan::Chunked {
+                        size: size.min(150_000),
+                        chunk: 50,
+                        end: ChunkedEnd::LastChunk,
+                    },
+                    BodyPlan::Chunked { size, end, .. } => BodyPlan::Chunked {
+                        size: size.min(150_000),
+                        chunk: 50,
+                        end,
+                    },
                     BodyPlan::None => BodyPlan::None,
                 };
                 request.expectation = Expectation::None;
@@ -105,13 +111,14 @@ fn client() -> impl Strategy<Value = ClientPlan> {
             requests,
             order,
             pace,
+            rest: Duration::ZERO,
             reading,
             stop,
         },
     )
 }
 
-fn request() -> impl Strategy<Value = RequestPlan> {
+pub(super) fn request() -> impl Strategy<Value = RequestPlan> {
     let method = prop::sample::select(vec![
         "GET", "POST", "PUT", "HEAD", "DELETE", "PATCH", "OPTIONS",
     ]);
@@ -120,7 +127,8 @@ fn request() -> impl Strategy<Value = RequestPlan> {
     let body = prop_oneof![
         6 => Just(BodyPlan::None),
         3 => size().prop_map(BodyPlan::Length),
-        3 => (size(), chunk).prop_map(|(size, chunk)| BodyPlan::Chunked { size, chunk }),
+        3 => (size(), chunk, chunked_end())
+            .prop_map(|(size, chunk, end)| BodyPlan::Chunked { size, chunk, end }),
         1 => size().prop_map(BodyPlan::MalformedChunks),
     ];
     let expectation = prop_oneof![
@@ -143,7 +151,7 @@ fn request() -> impl Strategy<Value = RequestPlan> {
     )
 }
 
-fn response() -> impl Strategy<Value = ResponsePlan> {
+pub(super) fn response() -> impl Strategy<Value = ResponsePlan> {
     let begin = prop_oneof![
         6 => Just(ResponseBegin::AfterRequest),
         2 => Just(ResponseBegin::AfterHeaders),
@@ -156,7 +164,7 @@ fn response() -> impl Strategy<Value = ResponsePlan> {
     let chunk = prop_oneof![Just(1_usize), 2..50_usize, Just(5000)];
     let framing = prop_oneof![
         4 => Just(ResponseFraming::Length),
-        2 => chunk.prop_map(ResponseFraming::Chunked),
+        2 => (chunk, chunked_end()).prop_map(|(chunk, end)| ResponseFraming::Chunked(chunk, end)),
         1 => Just(ResponseFraming::UntilClose),
     ];
     let how = prop_oneof![
@@ -170,6 +178,7 @@ fn response() -> impl Strategy<Value = ResponsePlan> {
         1 => Just(AfterResponse::AnnounceClose),
         1 => pause().prop_map(AfterResponse::Close),
         1 => pause().prop_map(AfterResponse::Surplus),
+        1 => Just(AfterResponse::SurplusAtOnce),
     ];
     let shape = (begin, delay, interim, status, framing, size());
     (shape, pace(), option::weighted(0.25, cut), after).prop_map(
@@ -210,6 +219,10 @@ fn pause() -> impl Strategy<Value = Duration> {
         1 => Just(Duration::from_secs(2)),
         1 => Just(Duration::from_secs(8)),
     ]
+}
+
+fn chunked_end() -> impl Strategy<Value = ChunkedEnd> {
+    prop_oneof![3 => Just(ChunkedEnd::LastChunk), 1 => Just(ChunkedEnd::Trailers)]
 }
 
 /// Sizes of bodies, around what is buffered for a retry, buffered for a side that does not read, and accepted.

@@ -8,19 +8,39 @@ use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::pipe::PIPE_CAPACITY;
-use super::script::{BodyPlan, RequestPlan, Script, response_body};
+use super::arrival::{Arrival, ConnectionUse};
+use super::interim::InterimResponses;
+use super::pipe::{PIPE_CAPACITY, UNFLUSHED_CAPACITY};
+use super::script::{
+    BodyPlan, ClientPlan, ClientReading, ConnectPlan, RETRY_PATH, RequestPlan, Script,
+    response_body,
+};
 use crate::http::downstream::HIGH_WATERMARK;
 
 /// Maximum number of bytes between the two sides of an exchange: the high watermark, one read, the bytes that are read
 /// ahead, and what both connections hold.
-const MAX_BUFFERED: usize = HIGH_WATERMARK + 2 * 16 * 1024 + 2 * PIPE_CAPACITY;
+const MAX_BUFFERED: usize =
+    HIGH_WATERMARK + 2 * 16 * 1024 + 2 * (PIPE_CAPACITY + UNFLUSHED_CAPACITY);
 /// Longest exchange, pauses of the script apart. On a path with `timeout` that is 4 s for the endpoint, on others up to
 /// 6 s to connect and 7 s between two parts of the response; for the client 3 s until it sends on, and 5 s each until it
 /// reads the response and an error response.
 const MAX_EXCHANGE_DURATION: Duration = Duration::from_secs(30);
-/// Time in which a close of a pooled connection counts as that of an idle one.
-const STALE_CLOSE_DELAY: Duration = Duration::from_millis(250);
+/// Longest time in which nothing happens on a path with `timeout`, if the client sends and reads at once, and on others.
+/// 4 and 7 s for the endpoint, and the delay before another attempt.
+const MAX_RETRY_PATH_WAIT: Duration = Duration::from_millis(4_200);
+const MAX_PLAIN_PATH_WAIT: Duration = Duration::from_millis(7_200);
+/// Time that a body may take whatever its size, and the time for each of its bytes besides.
+const MAX_SLOW_UPLOAD: Duration = Duration::from_secs(5);
+const MAX_TIME_PER_BYTE: Duration = Duration::from_millis(2);
+/// Size of the largest body that may be sent again.
+const MAX_REPLAYED: usize = 64 * 1024;
+/// Size of the largest body that the configuration accepts.
+const MAX_BODY: usize = 200_000;
+/// Maximum number of bytes that reach the endpoint after the gateway has sent them: those in the connection, and those
+/// that the endpoint has read ahead.
+const MAX_IN_CONNECTION: usize = 2 * PIPE_CAPACITY + UNFLUSHED_CAPACITY;
+/// Repetitions of requests for which the retry budget lasts.
+const RETRY_BUDGET: usize = 10;
 
 pub(super) type SharedHistory = Arc<Mutex<History>>;
 
@@ -33,44 +53,44 @@ pub(super) struct History {
     /// Complete responses of the endpoint that clients have received.
     pub(super) delivered: usize,
     requests: HashMap<u32, Request>,
+    connects: Connects,
+    /// Requests that have reached the endpoint once more.
+    repetitions: usize,
+    /// Last time at which either side of a client's exchange has sent or received something.
+    progress: HashMap<usize, Instant>,
     /// Number of bytes that a client has received.
     received: HashMap<usize, usize>,
 }
 
+/// Whether each attempt to connect succeeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Connects {
+    Succeed,
+    SomeFail,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ClientBehavior {
+    /// Reads at once, and stops only at the end.
+    Prompt,
+    Other,
+}
+
 struct Request {
     plan: RequestPlan,
+    client: ClientBehavior,
     /// Beginning of the exchange, while the gateway serves the request.
     served_since: Option<(Instant, Duration)>,
     arrivals: Vec<Arrival>,
     /// Statuses and body sizes of the complete responses of the endpoint.
     responses: Vec<(u16, usize)>,
+    interim: InterimResponses,
+    /// Time at which the client has sent the first bytes of the body.
+    body_since: Option<Instant>,
     /// Bytes of the body that the endpoint has received, of the longest attempt.
     forwarded: usize,
-}
-
-/// Request that has reached the endpoint.
-struct Arrival {
-    at: Instant,
-    connection: ConnectionUse,
-    response: ResponseStart,
-    /// Time at which the endpoint closed the connection.
-    closed: Option<Instant>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ResponseStart {
-    NothingSent,
-    BytesSent,
-}
-
-/// Earlier use of a connection to the endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ConnectionUse {
-    First,
-    /// The last exchange ended as it should.
-    Clean,
-    /// The connection must not be used again, for this reason.
-    Unclean(&'static str),
+    /// The same number at the end of the exchange.
+    forwarded_at_end: Option<usize>,
 }
 
 /// Final response as a client received it.
@@ -94,10 +114,14 @@ impl History {
         let request = |(number, plan): (u32, &RequestPlan)| {
             let request = Request {
                 plan: plan.clone(),
+                client: ClientBehavior::of(&script.clients[Script::client(number)]),
                 served_since: None,
                 arrivals: Vec::new(),
                 responses: Vec::new(),
+                interim: InterimResponses::default(),
+                body_since: None,
                 forwarded: 0,
+                forwarded_at_end: None,
             };
             (number, request)
         };
@@ -107,6 +131,9 @@ impl History {
             connections: 0,
             delivered: 0,
             requests: script.requests().map(request).collect(),
+            connects: Connects::of(&script.connects),
+            repetitions: 0,
+            progress: HashMap::new(),
             received: HashMap::new(),
         }
     }
@@ -125,9 +152,15 @@ impl History {
     pub(super) fn begin_exchange(&mut self, number: u32) {
         let pauses = self.pauses;
         self.request(number).served_since = Some((Instant::now(), pauses));
+        self.make_progress(number);
     }
 
-    /// Every wait ends.
+    fn make_progress(&mut self, number: u32) {
+        let client = Script::client(number);
+        self.progress.insert(client, Instant::now());
+    }
+
+    /// Every wait ends, and a request that is to be sent again has been.
     pub(super) fn end_exchange(&mut self, number: u32) {
         let pauses = self.pauses;
         let served_since = self.request(number).served_since.take();
@@ -137,12 +170,42 @@ impl History {
             duration <= MAX_EXCHANGE_DURATION + pauses.saturating_sub(pauses_before),
             || format!("the exchange of request {number} took {duration:?}"),
         );
+        self.end_waits(number, duration);
+        let (connects, repetitions) = (self.connects, self.repetitions);
+        let request = self.request(number);
+        request.forwarded_at_end = Some(request.forwarded);
+        let is_unrepeated = connects == Connects::Succeed
+            && duration < Duration::from_secs(3)
+            && request.is_to_be_repeated(repetitions);
+        let plan = request.plan.clone();
+        self.require(!is_unrepeated, || {
+            format!("request {number} ({plan:?}) was not sent again")
+        });
+    }
+
+    /// No wait is longer than its timeout, and a path with a timeout leaves the endpoint no more than that.
+    fn end_waits(&mut self, number: u32, duration: Duration) {
+        let waited = self.progress[&Script::client(number)].elapsed();
+        let request = self.request(number);
+        if request.client == ClientBehavior::Other {
+            return;
+        }
+        let max_wait = match request.plan.path {
+            RETRY_PATH => MAX_RETRY_PATH_WAIT,
+            _ => MAX_PLAIN_PATH_WAIT,
+        };
+        let is_late = request.plan.path == RETRY_PATH
+            && request.plan.body == BodyPlan::None
+            && duration > MAX_RETRY_PATH_WAIT;
+        self.require(waited <= max_wait && !is_late, || {
+            format!("request {number} took {duration:?}, the last {waited:?} without progress")
+        });
     }
 
     /// Records that a request has reached the endpoint, and returns the index of this arrival. A connection is reused
     /// only if it is clean. A request that is not idempotent arrives once.
     pub(super) fn arrive(&mut self, number: u32, connection: ConnectionUse) -> Option<usize> {
-        let now = Instant::now();
+        self.make_progress(number);
         if let ConnectionUse::Unclean(reason) = connection {
             let violation = || format!("request {number} came on a connection after {reason}");
             self.require(false, violation);
@@ -152,15 +215,16 @@ impl History {
                 .push(format!("request {number} was not sent"));
             return None;
         };
-        let arrivals = &mut request.arrivals;
-        let stale = arrivals.iter().filter(|arrival| arrival.is_stale()).count();
-        arrivals.push(Arrival {
-            at: now,
-            connection,
-            response: ResponseStart::NothingSent,
-            closed: None,
+        let stale = request.stale(Arrival::may_be_stale);
+        let is_repetition = !request.arrivals.is_empty();
+        let may_be_repeated = request.forwarded <= MAX_REPLAYED
+            && request.arrivals.iter().all(Arrival::may_be_retried);
+        request.arrivals.push(Arrival::new(connection));
+        let (arrivals, plan) = (request.arrivals.len(), request.plan.clone());
+        self.repetitions += usize::from(is_repetition);
+        self.require(!is_repetition || may_be_repeated, || {
+            format!("request {number} was sent again after a response or too much of its body")
         });
-        let (arrivals, plan) = (arrivals.len(), request.plan.clone());
         self.require(plan.defect.is_none(), || {
             format!("request {number} was forwarded although its headers are malformed")
         });
@@ -177,21 +241,42 @@ impl History {
 
     /// Records that so many bytes of the body of a request have reached the endpoint.
     pub(super) fn receive_body(&mut self, number: u32, bytes: usize) {
+        self.make_progress(number);
         let request = self.request(number);
         request.forwarded = request.forwarded.max(bytes);
+        let at_end = request.forwarded_at_end.unwrap_or(bytes);
+        self.require(bytes <= at_end + MAX_IN_CONNECTION, || {
+            format!("{bytes} bytes of request {number} were forwarded, {at_end} before the end of its exchange")
+        });
     }
 
     /// A request that reaches the endpoint as a whole is the one that the client sent.
     pub(super) fn end_body(&mut self, number: u32, bytes: usize) {
         let plan = self.request(number).plan.clone();
         self.require(
-            bytes == plan.body_size() && !matches!(plan.body, BodyPlan::MalformedChunks(_)),
+            bytes == plan.body_size()
+                && bytes <= MAX_BODY
+                && !matches!(plan.body, BodyPlan::MalformedChunks(_)),
             || format!("the body of request {number} ({plan:?}) was forwarded as {bytes} bytes"),
         );
     }
 
     /// Buffers are bounded: of so many bytes of a body that the client has sent, most have reached the endpoint.
+    /// One that arrives too slowly is rejected.
     pub(super) fn send_body(&mut self, number: u32, sent: usize) {
+        self.make_progress(number);
+        let request = self.request(number);
+        let time = request
+            .body_since
+            .get_or_insert_with(Instant::now)
+            .elapsed();
+        let max_time = MAX_SLOW_UPLOAD + MAX_TIME_PER_BYTE * u32::try_from(sent).unwrap();
+        let is_too_slow = request.client == ClientBehavior::Prompt
+            && request.served_since.is_some()
+            && time > max_time;
+        self.require(!is_too_slow, || {
+            format!("{sent} bytes of request {number} were accepted in {time:?}")
+        });
         let request = self.request(number);
         let (forwarded, is_served) = (request.forwarded, request.served_since.is_some());
         self.require(!is_served || sent <= forwarded + MAX_BUFFERED, || {
@@ -208,7 +293,8 @@ impl History {
         sent: usize,
         received_before: usize,
     ) {
-        self.request(number).arrivals[arrival].response = ResponseStart::BytesSent;
+        self.make_progress(number);
+        self.request(number).arrivals[arrival].send_response();
         let received = self.received_of(number) - received_before;
         self.require(sent <= received + MAX_BUFFERED, || {
             format!("{sent} bytes of the response to request {number} were read and {received} forwarded")
@@ -222,33 +308,59 @@ impl History {
     }
 
     pub(super) fn receive(&mut self, client: usize, bytes: usize) {
+        self.progress.insert(client, Instant::now());
         *self.received.entry(client).or_default() += bytes;
     }
 
     /// Records that the endpoint has sent a complete response.
-    pub(super) fn complete_response(&mut self, number: u32, status: u16, body: usize) {
-        self.request(number).responses.push((status, body));
+    pub(super) fn complete_response(
+        &mut self,
+        number: u32,
+        arrival: usize,
+        status: u16,
+        body: usize,
+    ) {
+        let request = self.request(number);
+        request.arrivals[arrival].complete_response(status);
+        request.responses.push((status, body));
     }
 
     /// Records that the endpoint closes the connection of an arrival.
     pub(super) fn close(&mut self, number: u32, arrival: usize) {
-        self.request(number).arrivals[arrival].closed = Some(Instant::now());
+        self.request(number).arrivals[arrival].close();
     }
 
     /// Records that the endpoint resets the connection of an arrival. That may discard what it has sent.
     pub(super) fn reset(&mut self, number: u32, arrival: usize) {
-        self.request(number).arrivals[arrival].response = ResponseStart::NothingSent;
-        self.close(number, arrival);
+        self.request(number).arrivals[arrival].reset();
+    }
+
+    /// Records the interim responses that the endpoint begins to send.
+    pub(super) fn send_interim(&mut self, number: u32, statuses: &[u16]) {
+        self.request(number).interim.send(statuses);
+    }
+
+    /// A client gets an interim response that the endpoint has sent, once.
+    pub(super) fn receive_interim(&mut self, number: u32, status: u16) {
+        let request = self.request(number);
+        request.interim.receive(status);
+        let is_right = request.interim.are_forwarded_once();
+        self.require(is_right, || {
+            format!("request {number} got more interim responses {status} than were sent")
+        });
     }
 
     /// A client gets the response to its request, as the endpoint sent it, or one of the gateway.
     pub(super) fn receive_response(&mut self, number: u32, response: &ClientResponse) {
+        let is_justified = self.is_justified(number, response.status.as_u16());
         let request = self.request(number);
         let (status, size) = (response.status.as_u16(), response.body.len());
         let is_right = match (response.number, response.end) {
-            (None, _) => matches!(status, 400 | 408 | 413 | 502 | 503 | 504),
+            (None, _) => is_justified,
             (Some(origin), ResponseEnd::Complete) => {
-                origin == number && request.responses.contains(&(status, size))
+                origin == number
+                    && request.responses.contains(&(status, size))
+                    && request.interim.are_complete()
             }
             (Some(origin), ResponseEnd::Truncated) => origin == number,
         };
@@ -264,14 +376,64 @@ impl History {
             || format!("the response to request {number} has another body"),
         );
     }
+
+    /// Returns whether a response of the gateway has a reason.
+    fn is_justified(&self, number: u32, status: u16) -> bool {
+        let request = &self.requests[&number];
+        let is_broken = request.arrivals.last().is_some_and(Arrival::is_broken);
+        match status {
+            400 | 408 | 413 => true,
+            502 => is_broken || self.connects == Connects::SomeFail,
+            503 => self.connects == Connects::SomeFail,
+            504 => {
+                !is_broken
+                    || self.connects == Connects::SomeFail
+                    || request.client == ClientBehavior::Other
+                    || request.plan.path == RETRY_PATH
+            }
+            _ => false,
+        }
+    }
 }
 
-impl Arrival {
-    fn is_stale(&self) -> bool {
-        self.connection != ConnectionUse::First
-            && self.response == ResponseStart::NothingSent
-            && self
-                .closed
-                .is_some_and(|closed| closed - self.at <= STALE_CLOSE_DELAY)
+impl Request {
+    fn stale(&self, condition: fn(&Arrival) -> bool) -> usize {
+        let arrivals = self.arrivals.iter();
+        arrivals.filter(|arrival| condition(arrival)).count()
+    }
+
+    /// Returns whether the failure of the last arrival must have been followed by another one.
+    fn is_to_be_repeated(&self, repetitions: usize) -> bool {
+        let Some(last) = self.arrivals.last() else {
+            return false;
+        };
+        let is_repeatable = self.client == ClientBehavior::Prompt
+            && self.plan.is_idempotent()
+            && !matches!(self.plan.body, BodyPlan::MalformedChunks(_))
+            && self.plan.body_size() < MAX_REPLAYED;
+        let is_first_stale = last.is_stale() && self.stale(Arrival::may_be_stale) == 1;
+        let is_attempt_left = repetitions < RETRY_BUDGET
+            && self.arrivals.len() < self.plan.max_attempts()
+            && last.is_to_be_retried();
+        is_repeatable && (is_first_stale || is_attempt_left)
+    }
+}
+
+impl ClientBehavior {
+    fn of(plan: &ClientPlan) -> Self {
+        match (plan.reading, plan.stop) {
+            (ClientReading::AtOnce, None) => Self::Prompt,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Connects {
+    fn of(plans: &[ConnectPlan]) -> Self {
+        if plans.iter().all(|plan| *plan == ConnectPlan::Accepted) {
+            Self::Succeed
+        } else {
+            Self::SomeFail
+        }
     }
 }

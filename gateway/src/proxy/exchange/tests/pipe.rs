@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -18,12 +18,16 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 /// that one write passes it on as a whole.
 pub(super) const PIPE_CAPACITY: usize = 4 * 1024;
 
+/// Bytes that the gateway's end holds until they are flushed, as the buffer of a TLS connection.
+pub(super) const UNFLUSHED_CAPACITY: usize = 1024;
+
 /// Returns the two ends of a connection.
 pub(super) fn pipe() -> (GatewayEnd, PeerEnd) {
     let (gateway, peer) = duplex(PIPE_CAPACITY);
     let is_reset = Arc::new(AtomicBool::new(false));
     let gateway = GatewayEnd {
         stream: gateway,
+        unflushed: Vec::new(),
         is_reset: Arc::clone(&is_reset),
     };
     let peer = PeerEnd {
@@ -53,10 +57,20 @@ impl Reset {
 #[derive(Debug)]
 pub(super) struct GatewayEnd {
     stream: DuplexStream,
+    unflushed: Vec<u8>,
     is_reset: Arc<AtomicBool>,
 }
 
 impl GatewayEnd {
+    /// Passes on what was written.
+    fn poll_pass_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unflushed.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.unflushed))?;
+            self.unflushed.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn check_reset(&self) -> io::Result<()> {
         if self.is_reset.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::ConnectionReset.into());
@@ -83,14 +97,21 @@ impl AsyncWrite for GatewayEnd {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check_reset()?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        if self.unflushed.len() >= UNFLUSHED_CAPACITY {
+            ready!(self.poll_pass_on(cx))?;
+        }
+        let accepted = bytes.len().min(UNFLUSHED_CAPACITY - self.unflushed.len());
+        self.unflushed.extend_from_slice(&bytes[..accepted]);
+        Poll::Ready(Ok(accepted))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.check_reset()?;
+        self.poll_pass_on(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_pass_on(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -11,6 +11,9 @@ const NUMBERS_PER_CLIENT: u32 = 100;
 pub(super) const RETRY_PATH: &str = "/retry";
 pub(super) const PLAIN_PATH: &str = "/plain";
 
+/// Size of an interim response.
+pub(super) const INTERIM_BYTES: usize = "HTTP/1.1 103 Interim\r\n\r\n".len();
+
 #[derive(Debug, Clone)]
 pub(super) struct Script {
     pub(super) clients: Vec<ClientPlan>,
@@ -26,6 +29,8 @@ pub(super) struct ClientPlan {
     pub(super) requests: Vec<RequestPlan>,
     pub(super) order: SendOrder,
     pub(super) pace: Pace,
+    /// Pause before each request but the first.
+    pub(super) rest: Duration,
     pub(super) reading: ClientReading,
     pub(super) stop: Option<Stop>,
 }
@@ -104,9 +109,26 @@ pub(super) enum BodyPlan {
     Chunked {
         size: usize,
         chunk: usize,
+        end: ChunkedEnd,
     },
     /// The last chunk is malformed.
     MalformedChunks(usize),
+}
+
+/// End of a chunked body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ChunkedEnd {
+    LastChunk,
+    Trailers,
+}
+
+impl ChunkedEnd {
+    fn bytes(self) -> &'static [u8] {
+        match self {
+            Self::LastChunk => b"0\r\n\r\n",
+            Self::Trailers => b"0\r\nx-trailer: 1\r\nx-other: 2\r\n\r\n",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +173,7 @@ pub(super) enum ResponseBegin {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ResponseFraming {
     Length,
-    Chunked(usize),
+    Chunked(usize, ChunkedEnd),
     UntilClose,
 }
 
@@ -177,8 +199,10 @@ pub(super) enum AfterResponse {
     AnnounceClose,
     /// Closes the connection if there is no request before.
     Close(Duration),
-    /// Sends bytes that belong to no response, with it or, if there is no request before, after a while.
+    /// Sends bytes that belong to no response after a while, if there is no request before.
     Surplus(Duration),
+    /// Sends such bytes in one piece with the response, if that is short.
+    SurplusAtOnce,
 }
 
 impl Script {
@@ -243,9 +267,9 @@ impl RequestPlan {
                 bytes.extend_from_slice(format!("content-length: {size}\r\n").as_bytes());
                 body
             }
-            BodyPlan::Chunked { chunk, .. } => {
+            BodyPlan::Chunked { chunk, end, .. } => {
                 bytes.extend_from_slice(b"transfer-encoding: chunked\r\n");
-                chunked(&body, chunk, b"0\r\n\r\n")
+                chunked(&body, chunk, end.bytes())
             }
             BodyPlan::MalformedChunks(_) => {
                 bytes.extend_from_slice(b"transfer-encoding: chunked\r\n");
@@ -301,9 +325,9 @@ impl ResponsePlan {
                 bytes.extend_from_slice(length.as_bytes());
                 body
             }
-            ResponseFraming::Chunked(chunk) => {
+            ResponseFraming::Chunked(chunk, end) => {
                 bytes.extend_from_slice(b"transfer-encoding: chunked\r\n");
-                chunked(&body, chunk, b"0\r\n\r\n")
+                chunked(&body, chunk, end.bytes())
             }
         };
         bytes.extend_from_slice(b"\r\n");
@@ -320,6 +344,16 @@ impl ResponsePlan {
             ("HEAD", _) | (_, 204) => 0,
             _ => self.size,
         }
+    }
+
+    /// Returns whether the headers of the response to a request of this method announce a body that does not follow.
+    pub(super) fn announces_missing_body(&self, method: &str) -> bool {
+        method == "HEAD"
+            && self.status != 204
+            && match self.framing {
+                ResponseFraming::Length => self.size > 0,
+                ResponseFraming::Chunked(..) | ResponseFraming::UntilClose => true,
+            }
     }
 
     /// Returns whether the response ends where the endpoint closes the connection.

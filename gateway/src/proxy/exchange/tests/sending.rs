@@ -11,7 +11,7 @@ use super::history::SharedHistory;
 use super::script::Pace;
 
 /// Number of bytes at the start of a message that are sent in small pieces.
-const PACED_BYTES: usize = 500;
+pub(super) const PACED_BYTES: usize = 500;
 /// Size of the pieces after that.
 const LARGE_PIECE: usize = 8 * 1024;
 
