@@ -12,9 +12,11 @@
 //! [`SharedQuotas::apply`].
 
 mod command;
+mod decision;
 mod key;
 mod lease;
 mod pause_detector;
+mod ready;
 mod script;
 mod spent;
 #[cfg(test)]
@@ -39,8 +41,8 @@ use crate::telemetry::metrics::QuotaStoreMetrics;
 pub(crate) use command::LeaseReport;
 use command::{Grant, Prefetch};
 pub(crate) use command::{LeaseIdentity, StoreCommand};
+pub(super) use decision::LeaseDecision;
 pub(crate) use key::{HashKey, KeyWriter, StoreKey};
-pub(super) use lease::LeaseDecision;
 use pause_detector::PauseDetector;
 pub(crate) use script::{ScriptArguments, ScriptReply};
 #[cfg(test)]
@@ -94,6 +96,11 @@ impl SharedQuotas {
     /// Returns whether this gateway has an entry for a key.
     pub(super) fn has(&self, id: u64) -> bool {
         self.table.has(id)
+    }
+
+    /// Decides about a request by the units of a lease that are ready to be spent. Returns `None` if that takes [`Self::take`].
+    pub(super) fn take_ready(&self, id: u64, now: Instant) -> Option<LeaseDecision> {
+        self.table.take_ready(id, now)
     }
 
     /// Decides about a request by the lease of a key. A request that finds none waits for one, until `timeout`

@@ -43,6 +43,10 @@ impl Quota {
         let id = self.key(store, request.sender, request.path, request.headers);
         let now = Instant::now();
         let access = SlotAccess::Charged(self.epoch_length.owner(request.sender.client, now));
+        if let Some(decision) = shared.take_ready(id, now) {
+            self.record(store, id, access, decision, now);
+            return Some(to_quota_decision(decision, now));
+        }
         let count = self.count(now, AfterHandOver::Count);
         if !shared.has(id) && store.update(id, access, now, &Reservation(&count)).is_err() {
             return self

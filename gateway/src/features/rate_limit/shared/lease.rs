@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::command::{Grant, LeaseIdentity, LeaseReport};
+use super::decision::LeaseDecision;
+use super::ready::ReadyUnits;
 use super::spent::SpentUnits;
 use super::terms::LeaseTerms;
 use crate::runtime::clock::{Instant, nanoseconds};
@@ -19,7 +21,7 @@ const LOW_PART: u32 = 8;
 const RENEWAL_PART: u32 = 8;
 
 /// Lease of one key and what is known of the store's state.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct LeaseState {
     units: u32,
     /// Units that the lease began with.
@@ -65,45 +67,6 @@ enum Unused {
     Returned,
 }
 
-/// Decision about a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::features::rate_limit) enum LeaseDecision {
-    Passed {
-        remaining: u32,
-        reset: Instant,
-        delay: Duration,
-    },
-    Rejected {
-        until: Instant,
-    },
-}
-
-impl LeaseDecision {
-    /// Returns the decision about a request that has to pass under two keys.
-    pub(in crate::features::rate_limit) fn and(self, other: Self) -> Self {
-        match (self, other) {
-            (
-                Self::Passed {
-                    remaining,
-                    reset,
-                    delay,
-                },
-                Self::Passed {
-                    remaining: other_remaining,
-                    reset: other_reset,
-                    delay: other_delay,
-                },
-            ) => Self::Passed {
-                remaining: remaining.min(other_remaining),
-                reset: reset.max(other_reset),
-                delay: delay.max(other_delay),
-            },
-            (Self::Passed { .. }, other) => other,
-            (first, _) => first,
-        }
-    }
-}
-
 impl LeaseState {
     /// Decides about a request. Returns `None` if the store has to be asked.
     pub(super) fn take(&mut self, terms: LeaseTerms, now: Instant) -> Option<LeaseDecision> {
@@ -131,6 +94,34 @@ impl LeaseState {
         (now < self.ask_again_at).then_some(LeaseDecision::Rejected {
             until: self.rejected_until,
         })
+    }
+
+    /// Returns the units that requests may spend without this state, after one has passed by it.
+    pub(super) fn ready_units(&self, terms: LeaseTerms) -> ReadyUnits {
+        if terms.departure_interval().is_some() {
+            return ReadyUnits::default();
+        }
+        // With the unit after these the lease is low.
+        let units = self.units.saturating_sub(self.size / LOW_PART + 1);
+        ReadyUnits {
+            units,
+            spent: 0,
+            remaining: self.units.saturating_add(self.store_remaining),
+            end: self.end.min(self.renewal).min(self.spent.newest_end()),
+            last_use: self.last_use,
+            idle_time_ns: nanoseconds(terms.idle_time()),
+            reset: self.reset,
+        }
+    }
+
+    /// Records what was spent of ready units.
+    pub(super) fn record(&mut self, ready: &ReadyUnits) {
+        if ready.spent > 0 {
+            self.units -= ready.spent;
+            self.last_use = ready.last_use;
+            self.spent.add_to_newest(ready.spent);
+            self.spent_in_window = self.spent_in_window.saturating_add(ready.spent);
+        }
     }
 
     /// Returns whether the next lease should be taken before this one is used up or ends. A gateway that got nothing beyond
@@ -326,5 +317,136 @@ impl LeaseState {
             .min(self.units.into());
         self.units -= u32::try_from(passed).expect("it is at most the number of units");
         self.departure = Instant(self.departure.0.saturating_add(passed * interval_ns));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::RateLimitAlgorithm::{self, *};
+    use crate::features::rate_limit::algorithm::QuotaPolicy;
+
+    const MILLISECOND: u64 = 1_000_000;
+    const SECOND: u64 = 1_000_000_000;
+
+    /// Event in the life of a lease.
+    #[derive(Debug, Clone, Copy)]
+    enum Event {
+        Request,
+        Grant {
+            granted: u32,
+            remaining: u32,
+            valid: u64,
+        },
+        Report,
+        Sweep,
+    }
+
+    fn events() -> impl Strategy<Value = Vec<(u64, Event)>> {
+        let grant = (0..200_u32, 0..200_u32, MILLISECOND..120 * SECOND);
+        let grant = grant.prop_map(|(granted, remaining, valid)| Event::Grant {
+            granted,
+            remaining,
+            valid,
+        });
+        let event = prop_oneof![
+            20 => Just(Event::Request),
+            2 => grant,
+            1 => Just(Event::Report),
+            1 => Just(Event::Sweep),
+        ];
+        let time = prop_oneof![
+            8 => 0..20 * MILLISECOND,
+            2 => 0..2 * SECOND,
+            1 => 0..20 * SECOND,
+        ];
+        proptest::collection::vec((time, event), 1..400)
+    }
+
+    fn algorithms() -> impl Strategy<Value = RateLimitAlgorithm> {
+        prop_oneof![
+            Just(FixedWindow),
+            Just(SlidingWindow),
+            Just(TokenBucket),
+            Just(LeakyBucket),
+        ]
+    }
+
+    /// Lease as the table has it.
+    #[derive(Debug, Default)]
+    struct LeaseWithReadyUnits {
+        ready: ReadyUnits,
+        state: LeaseState,
+    }
+
+    impl LeaseWithReadyUnits {
+        fn state(&mut self) -> &mut LeaseState {
+            self.state.record(&mem::take(&mut self.ready));
+            &mut self.state
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn ready_units_decide_as_the_state_does(
+            algorithm in algorithms(),
+            (quota, window_ns, bucket_size) in (1..400_u32, 100 * MILLISECOND..120 * SECOND, 1..400_u32),
+            events in events(),
+        ) {
+            let terms = LeaseTerms::new(algorithm, QuotaPolicy { quota, window_ns, bucket_size });
+            let (mut expected, mut lease) = (LeaseState::default(), LeaseWithReadyUnits::default());
+            let mut now = Instant(1000 * SECOND);
+            for (time, event) in events {
+                now = Instant(now.0 + time);
+                match event {
+                    Event::Request => {
+                        let decision = if let Some(decision) = lease.ready.take(now) {
+                            prop_assert_eq!(Some(decision), expected.take(terms, now));
+                            prop_assert!(!expected.is_low(terms, now));
+                            continue;
+                        } else {
+                            lease.state().take(terms, now)
+                        };
+                        lease.ready = lease.state.ready_units(terms);
+                        prop_assert_eq!(decision, expected.take(terms, now));
+                    }
+                    Event::Grant { granted, remaining, valid } => {
+                        let grant = Grant {
+                            sent: Instant(now.0 - MILLISECOND),
+                            received: now,
+                            need: granted.min(1),
+                            want: granted,
+                            granted,
+                            kept: expected.want(terms, now).min(1),
+                            remaining,
+                            valid: Duration::from_nanos(valid),
+                            retry_after: Duration::ZERO,
+                            reset: Duration::from_nanos(valid),
+                            identity: LeaseIdentity { incarnation: 0, slot: i64::from(remaining) },
+                            first_departure: Duration::ZERO,
+                        };
+                        lease.state().apply(terms, &grant);
+                        expected.apply(terms, &grant);
+                    }
+                    Event::Report => {
+                        prop_assert_eq!(lease.state().report(terms, now), expected.report(terms, now));
+                    }
+                    Event::Sweep if lease.ready.is_in_use(now) => {
+                        let mut expected = expected;
+                        prop_assert_eq!(expected.take_idle(terms, now), None);
+                        prop_assert!(!expected.is_unused(now));
+                    }
+                    Event::Sweep => {
+                        let idle = lease.state().take_idle(terms, now);
+                        prop_assert_eq!(idle, expected.take_idle(terms, now));
+                    }
+                }
+            }
+            prop_assert_eq!(*lease.state(), expected);
+        }
     }
 }

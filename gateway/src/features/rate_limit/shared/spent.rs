@@ -40,8 +40,17 @@ impl SpentUnits {
         if now >= self.newest_end {
             self.begin_interval(interval(), now);
         }
-        self.newest_units = self.newest_units.saturating_add(1);
-        self.total = self.total.saturating_add(1);
+        self.add_to_newest(1);
+    }
+
+    /// Adds units that were spent before the end of the newest interval.
+    pub(super) fn add_to_newest(&mut self, units: u32) {
+        self.newest_units = self.newest_units.saturating_add(units);
+        self.total = self.total.saturating_add(units);
+    }
+
+    pub(super) fn newest_end(&self) -> Instant {
+        self.newest_end
     }
 
     #[cold]

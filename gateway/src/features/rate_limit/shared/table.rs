@@ -1,15 +1,19 @@
 //! Table of the [leases](super::lease) of this gateway, in memory of bounded size.
 //!
+//! Most decisions need one cache line of it, that of the key and its [ready units](super::ready).
+//!
 //! A key that is removed while it has units loses them: the quota gets stricter, never laxer.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::mem;
 
+use hashbrown::HashTable;
 use parking_lot::Mutex;
 
 use super::command::{Grant, LeaseReport, Prefetch, Refill, RefillOutcome, StoreCommand};
+use super::decision::LeaseDecision;
 use super::key::StoreKey;
-use super::lease::{LeaseDecision, LeaseState};
+use super::lease::LeaseState;
+use super::ready::ReadyUnits;
 use super::terms::LeaseTerms;
 use crate::runtime::clock::Instant;
 
@@ -26,11 +30,23 @@ pub(super) struct LeaseTable {
     shards: Box<[Mutex<Shard>]>,
 }
 
-type Shard = HashMap<u64, Entry, BuildHasherDefault<KeyHasher>>;
+type Shard = HashTable<Entry>;
 
-/// Leases of one key.
+/// Key and its lease.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Entry {
+    /// Hash of what selects the key, which is its hash in the table as well.
+    id: u64,
+    ready: ReadyUnits,
+    lease: Box<Lease>,
+}
+
+const _: () = assert!(size_of::<Entry>() == 64, "an entry is one cache line");
+
+/// Lease of a key, and the refill that is under way.
+#[derive(Debug)]
+struct Lease {
     key: StoreKey,
     terms: LeaseTerms,
     state: LeaseState,
@@ -60,7 +76,12 @@ impl LeaseTable {
     }
 
     pub(super) fn has(&self, id: u64) -> bool {
-        self.shard(id).lock().contains_key(&id)
+        find(&mut self.shard(id).lock(), id).is_some()
+    }
+
+    /// Decides about a request of the key `id` as [`Self::take`] does, if its ready units suffice.
+    pub(super) fn take_ready(&self, id: u64, now: Instant) -> Option<LeaseDecision> {
+        find(&mut self.shard(id).lock(), id)?.ready.take(now)
     }
 
     /// Decides about a request of the key `id`, atomically, and returns the command that it makes necessary.
@@ -74,36 +95,37 @@ impl LeaseTable {
         prefetch: Prefetch,
     ) -> (TableDecision, Option<StoreCommand>) {
         let mut shard = self.shard(id).lock();
-        let entry = if let Some(entry) = shard.get_mut(&id) {
+        let entry = if let Some(entry) = find(&mut shard, id) {
             entry
         } else {
             let Some(key) = new_key() else {
                 return (TableDecision::Unavailable, None);
             };
             make_room(&mut shard, now);
-            shard.entry(id).or_insert(Entry {
-                key,
-                terms,
-                state: LeaseState::default(),
-                refill: None,
-            })
+            let entry = Entry::new(id, key, terms);
+            shard.insert_unique(id, entry, |entry| entry.id).into_mut()
         };
-        if let Some(decision) = entry.state.take(terms, now) {
+        if let Some(decision) = entry.ready.take(now) {
+            return (TableDecision::Decided(decision), None);
+        }
+        let lease = entry.lease();
+        if let Some(decision) = lease.state.take(terms, now) {
             let is_low = prefetch == Prefetch::Permitted
                 && matches!(decision, LeaseDecision::Passed { .. })
-                && entry.state.is_low(terms, now)
-                && entry.pending().is_none();
-            let command = is_low.then(|| entry.refill(id, 0, prefetch, now).1);
+                && lease.state.is_low(terms, now)
+                && lease.pending().is_none();
+            let command = is_low.then(|| lease.refill(id, 0, prefetch, now).1);
+            entry.ready = lease.state.ready_units(terms);
             return (TableDecision::Decided(decision), command);
         }
-        if let Some(refill) = entry.pending() {
+        if let Some(refill) = lease.pending() {
             refill.join();
             return (TableDecision::Wait(refill.clone()), None);
         }
         if new_key().is_none() {
             return (TableDecision::Unavailable, None);
         }
-        let (refill, command) = entry.refill(id, 1, prefetch, now);
+        let (refill, command) = lease.refill(id, 1, prefetch, now);
         (TableDecision::Wait(refill), Some(command))
     }
 
@@ -115,13 +137,13 @@ impl LeaseTable {
         {
             let mut shard = self.shard(command.id).lock();
             // The units of a key that was removed meanwhile are lost.
-            if let Some(entry) = shard.get_mut(&command.id)
-                && entry
+            if let Some(lease) = find(&mut shard, command.id).map(Entry::lease)
+                && lease
                     .refill
                     .as_ref()
                     .is_some_and(|last| last.is_same(refill))
             {
-                entry.state.apply(command.terms, grant);
+                lease.state.apply(command.terms, grant);
             }
         }
         refill.complete(RefillOutcome::Applied);
@@ -132,12 +154,16 @@ impl LeaseTable {
     pub(super) fn sweep(&self, now: Instant) -> Vec<StoreCommand> {
         let mut commands = Vec::new();
         for shard in &self.shards {
-            shard.lock().retain(|id, entry| {
-                if entry.pending().is_none() {
-                    let idle = entry.state.take_idle(entry.terms, now);
-                    commands.extend(idle.map(|report| entry.command(*id, Some(report))));
+            shard.lock().retain(|entry| {
+                if !entry.ready.is_in_use(now) {
+                    let id = entry.id;
+                    let lease = entry.lease();
+                    if lease.pending().is_none() {
+                        let idle = lease.state.take_idle(lease.terms, now);
+                        commands.extend(idle.map(|report| lease.command(id, Some(report))));
+                    }
                 }
-                entry.pending().is_some() || !entry.state.is_unused(now)
+                entry.is_needed(now)
             });
         }
         commands
@@ -148,10 +174,12 @@ impl LeaseTable {
     pub(super) fn release_all(&self, now: Instant) -> Vec<StoreCommand> {
         let mut commands = Vec::new();
         for shard in &self.shards {
-            for (id, entry) in shard.lock().iter_mut() {
-                if entry.pending().is_none() {
-                    let report = entry.state.release(entry.terms, now);
-                    commands.extend(report.map(|report| entry.command(*id, Some(report))));
+            for entry in shard.lock().iter_mut() {
+                let id = entry.id;
+                let lease = entry.lease();
+                if lease.pending().is_none() {
+                    let report = lease.state.release(lease.terms, now);
+                    commands.extend(report.map(|report| lease.command(id, Some(report))));
                 }
             }
         }
@@ -160,10 +188,10 @@ impl LeaseTable {
 
     /// Returns whether a lease has been asked for that has not arrived.
     pub(super) fn has_pending_refill(&self) -> bool {
-        let is_pending = |entry: &Entry| entry.pending().is_some();
+        let is_pending = |entry: &Entry| entry.lease.pending().is_some();
         self.shards
             .iter()
-            .any(|shard| shard.lock().values().any(is_pending))
+            .any(|shard| shard.lock().iter().any(is_pending))
     }
 
     pub(super) fn clear(&self) {
@@ -179,6 +207,38 @@ impl LeaseTable {
 }
 
 impl Entry {
+    fn new(id: u64, key: StoreKey, terms: LeaseTerms) -> Self {
+        let lease = Lease {
+            key,
+            terms,
+            state: LeaseState::default(),
+            refill: None,
+        };
+        Self {
+            id,
+            ready: ReadyUnits::default(),
+            lease: Box::new(lease),
+        }
+    }
+
+    /// Returns the lease, which learns what was spent of the ready units. The key has none any more.
+    fn lease(&mut self) -> &mut Lease {
+        let ready = mem::take(&mut self.ready);
+        self.lease.state.record(&ready);
+        &mut self.lease
+    }
+
+    /// Returns whether anything would be lost with the entry.
+    fn is_needed(&mut self, now: Instant) -> bool {
+        if self.ready.is_in_use(now) {
+            return true;
+        }
+        let lease = self.lease();
+        lease.pending().is_some() || !lease.state.is_unused(now)
+    }
+}
+
+impl Lease {
     fn pending(&self) -> Option<&Refill> {
         self.refill.as_ref().filter(|refill| !refill.is_complete())
     }
@@ -217,35 +277,17 @@ impl Entry {
     }
 }
 
+fn find(shard: &mut Shard, id: u64) -> Option<&mut Entry> {
+    shard.find_mut(id, |entry| entry.id == id)
+}
+
 /// Removes keys from a full shard: those that are not used, else any one.
 fn make_room(shard: &mut Shard, now: Instant) {
     if shard.len() < MAX_KEYS_PER_SHARD {
         return;
     }
-    shard.retain(|_, entry| entry.pending().is_some() || !entry.state.is_unused(now));
-    if shard.len() >= MAX_KEYS_PER_SHARD
-        && let Some(id) = shard.keys().next().copied()
-    {
-        shard.remove(&id);
-    }
-}
-
-/// Hasher of keys that are hashes already.
-#[derive(Debug, Default)]
-pub(super) struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
+    shard.retain(|entry| entry.is_needed(now));
+    if shard.len() >= MAX_KEYS_PER_SHARD {
+        shard.extract_if(|_| true).next();
     }
 }
