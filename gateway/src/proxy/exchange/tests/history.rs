@@ -216,12 +216,16 @@ impl History {
             return None;
         };
         let stale = request.stale(Arrival::may_be_stale);
+        let must_be_new = request.stale(Arrival::is_stale) > 0;
         let is_repetition = !request.arrivals.is_empty();
         let may_be_repeated = request.forwarded <= MAX_REPLAYED
             && request.arrivals.iter().all(Arrival::may_be_retried);
         request.arrivals.push(Arrival::new(connection));
         let (arrivals, plan) = (request.arrivals.len(), request.plan.clone());
         self.repetitions += usize::from(is_repetition);
+        self.require(connection == ConnectionUse::First || !must_be_new, || {
+            format!("request {number} met a stale connection and came on another pooled one")
+        });
         self.require(!is_repetition || may_be_repeated, || {
             format!("request {number} was sent again after a response or too much of its body")
         });
