@@ -159,7 +159,7 @@ impl DecisionBench {
             .metrics
             .count_request(&Method::GET, Some(StatusCode::OK));
         let duration = Duration::from_micros(300);
-        route.metrics.duration.observe(duration.as_secs_f64());
+        route.metrics.duration.observe(duration);
         let is_slow = monitoring::is_slow(route.monitoring, duration);
         matches!(decision, Some(QuotaDecision::Passed(_))) && !is_slow
     }

@@ -188,17 +188,17 @@ fn busiest(routes: &crate::proxy::route::Routes) -> Vec<Value> {
     let mut routes: Vec<_> = routes
         .all()
         .iter()
-        .filter(|route| route.metrics.duration.get_sample_count() > 0)
+        .filter(|route| route.metrics.duration.count() > 0)
         .collect();
-    routes.sort_by_key(|route| std::cmp::Reverse(route.metrics.duration.get_sample_count()));
+    routes.sort_by_key(|route| std::cmp::Reverse(route.metrics.duration.count()));
     routes
         .into_iter()
         .take(MAX_PATTERNS)
         .map(|route| {
-            let quantile = |quantile| route.metrics.duration_quantile(quantile);
+            let quantile = |quantile| route.metrics.duration.quantile(quantile);
             json!({
                 "pattern": route.pattern,
-                "requests": route.metrics.duration.get_sample_count(),
+                "requests": route.metrics.duration.count(),
                 "seconds": {"p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99)},
             })
         })

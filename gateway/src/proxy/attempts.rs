@@ -128,9 +128,7 @@ impl UpstreamAttempt {
         now: Instant,
     ) -> RespondingAttempt {
         let metrics = &self.in_flight.endpoint().metrics;
-        metrics
-            .duration
-            .observe(now.since(self.started).as_secs_f64());
+        metrics.duration.observe(now.since(self.started));
         let permit = match self.permit.take() {
             // Neither a failure nor a success.
             Some(_) if response.is_load_shedding() => None,

@@ -37,7 +37,7 @@ pub(super) fn record(
         Termination::Truncated => route.metrics.count_truncated_response(&request.method),
         _ => route.metrics.count_request(&request.method, status),
     }
-    route.metrics.duration.observe(latency.as_secs_f64());
+    route.metrics.duration.observe(latency);
     if monitoring::is_slow(route.monitoring, latency) {
         route.metrics.slow.inc();
         let (method, seconds) = (request.method.as_str(), latency.as_secs_f64());

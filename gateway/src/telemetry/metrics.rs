@@ -2,45 +2,35 @@
 //! configuration, methods and status classes of a fixed list; never a path, a login or the address
 //! of a client.
 
-use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+mod duration_histogram;
+mod endpoint_metrics;
+mod family;
+mod response_class;
+mod route_metrics;
 
-use http::{Method, StatusCode};
-use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use prometheus::core::Collector;
+use prometheus::proto::MetricType;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-/// Upper bounds of the duration histograms' buckets, in seconds.
-const DURATION_BUCKETS: [f64; 14] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
-
-const METHODS: [&str; 8] = [
-    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other",
-];
-/// Classes of responses: by status; `none` is for requests that ended without a response, `truncated` for
-/// responses that the endpoint broke off, whatever their status.
-const RESPONSE_CLASSES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none", "truncated"];
-const NONE: usize = 5;
-const TRUNCATED: usize = 6;
+pub(crate) use endpoint_metrics::EndpointMetrics;
+use endpoint_metrics::{EndpointCollector, EndpointFamilies};
+use family::Family;
+pub(crate) use route_metrics::RouteMetrics;
+use route_metrics::{RouteCollector, RouteFamilies};
 
 /// All metrics of the process.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
     process_registry: Registry,
-    requests: IntCounterVec,
-    durations: HistogramVec,
-    quota_decisions: IntCounterVec,
-    slow: IntCounterVec,
-    retries: IntCounterVec,
+    routes: RouteCollector,
+    endpoints: EndpointCollector,
     breaker_state: IntGaugeVec,
-    attempts: IntCounterVec,
-    upstream_durations: HistogramVec,
-    upstream_in_flight: IntGaugeVec,
     upstream_pending: IntGaugeVec,
     upstream_endpoints: IntGaugeVec,
     replica_up: IntGaugeVec,
@@ -56,26 +46,6 @@ pub(crate) struct Metrics {
     pub(crate) connections: IntGauge,
     pub(crate) buffered_response_bytes: IntGauge,
     pub(crate) accepted_connections: IntCounter,
-    routes: Mutex<HashMap<String, Arc<RouteMetrics>>>,
-}
-
-/// Metrics of one path pattern, with their labels resolved beforehand.
-#[derive(Debug)]
-pub(crate) struct RouteMetrics {
-    pattern: String,
-    all_requests: IntCounterVec,
-    /// Created on first use: most combinations never occur.
-    requests: [[OnceLock<IntCounter>; RESPONSE_CLASSES.len()]; METHODS.len()],
-    pub(crate) duration: Histogram,
-    pub(crate) quota_passed: IntCounter,
-    pub(crate) quota_delayed: IntCounter,
-    pub(crate) quota_rejected: IntCounter,
-    /// Requests over a quota that is only observed.
-    pub(crate) quota_would_reject: IntCounter,
-    /// Requests that got 503 because the store of quotas could not be used.
-    pub(crate) quota_unavailable: IntCounter,
-    pub(crate) slow: IntCounter,
-    pub(crate) retries: IntCounter,
 }
 
 /// Metrics of the limits of clients.
@@ -117,25 +87,6 @@ pub(crate) struct QuotaStoreMetrics {
     pub(crate) local_decisions: IntCounter,
 }
 
-/// Metrics of one endpoint.
-#[derive(Debug)]
-pub(crate) struct EndpointMetrics {
-    responses: [IntCounter; NONE],
-    pub(crate) connect_failures: IntCounter,
-    pub(crate) timeouts: IntCounter,
-    /// Connections that broke before the response headers.
-    pub(crate) broken: IntCounter,
-    /// Pooled connections that were closed before their request, which was sent once more.
-    pub(crate) stale: IntCounter,
-    pub(crate) truncated: IntCounter,
-    /// Requests for which no connection was free.
-    pub(crate) overflow: IntCounter,
-    pub(crate) duration: Histogram,
-    pub(crate) in_flight: IntGauge,
-    pub(crate) pending: IntGauge,
-    pub(crate) up: IntGauge,
-}
-
 /// Outcome of a TLS handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HandshakeOutcome {
@@ -160,6 +111,64 @@ impl Registrar<'_> {
         let registered = self.0.register(Box::new(metric.clone()));
         registered.expect("each metric is registered once");
         metric
+    }
+
+    fn routes(&self) -> RouteCollector {
+        self.register(Ok(RouteCollector::new(RouteFamilies {
+            requests: family(
+                "requests_total",
+                "Requests by path pattern, method and class of the response status; truncated: the endpoint broke its response off.",
+                &["pattern", "method", "status"],
+                MetricType::COUNTER,
+            ),
+            durations: family(
+                "request_duration_seconds",
+                "Time from the request headers to the end of the response.",
+                &["pattern"],
+                MetricType::HISTOGRAM,
+            ),
+            quota_decisions: family(
+                "quota_decisions_total",
+                "Quota decisions: passed, delayed, refused, would_refuse (over a quota that is only observed) or unavailable (no quota store: 503, unless the quota is only observed).",
+                &["pattern", "decision"],
+                MetricType::COUNTER,
+            ),
+            slow: family(
+                "slow_requests_total",
+                "Requests that took longer than their log_threshold.",
+                &["pattern"],
+                MetricType::COUNTER,
+            ),
+            retries: family(
+                "retries_total",
+                "Upstream attempts after the first one of a request.",
+                &["pattern"],
+                MetricType::COUNTER,
+            ),
+        })))
+    }
+
+    fn endpoints(&self) -> EndpointCollector {
+        self.register(Ok(EndpointCollector::new(EndpointFamilies {
+            attempts: family(
+                "upstream_attempts_total",
+                "Upstream attempts by outcome.",
+                &["upstream", "replica", "outcome"],
+                MetricType::COUNTER,
+            ),
+            durations: family(
+                "upstream_duration_seconds",
+                "Time from the choice of an endpoint to its response headers.",
+                &["upstream", "replica"],
+                MetricType::HISTOGRAM,
+            ),
+            in_flight: family(
+                "upstream_requests_in_flight",
+                "Requests in flight to an endpoint.",
+                &["upstream", "replica"],
+                MetricType::GAUGE,
+            ),
+        })))
     }
 
     fn upstream_pending(&self) -> IntGaugeVec {
@@ -282,11 +291,6 @@ impl Registrar<'_> {
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.register(IntGaugeVec::new(Opts::new(name, help), labels))
     }
-
-    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-        let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.into());
-        self.register(HistogramVec::new(options, labels))
-    }
 }
 
 impl Metrics {
@@ -298,50 +302,12 @@ impl Metrics {
         let registrar = Registrar(&registry);
         registrar.set_build_info();
         Self {
-            requests: registrar.counters(
-                "requests_total",
-                "Requests by path pattern, method and class of the response status; truncated: the endpoint broke its response off.",
-                &["pattern", "method", "status"],
-            ),
-            durations: registrar.histograms(
-                "request_duration_seconds",
-                "Time from the request headers to the end of the response.",
-                &["pattern"],
-            ),
-            quota_decisions: registrar.counters(
-                "quota_decisions_total",
-                "Quota decisions: passed, delayed, refused, would_refuse (over a quota that is only observed) or unavailable (no quota store: 503, unless the quota is only observed).",
-                &["pattern", "decision"],
-            ),
-            slow: registrar.counters(
-                "slow_requests_total",
-                "Requests that took longer than their log_threshold.",
-                &["pattern"],
-            ),
-            retries: registrar.counters(
-                "retries_total",
-                "Upstream attempts after the first one of a request.",
-                &["pattern"],
-            ),
+            routes: registrar.routes(),
+            endpoints: registrar.endpoints(),
             breaker_state: registrar.gauges(
                 "circuit_breaker_state",
                 "State of a circuit breaker: 0 closed, 1 half-open, 2 open.",
                 &["pattern", "upstream", "replica"],
-            ),
-            attempts: registrar.counters(
-                "upstream_attempts_total",
-                "Upstream attempts by outcome.",
-                &["upstream", "replica", "outcome"],
-            ),
-            upstream_durations: registrar.histograms(
-                "upstream_duration_seconds",
-                "Time from the choice of an endpoint to its response headers.",
-                &["upstream", "replica"],
-            ),
-            upstream_in_flight: registrar.gauges(
-                "upstream_requests_in_flight",
-                "Requests in flight to an endpoint.",
-                &["upstream", "replica"],
             ),
             upstream_pending: registrar.upstream_pending(),
             upstream_endpoints: registrar.upstream_endpoints(),
@@ -388,7 +354,6 @@ impl Metrics {
             ),
             accepted_connections: registrar
                 .counter("connections_accepted_total", "Accepted client connections."),
-            routes: Mutex::default(),
             process_registry: supervision::process_registry(),
             registry,
         }
@@ -407,56 +372,12 @@ impl Metrics {
 
     /// Returns the metrics of a path pattern: always the same ones for a pattern.
     pub(crate) fn route(&self, pattern: &str) -> Arc<RouteMetrics> {
-        let mut routes = self.routes.lock();
-        if let Some(route) = routes.get(pattern) {
-            return Arc::clone(route);
-        }
-        let quota_decision =
-            |decision| self.quota_decisions.with_label_values(&[pattern, decision]);
-        let route = Arc::new(RouteMetrics {
-            pattern: pattern.to_owned(),
-            all_requests: self.requests.clone(),
-            requests: Default::default(),
-            duration: self.durations.with_label_values(&[pattern]),
-            quota_passed: quota_decision("passed"),
-            quota_delayed: quota_decision("delayed"),
-            quota_rejected: quota_decision("refused"),
-            quota_would_reject: quota_decision("would_refuse"),
-            quota_unavailable: quota_decision("unavailable"),
-            slow: self.slow.with_label_values(&[pattern]),
-            retries: self.retries.with_label_values(&[pattern]),
-        });
-        routes.insert(pattern.to_owned(), Arc::clone(&route));
-        route
+        self.routes.get(pattern)
     }
 
     /// Removes the metrics of patterns for which `is_current` is false.
     pub(crate) fn retain_routes(&self, is_current: impl Fn(&str) -> bool) {
-        self.routes.lock().retain(|pattern, _| {
-            let keep = is_current(pattern);
-            if !keep {
-                for method in METHODS {
-                    for class in RESPONSE_CLASSES {
-                        let _ = self.requests.remove_label_values(&[pattern, method, class]);
-                    }
-                }
-                for decision in [
-                    "passed",
-                    "delayed",
-                    "refused",
-                    "would_refuse",
-                    "unavailable",
-                ] {
-                    let _ = self
-                        .quota_decisions
-                        .remove_label_values(&[pattern, decision]);
-                }
-                let _ = self.durations.remove_label_values(&[pattern]);
-                let _ = self.slow.remove_label_values(&[pattern]);
-                let _ = self.retries.remove_label_values(&[pattern]);
-            }
-            keep
-        });
+        self.routes.retain(is_current);
     }
 
     /// Sets the number of endpoints of an upstream group.
@@ -472,45 +393,18 @@ impl Metrics {
     }
 
     /// Returns the metrics of an endpoint, whose address is the label `replica`.
-    pub(crate) fn endpoint(&self, upstream: &str, address: &str) -> EndpointMetrics {
-        let attempt = |outcome| {
-            self.attempts
-                .with_label_values(&[upstream, address, outcome])
-        };
-        let labels = [upstream, address];
-        EndpointMetrics {
-            responses: std::array::from_fn(|class| attempt(RESPONSE_CLASSES[class])),
-            connect_failures: attempt("connect_failure"),
-            timeouts: attempt("timeout"),
-            broken: attempt("broken"),
-            stale: attempt("stale"),
-            truncated: attempt(RESPONSE_CLASSES[TRUNCATED]),
-            overflow: attempt("overflow"),
-            duration: self.upstream_durations.with_label_values(&labels),
-            in_flight: self.upstream_in_flight.with_label_values(&labels),
-            pending: self.upstream_pending.with_label_values(&labels),
-            up: self.replica_up.with_label_values(&labels),
-        }
+    pub(crate) fn endpoint(&self, upstream: &str, address: &str) -> Arc<EndpointMetrics> {
+        let gauges = [&self.upstream_pending, &self.replica_up]
+            .map(|gauges| gauges.with_label_values(&[upstream, address]));
+        self.endpoints.get(upstream, address, gauges)
     }
 
     /// Removes the metrics of an endpoint.
     pub(crate) fn remove_endpoint(&self, upstream: &str, address: &str) {
-        let labels = [upstream, address];
-        for outcome in RESPONSE_CLASSES.into_iter().chain([
-            "connect_failure",
-            "timeout",
-            "broken",
-            "stale",
-            "overflow",
-        ]) {
-            let _ = self
-                .attempts
-                .remove_label_values(&[upstream, address, outcome]);
+        self.endpoints.remove(upstream, address);
+        for gauges in [&self.upstream_pending, &self.replica_up] {
+            let _ = gauges.remove_label_values(&[upstream, address]);
         }
-        let _ = self.upstream_durations.remove_label_values(&labels);
-        let _ = self.upstream_in_flight.remove_label_values(&labels);
-        let _ = self.upstream_pending.remove_label_values(&labels);
-        let _ = self.replica_up.remove_label_values(&labels);
     }
 
     /// Returns the state gauge of the circuit breaker of a pattern and an endpoint of an upstream group.
@@ -580,66 +474,189 @@ impl Metrics {
     }
 }
 
-impl RouteMetrics {
-    /// Counts a request. `status` is `None` if it ended without a response.
-    pub(crate) fn count_request(&self, method: &Method, status: Option<StatusCode>) {
-        let class = status.map_or(NONE, status_class);
-        self.count(method, class);
-    }
-
-    /// Counts a request whose response broke off.
-    pub(crate) fn count_truncated_response(&self, method: &Method) {
-        self.count(method, TRUNCATED);
-    }
-
-    fn count(&self, method: &Method, class: usize) {
-        let method = method_index(method);
-        self.requests[method][class]
-            .get_or_init(|| {
-                let labels = [
-                    self.pattern.as_str(),
-                    METHODS[method],
-                    RESPONSE_CLASSES[class],
-                ];
-                self.all_requests.with_label_values(&labels)
-            })
-            .inc();
-    }
+/// Describes a metric that is not the library's. Fails only for invalid names.
+fn family(name: &str, help: &str, labels: &[&str], kind: MetricType) -> Family {
+    Family::new(name, help, labels, kind).expect("names and labels of metrics are valid constants")
 }
 
-impl EndpointMetrics {
-    /// Counts the response to an upstream attempt.
-    pub(crate) fn count_response(&self, status: StatusCode) {
-        self.responses[status_class(status)].inc();
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::{Method, StatusCode};
+    use prometheus::{HistogramOpts, HistogramVec};
+
+    use super::*;
+
+    const BOUNDS: [f64; 14] = [
+        0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    ];
+
+    /// Returns the lines of `metrics` that contain one of `names`.
+    fn lines_of(metrics: &Registry, names: &[&str]) -> Vec<String> {
+        let text = TextEncoder::new().encode_to_string(&metrics.gather());
+        let text = text.unwrap();
+        let lines = text.lines().map(str::to_owned);
+        let is_of = |line: &str, name: &str| line.contains(&format!("gateway_{name}"));
+        let is_of_names = |line: &String| names.iter().any(|name| is_of(line, name));
+        lines.filter(is_of_names).collect()
     }
-}
 
-fn method_index(method: &Method) -> usize {
-    METHODS
-        .iter()
-        .position(|known| *known == method.as_str())
-        .unwrap_or(METHODS.len() - 1)
-}
+    /// Vectors of the library with the names and help texts of other metrics.
+    struct Library {
+        registry: Registry,
+        described: Vec<prometheus::proto::MetricFamily>,
+    }
 
-/// Returns the class of a status; an invalid one counts as 5xx (RFC 9110, section 15).
-fn status_class(status: StatusCode) -> usize {
-    (usize::from(status.as_u16() / 100) - 1).min(NONE - 1)
-}
+    impl Library {
+        fn new(metrics: &Metrics) -> Self {
+            let labels = HashMap::from([("keyspace".to_owned(), "test".to_owned())]);
+            Self {
+                registry: Registry::new_custom(Some("gateway".to_owned()), Some(labels)).unwrap(),
+                described: metrics.registry.gather(),
+            }
+        }
 
-impl RouteMetrics {
-    /// Returns the `quantile` (0 to 1) of the request durations in seconds: the upper bound of the
-    /// histogram's bucket. `None` if there were no requests or the duration exceeds all buckets.
-    pub(crate) fn duration_quantile(&self, quantile: f64) -> Option<f64> {
-        use prometheus::core::Metric;
-        let metric = self.duration.metric();
-        let histogram = metric.get_histogram();
-        #[expect(clippy::cast_precision_loss, reason = "a quantile is an estimate")]
-        let rank = histogram.get_sample_count() as f64 * quantile;
-        #[expect(clippy::cast_precision_loss, reason = "a quantile is an estimate")]
-        let bucket = histogram
-            .get_bucket()
-            .iter()
-            .find(|bucket| bucket.cumulative_count() as f64 >= rank)?;
-        Some(bucket.upper_bound())
+        fn help(&self, name: &str) -> &str {
+            let name = format!("gateway_{name}");
+            let mut families = self.described.iter();
+            families
+                .find(|family| family.name() == name)
+                .unwrap()
+                .help()
+        }
+
+        fn counters(&self, name: &str, labels: &[&str]) -> IntCounterVec {
+            Registrar(&self.registry).counters(name, self.help(name), labels)
+        }
+
+        fn gauges(&self, name: &str, labels: &[&str]) -> IntGaugeVec {
+            Registrar(&self.registry).gauges(name, self.help(name), labels)
+        }
+
+        fn histograms(&self, name: &str, labels: &[&str]) -> HistogramVec {
+            let options = HistogramOpts::new(name, self.help(name)).buckets(BOUNDS.into());
+            Registrar(&self.registry).register(HistogramVec::new(options, labels))
+        }
+    }
+
+    #[test]
+    fn the_text_about_patterns_is_that_of_the_library() {
+        const NAMES: [&str; 5] = [
+            "requests_total",
+            "request_duration_seconds",
+            "quota_decisions_total",
+            "slow_requests_total",
+            "retries_total",
+        ];
+        let metrics = Metrics::new("test");
+        assert_eq!(lines_of(&metrics.registry, &NAMES), [""; 0]);
+        for pattern in ["/b", "/a"] {
+            let route = metrics.route(pattern);
+            route.count_request(&Method::GET, Some(StatusCode::OK));
+            route.count_request(&Method::GET, Some(StatusCode::OK));
+            route.count_request(&Method::TRACE, None);
+            route.count_truncated_response(&Method::PUT);
+            route.duration.observe(Duration::from_millis(250));
+            route.duration.observe(Duration::from_secs(16));
+            route.quota_passed.inc();
+            route.quota_unavailable.inc();
+            route.slow.inc();
+            route.retries.inc();
+        }
+        metrics.route("/removed").slow.inc();
+        metrics.retain_routes(|pattern| pattern != "/removed");
+
+        let library = Library::new(&metrics);
+        let requests = library.counters("requests_total", &["pattern", "method", "status"]);
+        let durations = library.histograms("request_duration_seconds", &["pattern"]);
+        let decisions = library.counters("quota_decisions_total", &["pattern", "decision"]);
+        let slow = library.counters("slow_requests_total", &["pattern"]);
+        let retries = library.counters("retries_total", &["pattern"]);
+        for pattern in ["/b", "/a"] {
+            for (method, class, count) in [
+                ("GET", "2xx", 2),
+                ("other", "none", 1),
+                ("PUT", "truncated", 1),
+            ] {
+                let requests = requests.with_label_values(&[pattern, method, class]);
+                requests.inc_by(count);
+            }
+            let durations = durations.with_label_values(&[pattern]);
+            durations.observe(0.25);
+            durations.observe(16.0);
+            for (decision, count) in [
+                ("passed", 1),
+                ("delayed", 0),
+                ("refused", 0),
+                ("would_refuse", 0),
+                ("unavailable", 1),
+            ] {
+                let decisions = decisions.with_label_values(&[pattern, decision]);
+                decisions.inc_by(count);
+            }
+            slow.with_label_values(&[pattern]).inc();
+            retries.with_label_values(&[pattern]).inc();
+        }
+        assert_eq!(
+            lines_of(&metrics.registry, &NAMES),
+            lines_of(&library.registry, &NAMES)
+        );
+    }
+
+    #[test]
+    fn the_text_about_endpoints_is_that_of_the_library() {
+        const NAMES: [&str; 3] = [
+            "upstream_attempts_total",
+            "upstream_duration_seconds",
+            "upstream_requests_in_flight",
+        ];
+        let metrics = Metrics::new("test");
+        assert_eq!(lines_of(&metrics.registry, &NAMES), [""; 0]);
+        let endpoint = metrics.endpoint("default", "192.0.2.1:80");
+        endpoint.count_response(StatusCode::OK);
+        endpoint.stale.inc();
+        endpoint.duration.observe(Duration::from_millis(500));
+        endpoint.in_flight.inc();
+        metrics.endpoint("default", "192.0.2.2:80");
+        metrics.endpoint("default", "192.0.2.3:80");
+        metrics.remove_endpoint("default", "192.0.2.3:80");
+
+        let library = Library::new(&metrics);
+        let labels = ["upstream", "replica"];
+        let attempts = library.counters(
+            "upstream_attempts_total",
+            &["upstream", "replica", "outcome"],
+        );
+        let durations = library.histograms("upstream_duration_seconds", &labels);
+        let in_flight = library.gauges("upstream_requests_in_flight", &labels);
+        for (address, count) in [("192.0.2.1:80", 1), ("192.0.2.2:80", 0)] {
+            for (outcome, count) in [
+                ("1xx", 0),
+                ("2xx", count),
+                ("3xx", 0),
+                ("4xx", 0),
+                ("5xx", 0),
+                ("truncated", 0),
+                ("connect_failure", 0),
+                ("timeout", 0),
+                ("broken", 0),
+                ("stale", count),
+                ("overflow", 0),
+            ] {
+                let attempts = attempts.with_label_values(&["default", address, outcome]);
+                attempts.inc_by(count);
+            }
+            let durations = durations.with_label_values(&["default", address]);
+            for _ in 0..count {
+                durations.observe(0.5);
+            }
+            let in_flight = in_flight.with_label_values(&["default", address]);
+            in_flight.set(i64::from(count > 0));
+        }
+        assert_eq!(
+            lines_of(&metrics.registry, &NAMES),
+            lines_of(&library.registry, &NAMES)
+        );
     }
 }

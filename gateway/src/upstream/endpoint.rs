@@ -43,7 +43,7 @@ pub(crate) struct Endpoint {
     /// [`HealthStatus`] as a number.
     health: AtomicU8,
     pub(super) probes: Mutex<ProbeHistory>,
-    pub(crate) metrics: EndpointMetrics,
+    pub(crate) metrics: Arc<EndpointMetrics>,
 }
 
 impl Endpoint {
@@ -51,7 +51,7 @@ impl Endpoint {
         upstream: &str,
         address: SocketAddr,
         server: &Server,
-        metrics: EndpointMetrics,
+        metrics: Arc<EndpointMetrics>,
     ) -> Self {
         Self {
             upstream: upstream.to_owned(),
