@@ -160,7 +160,7 @@ impl DecisionBench {
             .count_request(&Method::GET, Some(StatusCode::OK));
         let duration = Duration::from_micros(300);
         route.metrics.duration.observe(duration);
-        let is_slow = monitoring::is_slow(route.monitoring, duration);
+        let is_slow = monitoring::is_slow(route.features.monitoring, duration);
         matches!(decision, Some(QuotaDecision::Passed(_))) && !is_slow
     }
 

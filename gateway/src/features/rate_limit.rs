@@ -54,12 +54,9 @@ use store::{AfterHandOver, CountingRule, NotCounted, SlotAccess};
 /// Name of the quota policy in `RateLimit` and `RateLimit-Policy`. A response carries one at most.
 const POLICY_NAME: &str = "default";
 
-/// Quota of one route.
+/// Rule of a quota, which routes with the same settings share.
 #[derive(Debug)]
-pub(crate) struct Quota {
-    /// Hash of the pattern and the rule: a reload or an upgrade that does not change them keeps the counters.
-    id: u64,
-    pattern: String,
+pub(crate) struct QuotaRule {
     policy: QuotaPolicy,
     algorithm: RateLimitAlgorithm,
     mode: RateLimitMode,
@@ -67,6 +64,15 @@ pub(crate) struct Quota {
     error_response: ErrorResponseSettings,
     policy_header: HeaderValue,
     epoch_length: EpochLength,
+}
+
+/// Quota of one route.
+#[derive(Debug)]
+pub(crate) struct Quota {
+    /// Hash of the pattern and the rule: a reload or an upgrade that does not change them keeps the counters.
+    id: u64,
+    pattern: Arc<str>,
+    rule: Arc<QuotaRule>,
     overflow: Arc<CountMinSketch>,
 }
 
@@ -102,21 +108,34 @@ pub(crate) enum QuotaDecision {
     Rejected(QuotaStatus, u64),
 }
 
-impl Quota {
-    /// Creates the quota of the requests that match `pattern`.
-    pub(crate) fn new(pattern: &str, rule: &RateLimitSettings) -> Self {
-        let policy = QuotaPolicy::of(rule);
+impl QuotaRule {
+    pub(crate) fn new(settings: &RateLimitSettings) -> Self {
+        let policy = QuotaPolicy::of(settings);
         Self {
-            id: rule_id(pattern, policy, rule),
-            pattern: pattern.to_owned(),
             policy,
-            algorithm: rule.algorithm,
-            mode: rule.mode,
-            per: rule.per.clone(),
-            error_response: rule.error_response.clone(),
-            policy_header: policy_header(policy, rule.algorithm),
+            algorithm: settings.algorithm,
+            mode: settings.mode,
+            per: settings.per.clone(),
+            error_response: settings.error_response.clone(),
+            policy_header: policy_header(policy, settings.algorithm),
             epoch_length: EpochLength::of(policy),
-            overflow: Arc::new(CountMinSketch::new(rule.algorithm, policy)),
+        }
+    }
+}
+
+impl Quota {
+    /// Creates the quota of the requests that match `pattern`, by a rule of its own.
+    pub(crate) fn new(pattern: &str, settings: &RateLimitSettings) -> Self {
+        Self::with_rule(pattern.into(), Arc::new(QuotaRule::new(settings)))
+    }
+
+    /// Creates the quota of the requests that match `pattern`.
+    pub(crate) fn with_rule(pattern: Arc<str>, rule: Arc<QuotaRule>) -> Self {
+        Self {
+            id: rule_id(&pattern, &rule),
+            pattern,
+            overflow: Arc::new(CountMinSketch::new(rule.algorithm, rule.policy)),
+            rule,
         }
     }
 
@@ -131,17 +150,17 @@ impl Quota {
 
     /// Returns the value of `RateLimit-Policy`.
     pub(crate) fn policy_header(&self) -> &HeaderValue {
-        &self.policy_header
+        &self.rule.policy_header
     }
 
     /// Returns whether requests over the quota are rejected.
     pub(crate) fn mode(&self) -> RateLimitMode {
-        self.mode
+        self.rule.mode
     }
 
     /// Returns the configured response to rejected requests.
     pub(crate) fn error_response(&self) -> &ErrorResponseSettings {
-        &self.error_response
+        &self.rule.error_response
     }
 
     /// Decides about a request, and counts it in this process unless it is rejected.
@@ -187,17 +206,19 @@ impl Quota {
 
     /// Returns whether requests are counted for each user.
     pub(crate) fn counts_users(&self) -> bool {
-        self.per.contains(&QuotaKeyPart::User)
+        self.rule.per.contains(&QuotaKeyPart::User)
     }
 
     fn key(&self, store: &QuotaStore, sender: QuotaSender, path: &str, headers: &HeaderMap) -> u64 {
-        hash_request(store.hasher(), self.id, &self.per, sender, path, headers)
+        let per = &self.rule.per;
+        hash_request(store.hasher(), self.id, per, sender, path, headers)
     }
 }
 
 /// Hashes a rule together with its pattern. The hash is the same in every process, so every value is written as bytes of
 /// defined order and number.
-fn rule_id(pattern: &str, policy: QuotaPolicy, rule: &RateLimitSettings) -> u64 {
+fn rule_id(pattern: &str, rule: &QuotaRule) -> u64 {
+    let policy = rule.policy;
     let mut hasher = KeyHasher::PUBLIC.build_hasher();
     let mut write = |bytes: &[u8]| {
         hasher.write(&(bytes.len() as u64).to_le_bytes());
@@ -317,7 +338,7 @@ impl Count<'_> {
         client: ClientKey,
         key: u64,
     ) -> Result<AlgorithmDecision, HandedOver> {
-        let access = SlotAccess::Charged(self.quota.epoch_length.owner(client, self.now));
+        let access = SlotAccess::Charged(self.quota.rule.epoch_length.owner(client, self.now));
         match store.update(key, access, self.now, self) {
             Ok(decision) => Ok(decision),
             Err(NotCounted::KeyLimitExceeded) => self.take_over_key_limit(store, client, key),
@@ -351,8 +372,8 @@ impl Count<'_> {
 
 impl CountingRule for Count<'_> {
     fn take_from_slot(&self, state: &mut QuotaState) -> AlgorithmDecision {
-        let (policy, now) = (self.quota.policy, self.now);
-        match self.quota.algorithm {
+        let (policy, now) = (self.quota.rule.policy, self.now);
+        match self.quota.rule.algorithm {
             RateLimitAlgorithm::FixedWindow => fixed_window::take(state, policy, now),
             RateLimitAlgorithm::SlidingWindow => sliding_window::take(state, policy, now),
             RateLimitAlgorithm::TokenBucket => token_bucket::take(state, policy, now),
@@ -369,12 +390,12 @@ impl CountingRule for Count<'_> {
     }
 
     fn initial_state(&self, key: u64) -> (QuotaState, Instant) {
-        let (policy, now) = (self.quota.policy, self.now);
+        let (policy, now) = (self.quota.rule.policy, self.now);
         let count = self.quota.overflow.count(key, now);
         if count == 0 {
             return Default::default();
         }
-        match self.quota.algorithm {
+        match self.quota.rule.algorithm {
             RateLimitAlgorithm::FixedWindow => fixed_window::state_after(count, policy, now),
             RateLimitAlgorithm::SlidingWindow => sliding_window::state_after(count, policy, now),
             RateLimitAlgorithm::TokenBucket | RateLimitAlgorithm::LeakyBucket => {

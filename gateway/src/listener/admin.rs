@@ -104,7 +104,7 @@ fn status(gateway: &GatewayState) -> Value {
         .flat_map(|(route, breakers)| {
             breakers.states().into_iter().map(|(endpoint, state)| {
                 json!({
-                    "pattern": route.pattern,
+                    "pattern": &*route.pattern,
                     "upstream": route.upstream.name(),
                     "replica": endpoint.to_string(),
                     "state": state,
@@ -197,7 +197,7 @@ fn busiest(routes: &crate::proxy::route::Routes) -> Vec<Value> {
         .map(|route| {
             let quantile = |quantile| route.metrics.duration.quantile(quantile);
             json!({
-                "pattern": route.pattern,
+                "pattern": &*route.pattern,
                 "requests": route.metrics.duration.count(),
                 "seconds": {"p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99)},
             })

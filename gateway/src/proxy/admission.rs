@@ -45,7 +45,7 @@ pub(super) async fn admit(
 ) -> Result<Duration, RequestOutcome> {
     let found = find_route(peer, request, context);
     // Before any error, whose response a page has to be able to read too.
-    if let Some(cors) = &context.route().cors {
+    if let Some(cors) = &context.route().features.cors {
         context.origin = cors.origin_of(&request.headers);
     }
     found?;

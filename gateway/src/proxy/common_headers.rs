@@ -46,11 +46,11 @@ impl CommonHeaders<'_> {
             headers.insert(RATE_LIMIT_POLICY, quota.policy_header().clone());
             headers.insert(RATE_LIMIT, never_indexed(status.header_value()));
         }
-        if let Some(changes) = &route.response_headers {
+        if let Some(changes) = &route.features.response_headers {
             changes.apply_to(headers);
         }
         // Last, so that `Vary` has what was set before.
-        if let Some(cors) = &route.cors {
+        if let Some(cors) = &route.features.cors {
             cors.insert_into(headers, &context.origin);
         }
     }
@@ -59,10 +59,10 @@ impl CommonHeaders<'_> {
 /// Removes from an interim response what the final response of its path may not have.
 pub(super) fn restrict_interim(headers: &mut HeaderMap, context: &RequestContext) {
     let route = context.route();
-    if let Some(changes) = &route.response_headers {
+    if let Some(changes) = &route.features.response_headers {
         changes.remove_from(headers);
     }
-    if route.cors.is_some() {
+    if route.features.cors.is_some() {
         Cors::remove_from(headers);
     }
 }

@@ -115,7 +115,7 @@ impl RequestContext {
 
     /// Returns the delay before the current attempt. It ends no later than the deadline.
     pub(crate) fn retry_delay(&self, now: Instant) -> Duration {
-        let delay = retry::delay_before(self.route().retry.as_ref(), self.attempts.count);
+        let delay = retry::delay_before(self.route().features.retry.as_ref(), self.attempts.count);
         match self.deadline.remaining(now) {
             Some(remaining) => delay.min(remaining),
             None => delay,
@@ -132,6 +132,7 @@ impl RequestContext {
     ) -> bool {
         let configured = self
             .route()
+            .features
             .retry
             .as_ref()
             .map(|retry| retry.max_attempts.get());

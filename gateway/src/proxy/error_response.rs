@@ -97,7 +97,7 @@ impl ErrorResponse {
 
     /// Creates the response to a request whose deadline has passed.
     pub(crate) fn deadline_exceeded(context: &RequestContext) -> Self {
-        match &context.route().timeout {
+        match &context.route().features.timeout {
             Some(timeout) => Self::configured(&timeout.error_response),
             None => Self::GATEWAY_TIMEOUT,
         }

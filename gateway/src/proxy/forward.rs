@@ -50,7 +50,7 @@ pub(super) async fn forward_after(
             return RequestOutcome::Failed(ErrorResponse::client_limit_exceeded(exceeded));
         }
     };
-    context.deadline = Deadline::starting_at(now, context.route().timeout.as_ref());
+    context.deadline = Deadline::starting_at(now, context.route().features.timeout.as_ref());
     let mut upload = Upload::default();
     let mut reuse = ConnectionReuse::Allowed;
     let outcome = loop {

@@ -24,7 +24,7 @@ pub(super) async fn identify(
     context: &RequestContext,
     downstream: &mut impl Downstream,
 ) -> Result<Option<SharedIdentity>, RequestOutcome> {
-    let Some(requirement) = context.route().auth else {
+    let Some(requirement) = context.route().features.auth else {
         return Ok(None);
     };
     let failed = |error| RequestOutcome::Failed(ErrorResponse::of_identity_error(error));

@@ -11,7 +11,7 @@ use crate::proxy::context::RequestContext;
 pub(super) fn send_response(context: &RequestContext, downstream: &mut impl Downstream) {
     let mut headers = HeaderMap::with_capacity(12);
     CommonHeaders::Request(context).insert_into(&mut headers);
-    if let Some(cors) = &context.route().cors {
+    if let Some(cors) = &context.route().features.cors {
         cors.insert_preflight_into(&mut headers);
     }
     downstream.send_headers(ResponseHeaders {

@@ -38,14 +38,14 @@ pub(super) fn record(
         _ => route.metrics.count_request(&request.method, status),
     }
     route.metrics.duration.observe(latency);
-    if monitoring::is_slow(route.monitoring, latency) {
+    if monitoring::is_slow(route.features.monitoring, latency) {
         route.metrics.slow.inc();
         let (method, seconds) = (request.method.as_str(), latency.as_secs_f64());
         tracing::warn!(
             request_id = %context.id,
             method,
             path,
-            pattern = route.pattern,
+            pattern = &*route.pattern,
             seconds,
             "slow request"
         );

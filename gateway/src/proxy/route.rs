@@ -13,7 +13,7 @@ use crate::config::{
 use crate::features::circuit_breaker::CircuitBreakers;
 use crate::features::cors::Cors;
 use crate::features::header_rules::{RequestChanges, ResponseChanges};
-use crate::features::rate_limit::Quota;
+use crate::features::rate_limit::{Quota, QuotaRule};
 use crate::features::retry::RetryBudget;
 use crate::proxy::virtual_hosts::VirtualHosts;
 use crate::runtime::clock::Instant;
@@ -23,27 +23,40 @@ use crate::upstream::{UpstreamGroup, Upstreams};
 /// Name of the default route in metrics and logs.
 const DEFAULT_ROUTE_NAME: &str = "default";
 
-/// Path pattern, its features, and the upstream group that its requests go to.
+/// Path pattern, its features, and the upstream group that its requests go to. It has two cache lines, so that many
+/// routes that are all in use need little of the processor's caches.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Route {
     /// The pattern, after its hosts if it has any.
-    pub(crate) pattern: String,
+    pub(crate) pattern: Arc<str>,
     pub(crate) upstream: Arc<UpstreamGroup>,
     /// Prefix that is removed from the path before it is forwarded.
     pub(crate) strip_prefix: Option<PathPrefix>,
+    pub(crate) features: Arc<RouteFeatures>,
+    pub(crate) quota: Option<Quota>,
+    pub(crate) retry_budget: RetryBudget,
+    pub(crate) breakers: Option<Arc<CircuitBreakers>>,
+    pub(crate) metrics: Arc<RouteMetrics>,
+}
+
+/// Features that have no state. Routes with the same ones share them.
+#[derive(Debug)]
+pub(crate) struct RouteFeatures {
     pub(crate) cors: Option<Cors>,
     pub(crate) request_headers: Option<RequestChanges>,
     pub(crate) response_headers: Option<ResponseChanges>,
     /// `None` if requests have no identity.
     pub(crate) auth: Option<AuthRequirement>,
-    pub(crate) quota: Option<Quota>,
     pub(crate) monitoring: Option<MonitoringSettings>,
     pub(crate) timeout: Option<TimeoutSettings>,
     pub(crate) retry: Option<RetrySettings>,
-    pub(crate) retry_budget: RetryBudget,
-    pub(crate) breakers: Option<Arc<CircuitBreakers>>,
-    pub(crate) metrics: Arc<RouteMetrics>,
+    quota_rule: Option<Arc<QuotaRule>>,
 }
+
+/// Compiled features, each with what it was compiled from.
+#[derive(Default)]
+struct KnownFeatures<'c>(Vec<(&'c Features, Arc<RouteFeatures>)>);
 
 /// All routes, in the order of the configuration. The last one is the default route, for paths that no
 /// pattern matches.
@@ -51,6 +64,36 @@ pub(crate) struct Route {
 pub(crate) struct Routes {
     all: Vec<Route>,
     hosts: VirtualHosts,
+}
+
+impl RouteFeatures {
+    fn new(features: &Features) -> Self {
+        let headers = features.headers.as_ref();
+        let quota_rule = features.rate_limit.as_ref().map(QuotaRule::new);
+        Self {
+            cors: features.cors.as_ref().map(Cors::new),
+            request_headers: headers.and_then(|rules| RequestChanges::new(&rules.request)),
+            response_headers: headers.and_then(|rules| ResponseChanges::new(&rules.response)),
+            auth: features.auth,
+            monitoring: features.monitoring,
+            timeout: features.timeout.clone(),
+            retry: features.retry.clone(),
+            quota_rule: quota_rule.map(Arc::new),
+        }
+    }
+}
+
+impl<'c> KnownFeatures<'c> {
+    fn compile(&mut self, features: &'c Features) -> Arc<RouteFeatures> {
+        // The last ones first: a configuration has few different ones, or each pattern has its own.
+        let known = self.0.iter().rev().find(|(known, _)| *known == features);
+        if let Some((_, compiled)) = known {
+            return Arc::clone(compiled);
+        }
+        let compiled = Arc::new(RouteFeatures::new(features));
+        self.0.push((features, Arc::clone(&compiled)));
+        compiled
+    }
 }
 
 impl Route {
@@ -74,24 +117,17 @@ impl Routes {
     ) -> Result<Self> {
         let previous_breakers = previous.map_or_else(HashMap::new, Self::breakers_by_pattern);
         let previous_quotas = previous.map_or_else(HashMap::new, Self::quotas_by_pattern);
-        let route = |pattern: String,
-                     upstream: UpstreamIndex,
-                     strip_prefix,
-                     features: &Features| {
+        let mut known_features = KnownFeatures::default();
+        let mut route = |pattern: String, upstream: UpstreamIndex, strip_prefix, features| {
+            let pattern = Arc::<str>::from(pattern);
             let upstream = Arc::clone(upstreams.get(upstream));
-            let headers = features.headers.as_ref();
+            let compiled = known_features.compile(features);
             Route {
-                cors: features.cors.as_ref().map(Cors::new),
-                request_headers: headers.and_then(|rules| RequestChanges::new(&rules.request)),
-                response_headers: headers.and_then(|rules| ResponseChanges::new(&rules.response)),
-                auth: features.auth,
-                quota: features.rate_limit.as_ref().map(|rule| {
+                quota: compiled.quota_rule.as_ref().map(|rule| {
                     let previous = previous_quotas.get(&*pattern).copied();
-                    Quota::new(&pattern, rule).replacing(previous)
+                    Quota::with_rule(Arc::clone(&pattern), Arc::clone(rule)).replacing(previous)
                 }),
-                monitoring: features.monitoring,
-                timeout: features.timeout.clone(),
-                retry: features.retry.clone(),
+                features: compiled,
                 retry_budget: RetryBudget::default(),
                 breakers: features.circuit_breaker.map(|settings| {
                     match previous_breakers.get(&*pattern) {
@@ -156,7 +192,7 @@ impl Routes {
     }
 
     pub(crate) fn patterns(&self) -> impl Iterator<Item = &str> {
-        self.all.iter().map(|route| route.pattern.as_str())
+        self.all.iter().map(|route| &*route.pattern)
     }
 
     /// Returns the circuit breakers by pattern. If a pattern is repeated, those of its first occurrence,
@@ -165,7 +201,7 @@ impl Routes {
         self.all
             .iter()
             .rev()
-            .filter_map(|route| Some((route.pattern.as_str(), route.breakers.as_ref()?)))
+            .filter_map(|route| Some((&*route.pattern, route.breakers.as_ref()?)))
             .collect()
     }
 
@@ -174,7 +210,7 @@ impl Routes {
         self.all
             .iter()
             .rev()
-            .filter_map(|route| Some((route.pattern.as_str(), route.quota.as_ref()?)))
+            .filter_map(|route| Some((&*route.pattern, route.quota.as_ref()?)))
             .collect()
     }
 
@@ -217,19 +253,27 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
+    use std::net::IpAddr;
 
+    use http::HeaderMap;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::client::ClientKey;
     use crate::config::Environment;
+    use crate::features::rate_limit::{QuotaDecision, QuotaStore};
 
     fn routes(patterns: &[impl AsRef<str>]) -> Routes {
         let mut yaml = String::from("premier:\n  paths:\n");
         for pattern in patterns {
             writeln!(yaml, "    - pattern: '{}'", pattern.as_ref()).unwrap();
         }
+        compile(&yaml)
+    }
+
+    fn compile(yaml: &str) -> Routes {
         let config =
-            Config::parse("gateway.yml".as_ref(), &yaml, &Environment::for_tests()).unwrap();
+            Config::parse("gateway.yml".as_ref(), yaml, &Environment::for_tests()).unwrap();
         let metrics = Arc::new(Metrics::new("test"));
         let upstreams = Upstreams::new(&config, &metrics, None).unwrap();
         Routes::new(&config, &upstreams, &metrics, None).unwrap()
@@ -237,6 +281,36 @@ mod tests {
 
     fn matched_pattern<'r>(routes: &'r Routes, path: &str) -> &'r str {
         &routes.get(routes.find(None, path)).pattern
+    }
+
+    #[test]
+    fn a_route_has_two_cache_lines() {
+        assert_eq!(size_of::<Route>(), 2 * 64);
+    }
+
+    #[test]
+    fn routes_with_equal_features_share_them_and_have_quotas_of_their_own() {
+        let yaml = "premier: {paths: [\
+            {pattern: /a, features: {rate_limit: {quota: 1, duration: 60}}}, \
+            {pattern: /b, features: {rate_limit: {quota: 2, duration: 60}}}, \
+            {pattern: /c, features: {rate_limit: {quota: 1, duration: 60}}}]}";
+        let routes = compile(yaml);
+        let [first, second, third, ..] = routes.all() else {
+            panic!("there are three routes and the default one");
+        };
+        assert!(Arc::ptr_eq(&first.features, &third.features));
+        assert!(!Arc::ptr_eq(&first.features, &second.features));
+        let store = QuotaStore::new();
+        let client = ClientKey::from(IpAddr::from([192, 0, 2, 1]));
+        let passes = |route: &Route| {
+            let quota = route.quota.as_ref().unwrap();
+            let decision = quota.take(&store, client, "/", &HeaderMap::new(), Instant(1));
+            matches!(decision, QuotaDecision::Passed(_))
+        };
+        assert_eq!(
+            [first, third, first, third].map(passes),
+            [true, true, false, false]
+        );
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(crate) fn put_request_headers(
     } else {
         Trace::Started
     };
-    let changes = context.route().request_headers.as_ref();
+    let changes = context.route().features.request_headers.as_ref();
     let is_kept = |name: &HeaderName| changes.is_none_or(|changes| !changes.replace(name));
     for (name, value) in headers {
         if is_forwarded(name, client.trust, trace) && is_kept(name) {

@@ -12,8 +12,8 @@ use super::algorithm::{AlgorithmDecision, QuotaState, number_of};
 use super::shared::{HashKey, KeyWriter, LeaseDecision, LeaseTerms, SharedQuotas, StoreKey};
 use super::store::{AfterHandOver, CountingRule, QuotaStore, SlotAccess};
 use super::{
-    Count, Quota, QuotaDecision, QuotaSender, QuotaStatus, fixed_window, line_separator, lines_of,
-    sliding_window, token_bucket,
+    Count, Quota, QuotaDecision, QuotaRule, QuotaSender, QuotaStatus, fixed_window, line_separator,
+    lines_of, sliding_window, token_bucket,
 };
 use crate::config::{QuotaKeyPart, RateLimitAlgorithm};
 use crate::runtime::clock::{Instant, whole_seconds};
@@ -42,7 +42,7 @@ impl Quota {
     ) -> Option<QuotaDecision> {
         let id = self.key(store, request.sender, request.path, request.headers);
         let now = Instant::now();
-        let access = SlotAccess::Charged(self.epoch_length.owner(request.sender.client, now));
+        let access = SlotAccess::Charged(self.rule.epoch_length.owner(request.sender.client, now));
         if let Some(decision) = shared.take_ready(id, now) {
             self.record(store, id, access, decision, now);
             return Some(to_quota_decision(decision, now));
@@ -90,7 +90,7 @@ impl Quota {
     }
 
     fn lease_terms(&self) -> LeaseTerms {
-        LeaseTerms::new(self.algorithm, self.policy)
+        LeaseTerms::new(self.rule.algorithm, self.rule.policy)
     }
 
     /// Counts a request that passed by a lease in the store of this process.
@@ -118,16 +118,19 @@ impl Quota {
     fn key_writer(&self, purpose: u8) -> KeyWriter {
         let mut writer = KeyWriter::new(purpose);
         writer.part(self.pattern.as_bytes());
-        writer.number(self.policy.quota.into());
-        writer.number(self.policy.window_ns);
-        writer.number(self.policy.bucket_size.into());
-        writer.number(number_of(self.algorithm).into());
+        let QuotaRule {
+            policy, algorithm, ..
+        } = &*self.rule;
+        writer.number(policy.quota.into());
+        writer.number(policy.window_ns);
+        writer.number(policy.bucket_size.into());
+        writer.number(number_of(*algorithm).into());
         writer
     }
 
     fn store_key(&self, request: QuotaRequest<'_>, hash_key: &HashKey) -> StoreKey {
         let mut writer = self.key_writer(KEY_OF_REQUEST);
-        for part in &self.per {
+        for part in &self.rule.per {
             match part {
                 QuotaKeyPart::Client => {
                     writer.part(b"client");
@@ -222,8 +225,8 @@ struct Recording<'c> {
 
 impl CountingRule for Recording<'_> {
     fn take_from_slot(&self, state: &mut QuotaState) -> AlgorithmDecision {
-        let (policy, now) = (self.count.quota.policy, self.count.now);
-        let expiry = match self.count.quota.algorithm {
+        let (policy, now) = (self.count.quota.rule.policy, self.count.now);
+        let expiry = match self.count.quota.rule.algorithm {
             RateLimitAlgorithm::FixedWindow => fixed_window::record(state, self.window_end, now),
             RateLimitAlgorithm::SlidingWindow => sliding_window::record(state, policy, now),
             RateLimitAlgorithm::TokenBucket | RateLimitAlgorithm::LeakyBucket => {
