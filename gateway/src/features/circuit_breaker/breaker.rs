@@ -80,11 +80,18 @@ struct Tracked {
     probes: u64,
 }
 
-/// Circuit breaker of one path pattern and one endpoint.
+/// Circuit breaker of one path pattern and one endpoint. With the counters of its `Arc` it has one cache line: there are as
+/// many as patterns and endpoints that are in use, and each request needs one.
 #[derive(Debug)]
 pub(super) struct CircuitBreaker {
-    settings: CircuitBreakerSettings,
     tracked: Mutex<Tracked>,
+    transitions: Box<Transitions>,
+}
+
+/// Settings of a circuit breaker and the metric of its state, which only a request that fails or probes needs.
+#[derive(Debug)]
+struct Transitions {
+    settings: CircuitBreakerSettings,
     gauge: IntGauge,
 }
 
@@ -92,12 +99,11 @@ impl CircuitBreaker {
     pub(super) fn new(settings: CircuitBreakerSettings, gauge: IntGauge) -> Self {
         gauge.set(GAUGE_CLOSED);
         Self {
-            settings,
             tracked: Mutex::new(Tracked {
                 state: BreakerState::INITIAL,
                 probes: 0,
             }),
-            gauge,
+            transitions: Box::new(Transitions { settings, gauge }),
         }
     }
 
@@ -124,7 +130,7 @@ impl CircuitBreaker {
             probe,
             probe_started: now,
         };
-        self.gauge.set(GAUGE_HALF_OPEN);
+        self.transitions.gauge.set(GAUGE_HALF_OPEN);
         Ok(Admission::Probe(probe))
     }
 
@@ -134,6 +140,7 @@ impl CircuitBreaker {
             BreakerState::Open { until } => until.since(now),
             // A probe without an outcome is replaced after another `recovery_timeout`.
             BreakerState::HalfOpen { probe_started, .. } => self
+                .transitions
                 .settings
                 .recovery_timeout
                 .saturating_sub(now.since(probe_started)),
@@ -152,9 +159,9 @@ impl CircuitBreaker {
         let state = &mut self.tracked.lock().state;
         if state.has_probe(admission) {
             *state = BreakerState::Closed {
-                consecutive_failures: self.settings.failure_threshold.get() - 1,
+                consecutive_failures: self.transitions.settings.failure_threshold.get() - 1,
             };
-            self.gauge.set(GAUGE_CLOSED);
+            self.transitions.gauge.set(GAUGE_CLOSED);
         }
     }
 
@@ -165,7 +172,7 @@ impl CircuitBreaker {
             return;
         }
         *state = BreakerState::INITIAL;
-        self.gauge.set(GAUGE_CLOSED);
+        self.transitions.gauge.set(GAUGE_CLOSED);
     }
 
     /// Records the failure of a request.
@@ -174,7 +181,7 @@ impl CircuitBreaker {
         if !state.considers(admission) {
             return;
         }
-        let threshold = self.settings.failure_threshold.get();
+        let threshold = self.transitions.settings.failure_threshold.get();
         let failures = match *state {
             BreakerState::Closed {
                 consecutive_failures,
@@ -188,9 +195,9 @@ impl CircuitBreaker {
             return;
         }
         *state = BreakerState::Open {
-            until: now.saturating_add(self.settings.recovery_timeout),
+            until: now.saturating_add(self.transitions.settings.recovery_timeout),
         };
-        self.gauge.set(GAUGE_OPEN);
+        self.transitions.gauge.set(GAUGE_OPEN);
     }
 
     /// Ends a request without an outcome. If it was the probe, the next request becomes the probe.
@@ -202,7 +209,7 @@ impl CircuitBreaker {
             *state = BreakerState::Open {
                 until: probe_started,
             };
-            self.gauge.set(GAUGE_OPEN);
+            self.transitions.gauge.set(GAUGE_OPEN);
         }
     }
 
@@ -232,6 +239,12 @@ mod tests {
     use super::*;
 
     const SECOND_NS: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_circuit_breaker_has_one_cache_line() {
+        let counters_of_arc = 2 * size_of::<usize>();
+        assert_eq!(counters_of_arc + size_of::<CircuitBreaker>(), 64);
+    }
 
     fn closed_breaker() -> CircuitBreaker {
         let settings = CircuitBreakerSettings {
