@@ -12,10 +12,7 @@ mod sqlite;
 pub(crate) use redis::RedisSessions;
 pub(crate) use sqlite::SqliteSessions;
 
-use std::sync::Arc;
-
 use chrono::Utc;
-use session_invalidation::CacheVersion;
 
 use crate::domain::principal::Principal;
 use crate::domain::session::{
@@ -23,7 +20,7 @@ use crate::domain::session::{
     RotationOutcome, SessionPolicy,
 };
 use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
-use crate::domain::user::{AccountSummary, UserId};
+use crate::domain::user::UserId;
 use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
 
@@ -33,10 +30,6 @@ pub(crate) enum Sessions {
     Redis(RedisSessions),
     Sqlite(SqliteSessions),
 }
-
-/// A lookup of the account of a session, which may be cached when it ends.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct AccountLookup(Option<CacheVersion>);
 
 /// Calls a method of the store that is in use. Redis measures its operations itself.
 macro_rules! dispatch {
@@ -52,52 +45,6 @@ impl Sessions {
     /// Stores a new session.
     pub(crate) async fn create(&self, session: &NewSession) -> Result<(), Unavailable> {
         dispatch!(self.create(session))
-    }
-
-    /// Returns the account of a session that was found active at most three seconds ago, and has not ended since.
-    ///
-    /// # Errors
-    /// Returns what [`Self::cache_account`] needs to know if it has to be looked up. The lookup begins after that.
-    pub(crate) fn cached_account(
-        &self,
-        principal: Principal,
-    ) -> Result<Arc<AccountSummary>, AccountLookup> {
-        match self {
-            Self::Redis(sessions) => sessions
-                .cached_account(principal)
-                .map_err(|version| AccountLookup(Some(version))),
-            // A lookup in SQLite costs no round trip.
-            Self::Sqlite(_) => Err(AccountLookup(None)),
-        }
-    }
-
-    /// Caches the account of a session that `lookup` found active.
-    ///
-    /// Every change of the account by which its sessions end, and every one that its profile shows, has to be followed by
-    /// [`Self::end_all`], [`Self::end_others`], [`Self::invalidate_all`] or [`Self::forget_account`].
-    pub(crate) fn cache_account(
-        &self,
-        principal: Principal,
-        account: &Arc<AccountSummary>,
-        lookup: AccountLookup,
-    ) {
-        if let (Self::Redis(sessions), AccountLookup(Some(version))) = (self, lookup) {
-            sessions.cache_account(principal, account, version);
-        }
-    }
-
-    /// Makes all replicas look the account of a user up again, after a change that ends no session. Does not wait for them.
-    pub(crate) async fn forget_account(&self, user: UserId) {
-        if let Self::Redis(sessions) = self {
-            sessions.forget_account(user).await;
-        }
-    }
-
-    /// Waits until no replica has an account cached that it looked up before, after a change that they cannot be told of.
-    pub(crate) async fn cached_accounts_expired(&self) {
-        if let Self::Redis(sessions) = self {
-            sessions.cached_accounts_expired().await;
-        }
     }
 
     /// Returns when the password was last verified in the session of `principal`, `None` if there is

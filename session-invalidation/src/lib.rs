@@ -38,5 +38,5 @@ pub use cache::{CacheVersion, LeasedCache, LookupSource};
 pub use check_gate::CheckGates;
 pub use generation::{CacheEntry, Owner};
 pub use ids::{SessionId, UserId};
-pub use message::{INVALIDATION_CHANNEL, UNACKNOWLEDGED_HEADER, unacknowledged_invalidation_of};
+pub use message::{INVALIDATION_CHANNEL, UNACKNOWLEDGED_HEADER};
 pub use subscriber::Subscriber;

@@ -110,12 +110,6 @@ pub(crate) fn invalidation_of_all(sender: ParticipantId, number: u64) -> String 
     format!("{} user:{EVERY_USER}", invalidation_header(sender, number))
 }
 
-/// Returns the text of an invalidation of the sessions of one user that is not acknowledged.
-#[must_use]
-pub fn unacknowledged_invalidation_of(user: UserId) -> String {
-    format!("{UNACKNOWLEDGED_HEADER} user:{}", user.0)
-}
-
 /// Returns the text of a heartbeat.
 pub(crate) fn heartbeat(sender: ParticipantId, sent: Duration) -> String {
     format!("{} {}", sender.channel(), sent.as_nanos())

@@ -250,7 +250,7 @@ impl Administration {
             self.record(AuditEvent::AllSessionsEnded, account.id, &account.login)?;
             return print(
                 "sessions ended; the session store is unavailable and still contains them: gateways that \
-                 reach it may accept tokens for another 30 seconds, replicas for another 3",
+                 reach it may accept tokens for another 30 seconds",
             );
         };
         self.report_ended_sessions(account, ended)
@@ -268,7 +268,7 @@ impl Administration {
                     Ok(()) => print("sessions of all accounts ended"),
                     Err(_) => print(
                         "sessions of all accounts ended; the session store is unavailable: gateways that \
-                         reach it may accept tokens for another 30 seconds, replicas for another 3",
+                         reach it may accept tokens for another 30 seconds",
                     ),
                 };
             };

@@ -2,10 +2,7 @@
 //!
 //! [`BearerToken`] proves that this service signed the token and that it has not expired,
 //! [`Authenticated`] in addition that its session is active. What decides is the row of the account: the
-//! store of sessions may have lost that a session has ended. What both say is cached, under the lease of session
-//! invalidations.
-
-use std::sync::Arc;
+//! store of sessions may have lost that a session has ended.
 
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
@@ -27,7 +24,7 @@ pub(crate) struct BearerToken(pub(crate) Principal);
 #[derive(Debug)]
 pub(crate) struct Authenticated {
     pub(crate) principal: Principal,
-    pub(crate) account: Arc<AccountSummary>,
+    pub(crate) account: AccountSummary,
 }
 
 impl FromRequestParts<AppState> for BearerToken {
@@ -56,10 +53,6 @@ impl Authenticated {
         principal: Principal,
         state: &AppState,
     ) -> Result<Result<Self, SessionInactive>, Unavailable> {
-        let lookup = match state.sessions.cached_account(principal) {
-            Ok(account) => return Ok(Ok(Self { principal, account })),
-            Err(lookup) => lookup,
-        };
         let auth_time = || state.sessions.auth_time(principal, state.session_policy);
         let Some(before) = auth_time().await? else {
             return Ok(Err(SessionInactive::Ended));
@@ -73,12 +66,11 @@ impl Authenticated {
             || auth_time()
                 .await?
                 .is_some_and(|after| account.standing.permits(after));
-        if !is_permitted {
-            return Ok(Err(SessionInactive::Ended));
+        if is_permitted {
+            Ok(Ok(Self { principal, account }))
+        } else {
+            Ok(Err(SessionInactive::Ended))
         }
-        let account = Arc::new(account);
-        state.sessions.cache_account(principal, &account, lookup);
-        Ok(Ok(Self { principal, account }))
     }
 }
 

@@ -112,7 +112,7 @@ async fn describe_access_token(
     let Ok(authenticated) = Authenticated::find(principal, state).await? else {
         return Ok(None);
     };
-    let username = authenticated.account.profile.login.clone();
+    let username = authenticated.account.profile.login;
     Ok(Some(ActiveToken {
         iat: claims.issued_at,
         iss: claims.issuer,

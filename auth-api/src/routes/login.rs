@@ -108,8 +108,6 @@ async fn create_session(
     if !recorded? {
         return Ok(None);
     }
-    // The profile has the time of the last login.
-    state.sessions.forget_account(account.id).await;
     let subject = Subject::Account(account.id, &account.login);
     let recorded = state.audit.record(AuditEvent::LoggedIn, subject, &request);
     if let Err(unrecorded) = recorded.await {

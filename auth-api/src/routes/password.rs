@@ -81,7 +81,7 @@ pub(crate) async fn handle(
     Authenticated { principal, account }: Authenticated,
     PasswordChange { current, new }: PasswordChange,
 ) -> Result<Json<MessageResponse>, ApiError> {
-    let login = Login::from_stored(account.profile.login.clone());
+    let login = Login::from_stored(account.profile.login);
     let new = new
         .distinct_from(&login)
         .map_err(|reason| ApiError::InvalidBody(vec![invalid_new_password(reason)]))?;
@@ -143,9 +143,7 @@ async fn change(
     match state.sessions.end_others(principal, last_auth_time).await {
         Ok(ended) => sessions_ended.inc_by(ended),
         // The account refuses the other sessions, and this one has its time already.
-        Err(_) if last_auth_time == auth_time => {
-            state.sessions.cached_accounts_expired().await;
-        }
+        Err(_) if last_auth_time == auth_time => {}
         Err(error) => return Err(error.into()),
     }
     recorded?;

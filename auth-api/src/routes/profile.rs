@@ -2,7 +2,6 @@
 
 use axum::Json;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use chrono::DateTime;
 
 use crate::domain::user::{Profile, UserId};
@@ -23,6 +22,6 @@ pub(crate) fn operation() -> Operation {
         .errors(bearer::possible_errors())
 }
 
-pub(crate) async fn handle(Authenticated { account, .. }: Authenticated) -> Response {
-    Json(&account.profile).into_response()
+pub(crate) async fn handle(Authenticated { account, .. }: Authenticated) -> Json<Profile> {
+    Json(account.profile)
 }

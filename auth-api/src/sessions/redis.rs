@@ -11,11 +11,10 @@ use bytes::Bytes;
 use chrono::TimeDelta;
 use fred::types::scripts::Script;
 use session_invalidation::{
-    CacheEntry, CacheVersion, INVALIDATION_CHANNEL, InvalidationTracker, LeasedCache, LookupSource,
-    Owner, Subscriber, UNACKNOWLEDGED_HEADER, unacknowledged_invalidation_of,
+    CacheEntry, INVALIDATION_CHANNEL, InvalidationTracker, LeasedCache, LookupSource, Owner,
+    Subscriber, UNACKNOWLEDGED_HEADER,
 };
 use supervision::Supervisor;
-use tokio::time::sleep;
 
 use super::policy::{LAST_USED_INTERVAL, MAX_LOST_ROTATIONS, MAX_SESSIONS_PER_USER, MAX_SIBLINGS};
 use super::rows::{SessionRow, time_from_millis, to_active_session};
@@ -26,7 +25,7 @@ use crate::domain::session::{
     RotationOutcome, SessionPolicy,
 };
 use crate::domain::session_cutoff::AuthTime;
-use crate::domain::user::{AccountSummary, UserId};
+use crate::domain::user::UserId;
 use crate::store::check::CheckError;
 use crate::store::redis::{Redis, STORE, argument, failed, unexpected_reply};
 use crate::store::unavailable::Unavailable;
@@ -44,21 +43,18 @@ static LIST: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redi
 
 /// Times that the sessions of a user are ended until none is left, while logins add some.
 const MAX_END_ATTEMPTS: u32 = 10;
-/// Lifetime of a cached session. It bounds how long an expired one is accepted, since expiry is not published, and how
-/// long a change of the account in the database that no invalidation follows goes unnoticed.
+/// Lifetime of a cached session. It bounds how long an expired one is accepted, since expiry is not published.
 const CACHE_ENTRY_LIFETIME: Duration = Duration::from_secs(3);
-/// Part of a time by which the clocks of two machines may differ after it.
-const CLOCK_RATE_TOLERANCE: u32 = 100;
-/// Number of cached sessions (about 4 MiB).
+/// Number of cached sessions (about 2 MiB).
 const MAX_CACHED_SESSIONS: usize = 10_000;
 /// Name of the subscriber in the metrics.
 const SUBSCRIBER_TASK: &str = "session_subscriber";
 
-/// Sessions in Redis. This replica caches which are active, with their accounts. Cheap to clone.
+/// Sessions in Redis, cached by this replica. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct RedisSessions {
     redis: Redis,
-    cache: Arc<LeasedCache<Principal, Arc<AccountSummary>>>,
+    cache: Arc<LeasedCache<Principal, AuthTime>>,
     tracker: Arc<InvalidationTracker>,
 }
 
@@ -140,6 +136,10 @@ impl RedisSessions {
         principal: Principal,
         policy: SessionPolicy,
     ) -> Result<Option<AuthTime>, Unavailable> {
+        let version = match self.cache.get(&principal, Instant::now()) {
+            Ok(auth_time) => return Ok(Some(auth_time)),
+            Err(version) => version,
+        };
         let arguments = vec![
             argument(principal.session),
             argument(principal.user.0),
@@ -148,45 +148,19 @@ impl RedisSessions {
         ];
         let keys = keys(principal);
         let reply: Option<i64> = self.redis.run(&CHECK, keys, arguments).await?;
-        Ok(reply.map(AuthTime))
-    }
-
-    pub(super) fn cached_account(
-        &self,
-        principal: Principal,
-    ) -> Result<Arc<AccountSummary>, CacheVersion> {
-        self.cache.get(&principal, Instant::now())
-    }
-
-    pub(super) fn cache_account(
-        &self,
-        principal: Principal,
-        account: &Arc<AccountSummary>,
-        version: CacheVersion,
-    ) {
-        let entry = CacheEntry {
-            owner: Owner {
-                user: session_invalidation::UserId(principal.user.0),
-                session: principal.session,
-            },
-            value: Arc::clone(account),
-            expires_at: version.began() + CACHE_ENTRY_LIFETIME,
-        };
-        self.cache.insert(principal, entry, version);
-    }
-
-    pub(super) async fn forget_account(&self, user: UserId) {
-        let user = session_invalidation::UserId(user.0);
-        self.cache.invalidate_user(user, Instant::now());
-        let message = unacknowledged_invalidation_of(user);
-        let connection = &self.redis.connection;
-        if let Err(error) = connection.publish(INVALIDATION_CHANNEL, message).await {
-            tracing::debug!(%error, "other replicas were not told to read an account again");
+        let auth_time = reply.map(AuthTime);
+        if let Some(auth_time) = auth_time {
+            let entry = CacheEntry {
+                owner: Owner {
+                    user: session_invalidation::UserId(principal.user.0),
+                    session: principal.session,
+                },
+                value: auth_time,
+                expires_at: Instant::now() + CACHE_ENTRY_LIFETIME,
+            };
+            self.cache.insert(principal, entry, version);
         }
-    }
-
-    pub(super) async fn cached_accounts_expired(&self) {
-        sleep(CACHE_ENTRY_LIFETIME + CACHE_ENTRY_LIFETIME / CLOCK_RATE_TOLERANCE).await;
+        Ok(auth_time)
     }
 
     pub(super) async fn rotate(&self, rotation: &Rotation) -> Result<RotationOutcome, Unavailable> {

@@ -13,11 +13,10 @@ use crate::config::RedisUrl;
 use crate::identity::user_identity::SharedIdentity;
 use crate::telemetry::metrics::IdentityMetrics;
 
-/// Longest time for which a verified token is remembered: with the three seconds for which the replica that verified it
-/// may have cached its session and account, 30. They bound what auth-api does not publish: the expiry of a session,
-/// the loss of Redis' data, and changes that an operator makes in a store. It is also the precision of the time at
-/// which a session was last used.
-const MAX_LIFETIME: Duration = Duration::from_secs(27);
+/// Longest time for which a verified token is remembered. It bounds what auth-api does not publish: the expiry of
+/// a session, the loss of Redis' data, and changes that an operator makes in a store. It is also the precision
+/// of the time at which a session was last used.
+const MAX_LIFETIME: Duration = Duration::from_secs(30);
 /// Number of remembered tokens (about 25 MiB).
 const MAX_TOKENS: usize = 50_000;
 /// Interval at which the metrics are updated.

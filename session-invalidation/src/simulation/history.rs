@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::process::{EndedByAccount, GATEWAY_ENTRY_LIFETIME, REPLICA_ENTRY_LIFETIME, Role};
+use super::process::{EndedByAccount, GATEWAY_ENTRY_LIFETIME, Role};
 use crate::ids::{SessionId, UserId};
 
 /// Result of a check of a token.
@@ -30,9 +30,6 @@ pub(super) struct Moment {
     time: Duration,
     number: u64,
 }
-
-/// Rate of the fastest clock: to it, lifetimes on other machines last longer.
-const MAX_CLOCK_RATE: f64 = 1.01;
 
 /// Numbers of events by name.
 pub(super) type Counts = BTreeMap<&'static str, u64>;
@@ -173,21 +170,18 @@ impl History {
         time: Duration,
     ) {
         let moment = self.moment(time);
-        let after = |lifetime: Duration| match extent {
+        let at_gateways = match extent {
             EndedByAccount::Everywhere => moment,
-            EndedByAccount::InDatabase => Moment {
-                time: time + lifetime.mul_f64(MAX_CLOCK_RATE),
+            EndedByAccount::AtReplicas => Moment {
+                time: time + GATEWAY_ENTRY_LIFETIME,
                 ..moment
             },
         };
-        let at_replicas = after(REPLICA_ENTRY_LIFETIME);
-        // A gateway may have asked a replica that had it cached.
-        let at_gateways = after(REPLICA_ENTRY_LIFETIME + GATEWAY_ENTRY_LIFETIME);
-        let earlier = |previous: Option<Moment>, ended| previous.map_or(ended, |p| p.min(ended));
         for session in sessions {
             let record = self.record(*session);
-            record.ended_at_replicas = Some(earlier(record.ended_at_replicas, at_replicas));
-            record.ended_at_gateways = Some(earlier(record.ended_at_gateways, at_gateways));
+            record.ended_at_replicas.get_or_insert(moment);
+            let earlier = record.ended_at_gateways.unwrap_or(at_gateways);
+            record.ended_at_gateways = Some(earlier.min(at_gateways));
         }
     }
 

@@ -29,8 +29,8 @@ use crate::participant::{Participant, Publication, Request};
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(1500);
 const RECONNECT_DELAY: Duration = Duration::from_millis(200);
 /// Limits of the two caches.
-pub(super) const REPLICA_ENTRY_LIFETIME: Duration = Duration::from_secs(3);
-pub(super) const GATEWAY_ENTRY_LIFETIME: Duration = Duration::from_secs(27);
+const REPLICA_ENTRY_LIFETIME: Duration = Duration::from_secs(3);
+pub(super) const GATEWAY_ENTRY_LIFETIME: Duration = Duration::from_secs(30);
 /// Small enough that generations of the cache change.
 const MAX_ENTRIES: usize = 24;
 /// Time that a gateway waits for a replica.
@@ -63,7 +63,7 @@ pub(super) struct Process {
     world: Weak<World>,
     pub(super) host: Rc<Host>,
     pub(super) schedule: Rc<Schedule>,
-    pub(super) cache: Arc<LeasedCache<SessionId, ()>>,
+    pub(super) cache: Arc<LeasedCache<SessionId, i64>>,
     tracker: RefCell<Arc<InvalidationTracker>>,
     commands: Commands,
     gates: CheckGates<SessionId, CheckResult>,
@@ -101,10 +101,10 @@ pub(super) struct Ended {
 /// End of all sessions of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EndedByAccount {
-    /// Every replica and gateway has acknowledged it.
+    /// Also every gateway has acknowledged it.
     Everywhere,
-    /// The session store was unavailable: replicas and gateways may use what they have cached until its lifetime ends.
-    InDatabase,
+    /// The session store was unavailable: gateways may use what they remember until its lifetime ends.
+    AtReplicas,
 }
 
 impl Host {
@@ -283,7 +283,7 @@ impl Process {
     /// Runs the subscriber and restarts it if it panics.
     async fn keep_subscribed(self: Rc<Self>) {
         loop {
-            let cache: Arc<dyn Invalidate> = Arc::<LeasedCache<SessionId, ()>>::clone(&self.cache);
+            let cache: Arc<dyn Invalidate> = Arc::<LeasedCache<SessionId, i64>>::clone(&self.cache);
             let tracker = Arc::clone(&self.tracker.borrow());
             self.was_subscribed.set(false);
             let mut participant = Participant::new(cache, tracker);
@@ -459,13 +459,13 @@ impl Process {
         }
     }
 
-    async fn get(&self, session: SessionId) -> Result<(), CacheVersion> {
+    async fn get(&self, session: SessionId) -> Result<i64, CacheVersion> {
         let now = self.now();
         self.preempt().await;
         self.cache.get(&session, now)
     }
 
-    async fn insert(&self, owner: Owner, expires_at: Instant, version: CacheVersion) {
+    async fn insert(&self, owner: Owner, value: i64, lifetime: Duration, version: CacheVersion) {
         let version = if self.world().variant == Variant::NoVersionCheck {
             self.cache
                 .get(&owner.session, self.now())
@@ -475,9 +475,10 @@ impl Process {
             version
         };
         self.preempt().await;
+        let expires_at = self.now() + lifetime;
         let entry = CacheEntry {
             owner,
-            value: (),
+            value,
             expires_at,
         };
         self.cache.insert(owner.session, entry, version);
@@ -485,23 +486,27 @@ impl Process {
 
     /// `Authenticated::find` of auth-api.
     async fn check_at_replica(&self, session: SessionId, user: UserId) -> CheckResult {
-        let Err(version) = self.get(session).await else {
-            return Ok(Check::Accepted(CheckSource::ReplicaCache));
+        let (auth_time, source) = match self.get(session).await {
+            Ok(auth_time) => (auth_time, CheckSource::ReplicaCache),
+            Err(version) => {
+                self.preempt().await;
+                let reply = self.request(Command::Check { session, user }).await?;
+                let Reply::AuthTime(Some(auth_time)) = reply else {
+                    return Ok(Check::Rejected);
+                };
+                self.preempt().await;
+                let owner = Owner { user, session };
+                self.insert(owner, auth_time, REPLICA_ENTRY_LIFETIME, version)
+                    .await;
+                (auth_time, CheckSource::Store)
+            }
         };
-        self.preempt().await;
-        let reply = self.request(Command::Check { session, user }).await?;
-        let Reply::AuthTime(Some(auth_time)) = reply else {
-            return Ok(Check::Rejected);
-        };
-        self.preempt().await;
         let account = self.account(user, |account| *account).await;
-        if !account.permits(auth_time) {
-            return Ok(Check::Rejected);
-        }
-        let expires_at = version.began() + REPLICA_ENTRY_LIFETIME;
-        self.insert(Owner { user, session }, expires_at, version)
-            .await;
-        Ok(Check::Accepted(CheckSource::Store))
+        Ok(if account.permits(auth_time) {
+            Check::Accepted(source)
+        } else {
+            Check::Rejected
+        })
     }
 
     /// `Authenticator::check` of the gateway.
@@ -519,9 +524,8 @@ impl Process {
             if verified == Check::Rejected {
                 return Ok(verified);
             }
-            let expires_at = self.now() + GATEWAY_ENTRY_LIFETIME;
-            self.insert(Owner { user, session }, expires_at, version)
-                .await;
+            let owner = Owner { user, session };
+            self.insert(owner, 0, GATEWAY_ENTRY_LIFETIME, version).await;
             Ok(Check::Accepted(CheckSource::Verified))
         };
         let world = self.world();
@@ -733,9 +737,7 @@ impl Process {
         self.end_all(user, None).await?;
         let delete = |account: &mut Account| account.status = Status::Deleted;
         self.account(user, delete).await;
-        if self.world().variant != Variant::EndsBeforeChangeOnly {
-            self.end_all(user, None).await?;
-        }
+        self.end_all(user, None).await?;
         Ok(EndedByAccount::Everywhere)
     }
 
@@ -751,7 +753,7 @@ impl Process {
         self.account(user, disable).await;
         match self.end_all(user, None).await {
             Ok(_) => EndedByAccount::Everywhere,
-            Err(Unavailable) => EndedByAccount::InDatabase,
+            Err(Unavailable) => EndedByAccount::AtReplicas,
         }
     }
 
@@ -773,7 +775,7 @@ impl Process {
                 self.acknowledged(invalidation).await;
                 EndedByAccount::Everywhere
             }
-            Err(Unavailable) => EndedByAccount::InDatabase,
+            Err(Unavailable) => EndedByAccount::AtReplicas,
         }
     }
 }

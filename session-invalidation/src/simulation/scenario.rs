@@ -239,15 +239,11 @@ impl World {
                 return world.count(how.names().1);
             };
             world.count(how.names().0);
-            if how == AccountEnd::Deletion {
-                // Also those that began while it was under way.
-                sessions = world.history.borrow().sessions_of(user);
-            }
             if how.permits_logins() {
                 let mut history = world.history.borrow_mut();
                 sessions.retain(|session| !history.is_kept_since(*session, began));
             }
-            if extent == EndedByAccount::InDatabase {
+            if extent == EndedByAccount::AtReplicas {
                 world.count("ends by accounts acknowledged without the store");
             }
             world
