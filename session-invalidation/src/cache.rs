@@ -59,6 +59,14 @@ pub struct CacheVersion {
     began: Instant,
 }
 
+impl CacheVersion {
+    /// Returns the time at which the lookup began. What it finds may be as old.
+    #[must_use]
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+}
+
 impl<K: Hash + Eq + Clone, V: Clone> LeasedCache<K, V> {
     /// Creates an empty cache of at most `max_entries`.
     #[must_use]

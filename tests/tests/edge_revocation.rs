@@ -436,3 +436,54 @@ async fn every_way_to_end_a_session_takes_effect_at_every_gateway() -> Result<()
     ensure_not_received(&edge, "/private/after");
     Ok(())
 }
+
+// An end of all sessions that was interrupted after the account's row has changed, and is repeated.
+#[tokio::test]
+async fn gateways_forget_a_session_that_its_account_has_ended_once_a_replica_refuses_it()
+-> Result<()> {
+    let edge = IdentityEdge::start(Store::PostgresRedis, 2).await?;
+    let replica = edge.replicas.client(0)?;
+    for (login, statement, refusal) in [
+        (
+            "alice",
+            "UPDATE users SET sessions_valid_after = now() WHERE login = 'alice'",
+            401,
+        ),
+        ("bob", "DELETE FROM users WHERE login = 'bob'", 404),
+    ] {
+        let token = replica.register_and_login(login).await?;
+        warm(&edge, &token).await?;
+        edge.replicas.execute(statement).await?;
+        let response = replica
+            .post_with_token(&token, "/api/logout-all", None)
+            .await?;
+        assert_eq!(response.status, refusal, "{}", response.text);
+        for gateway in &edge.gateways {
+            assert_eq!(status_of(gateway, &token).await?, 401, "{login}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn gateways_forget_sessions_although_a_command_cannot_be_recorded() -> Result<()> {
+    let mut edge = IdentityEdge::start(Store::PostgresRedis, 1).await?;
+    let replica = edge.replicas.client(0)?;
+    // Of commands: the replicas have been started.
+    edge.replicas.set("AUDIT_LOG", "/dev/full");
+    for command in ["disable", "set-password", "end-all-sessions"] {
+        let login = format!("user of {command}");
+        let token = replica.register_and_login(&login).await?;
+        warm(&edge, &token).await?;
+        let arguments: &[&str] = match command {
+            "end-all-sessions" => &[command],
+            _ => &[command, &login],
+        };
+        let output = edge.replicas.user_command(arguments, NEW_PASSWORD)?;
+        assert!(!output.status.success(), "{command}: {output:?}");
+        for gateway in &edge.gateways {
+            assert_eq!(status_of(gateway, &token).await?, 401, "{command}");
+        }
+    }
+    Ok(())
+}

@@ -129,7 +129,8 @@ impl Administration {
                 let account = self.find(&selection).await?;
                 let accounts = (account.id, account.id);
                 self.users.end_sessions(accounts, Utc::now()).await?;
-                self.delete_sessions(&account).await
+                let deleted = self.delete_sessions(&account).await;
+                self.report_deleted_sessions(&account, deleted)
             }
             UserCommand::EndAllSessions => self.end_all_sessions().await,
         }
@@ -192,9 +193,10 @@ impl Administration {
                 print("enabled")
             }
             AccountStatus::Disabled => {
+                let deleted = self.delete_sessions(&account).await;
                 self.record(AuditEvent::Disabled, account.id, &account.login)?;
                 print("disabled")?;
-                self.delete_sessions(&account).await
+                self.report_deleted_sessions(&account, deleted)
             }
         }
     }
@@ -218,6 +220,7 @@ impl Administration {
         if change.await?.is_none() {
             bail!("the password was changed concurrently: nothing was changed by this command");
         }
+        let deleted = self.delete_sessions(&account).await;
         self.record(AuditEvent::PasswordSet, account.id, &account.login)?;
         print("password set")?;
         if self.throttle.clear(&lock_of(&account.login)).await.is_err() {
@@ -226,7 +229,7 @@ impl Administration {
                 FAILURE_WINDOW.as_secs() / 60
             ))?;
         }
-        self.delete_sessions(&account).await
+        self.report_deleted_sessions(&account, deleted)
     }
 
     /// Ends the sessions first: if their store is unavailable, nothing has been changed, whereas
@@ -237,16 +240,21 @@ impl Administration {
         let ended = self.sessions.end_all(account.id).await?;
         self.report_ended_sessions(&account, ended)?;
         self.users.delete(account.id).await?;
+        let deleted = self.sessions.end_all(account.id).await;
         self.record(AuditEvent::Deleted, account.id, &account.login)?;
         print("deleted")?;
-        self.sessions.end_all(account.id).await?;
+        deleted?;
         Ok(())
     }
 
-    /// Deletes the sessions of an account that has ended them already: without their store they are
-    /// refused all the same.
-    async fn delete_sessions(&self, account: &Account) -> Result<()> {
-        let Ok(ended) = self.sessions.end_all(account.id).await else {
+    /// Deletes the sessions of an account that has ended them already, so that gateways forget them. Precedes the audit
+    /// log and the output, which may fail. Without the store, for which it returns `None`, auth-api refuses them all the same.
+    async fn delete_sessions(&self, account: &Account) -> Option<u64> {
+        self.sessions.end_all(account.id).await.ok()
+    }
+
+    fn report_deleted_sessions(&self, account: &Account, deleted: Option<u64>) -> Result<()> {
+        let Some(ended) = deleted else {
             self.record(AuditEvent::AllSessionsEnded, account.id, &account.login)?;
             return print(
                 "sessions ended; the session store is unavailable and still contains them: gateways that \
@@ -261,10 +269,11 @@ impl Administration {
         loop {
             let page = self.users.page(after, PAGE_SIZE).await?;
             let (Some(first), Some(last)) = (page.first(), page.last()) else {
+                let invalidated = self.sessions.invalidate_all().await;
                 self.audit
                     .record(AuditEvent::AllSessionsEnded, Subject::None)
                     .context(NOT_AUDITED)?;
-                return match self.sessions.invalidate_all().await {
+                return match invalidated {
                     Ok(()) => print("sessions of all accounts ended"),
                     Err(_) => print(
                         "sessions of all accounts ended; the session store is unavailable: gateways that \

@@ -13,10 +13,11 @@ use crate::config::RedisUrl;
 use crate::identity::user_identity::SharedIdentity;
 use crate::telemetry::metrics::IdentityMetrics;
 
-/// Longest time for which a verified token is remembered. It bounds what auth-api does not publish: the expiry of
-/// a session, the loss of Redis' data, and changes that an operator makes in a store. It is also the precision
-/// of the time at which a session was last used.
-const MAX_LIFETIME: Duration = Duration::from_secs(30);
+/// Longest time for which a verified token is remembered, from the beginning of its check: with the three seconds for which
+/// the replica that verified it may have cached its session, 30. They bound what auth-api does not publish: the expiry of a session,
+/// the loss of Redis' data, and changes that an operator makes in a store. It is also the precision of the time at
+/// which a session was last used.
+const MAX_LIFETIME: Duration = Duration::from_secs(27);
 /// Number of remembered tokens (about 25 MiB).
 const MAX_TOKENS: usize = 50_000;
 /// Interval at which the metrics are updated.
@@ -61,10 +62,12 @@ impl VerifiedTokens {
         expires_in: Duration,
         version: CacheVersion,
     ) {
+        let latest = version.began() + MAX_LIFETIME;
+        let expires_at = Instant::now().checked_add(expires_in).unwrap_or(latest);
         let entry = CacheEntry {
             owner: identity.owner,
             value: identity,
-            expires_at: Instant::now() + expires_in.min(MAX_LIFETIME),
+            expires_at: expires_at.min(latest),
         };
         self.cache.insert(token, entry, version);
     }

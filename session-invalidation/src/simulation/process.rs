@@ -30,7 +30,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_millis(1500);
 const RECONNECT_DELAY: Duration = Duration::from_millis(200);
 /// Limits of the two caches.
 const REPLICA_ENTRY_LIFETIME: Duration = Duration::from_secs(3);
-pub(super) const GATEWAY_ENTRY_LIFETIME: Duration = Duration::from_secs(30);
+pub(super) const GATEWAY_ENTRY_LIFETIME: Duration = Duration::from_secs(27);
 /// Small enough that generations of the cache change.
 const MAX_ENTRIES: usize = 24;
 /// Time that a gateway waits for a replica.
@@ -502,11 +502,11 @@ impl Process {
             }
         };
         let account = self.account(user, |account| *account).await;
-        Ok(if account.permits(auth_time) {
-            Check::Accepted(source)
-        } else {
-            Check::Rejected
-        })
+        if account.permits(auth_time) {
+            return Ok(Check::Accepted(source));
+        }
+        self.end(session, user).await?;
+        Ok(Check::Rejected)
     }
 
     /// `Authenticator::check` of the gateway.
