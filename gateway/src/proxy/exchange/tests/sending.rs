@@ -24,7 +24,12 @@ pub(super) async fn send(
     mut on_sent: impl FnMut(usize),
 ) -> io::Result<()> {
     let (first, rest) = bytes.split_at(bytes.len().min(PACED_BYTES));
-    for mut piece in first.chunks(pace.piece).chain(rest.chunks(LARGE_PIECE)) {
+    let pieces = first.chunks(pace.piece).chain(rest.chunks(LARGE_PIECE));
+    for (number, mut piece) in pieces.enumerate() {
+        // Not after the last one: the next request would wait unread.
+        if number > 0 {
+            pause(pace.pause, history).await;
+        }
         while !piece.is_empty() {
             let sent = stream.write(piece).await?;
             on_sent(sent);
@@ -32,7 +37,6 @@ pub(super) async fn send(
         }
         // The gateway reads every piece apart.
         yield_now().await;
-        pause(pace.pause, history).await;
     }
     Ok(())
 }
