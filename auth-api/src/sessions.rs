@@ -14,7 +14,7 @@ pub(crate) use sqlite::SqliteSessions;
 
 use chrono::Utc;
 
-use crate::domain::principal::Principal;
+use crate::domain::principal::{Principal, SessionId};
 use crate::domain::session::{
     ActiveSession, EndOutcome, NewSession, RefreshTokenQuery, RefreshTokenValidity, Rotation,
     RotationOutcome, SessionPolicy,
@@ -95,6 +95,15 @@ impl Sessions {
         auth_time: AuthTime,
     ) -> Result<u64, Unavailable> {
         dispatch!(self.end_all(kept.user, Some((kept.session, auth_time))))
+    }
+
+    /// Makes every cache of sessions forget one that the store has, after its account has refused it.
+    pub(crate) async fn invalidate(&self, session: SessionId) -> Result<(), Unavailable> {
+        match self {
+            Self::Redis(sessions) => sessions.invalidate(session).await,
+            // Sessions in SQLite are not cached.
+            Self::Sqlite(_) => Ok(()),
+        }
     }
 
     /// Makes every cache of sessions forget all of them, after the accounts have ended them.

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use redis_connection::RedisConnection;
 use tokio::sync::Notify;
 
+use crate::ids::SessionId;
 use crate::lease::LEASE_DURATION;
 use crate::message::{self, ParticipantId};
 
@@ -150,6 +151,19 @@ impl PendingInvalidation<'_> {
         redis: &RedisConnection,
     ) -> Result<(), RedisError> {
         let message = message::invalidation_of_all(self.tracker.participant, self.number);
+        redis.publish(message::INVALIDATION_CHANNEL, message).await
+    }
+
+    /// Publishes this invalidation as one of a session that the store still has.
+    ///
+    /// # Errors
+    /// Returns an error if Redis does not accept the message.
+    pub async fn publish_for_session(
+        &self,
+        redis: &RedisConnection,
+        session: SessionId,
+    ) -> Result<(), RedisError> {
+        let message = message::invalidation_of(self.tracker.participant, self.number, session);
         redis.publish(message::INVALIDATION_CHANNEL, message).await
     }
 

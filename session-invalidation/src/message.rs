@@ -105,6 +105,11 @@ pub(crate) fn invalidation_header(sender: ParticipantId, number: u64) -> String 
     format!("{} {number}", sender.channel())
 }
 
+/// Returns the text of an invalidation of one session.
+pub(crate) fn invalidation_of(sender: ParticipantId, number: u64, session: SessionId) -> String {
+    format!("{} {session}", invalidation_header(sender, number))
+}
+
 /// Returns the text of an invalidation of all sessions.
 pub(crate) fn invalidation_of_all(sender: ParticipantId, number: u64) -> String {
     format!("{} user:{EVERY_USER}", invalidation_header(sender, number))

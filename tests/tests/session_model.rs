@@ -157,7 +157,6 @@ impl Case<'_> {
             result
                 .await
                 .with_context(|| format!("step {number}, {step:?}"))?;
-            self.model.latest_tokens_were_checked();
         }
         self.check(Scope::All).await.context("at the end")
     }

@@ -58,7 +58,7 @@ impl Authenticated {
             return Ok(Err(SessionInactive::Ended));
         };
         let Some(account) = state.users.summary(principal.user).await? else {
-            end(principal, state).await?;
+            state.sessions.invalidate(principal.session).await?;
             return Ok(Err(SessionInactive::UserNotFound));
         };
         let is_permitted = account.standing.permits(before)
@@ -70,18 +70,12 @@ impl Authenticated {
         if is_permitted {
             Ok(Ok(Self { principal, account }))
         } else {
-            end(principal, state).await?;
+            // What ended it may have been interrupted before gateways were told. It is not ended in the store: a
+            // change of password that is under way in it renews it.
+            state.sessions.invalidate(principal.session).await?;
             Ok(Err(SessionInactive::Ended))
         }
     }
-}
-
-/// Ends a session that its account refuses although the store has it: what ended it was interrupted, so that gateways may
-/// still accept its tokens. When the client learns that it has ended, none does.
-async fn end(principal: Principal, state: &AppState) -> Result<(), Unavailable> {
-    let sessions = state.sessions.clone();
-    let end = async move { sessions.end(principal).await };
-    state.lifecycle.complete(end).await.map(drop)
 }
 
 /// Reason a session may not act for its account.

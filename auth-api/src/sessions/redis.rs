@@ -277,6 +277,16 @@ impl RedisSessions {
         ))
     }
 
+    /// Makes every cache forget a session, after its account has refused it.
+    pub(super) async fn invalidate(&self, session: SessionId) -> Result<(), Unavailable> {
+        let invalidation = self.tracker.begin();
+        let published = invalidation.publish_for_session(&self.redis.connection, session);
+        published.await.map_err(failed)?;
+        self.cache.invalidate_session(session, Instant::now());
+        invalidation.acknowledged_by_all().await;
+        Ok(())
+    }
+
     /// Makes every cache forget all sessions, after the accounts have ended them.
     pub(super) async fn invalidate_all(&self) -> Result<(), Unavailable> {
         let invalidation = self.tracker.begin();

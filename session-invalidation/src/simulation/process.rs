@@ -22,7 +22,7 @@ use crate::check_gate::CheckGates;
 use crate::generation::{CacheEntry, Owner};
 use crate::ids::{SessionId, UserId};
 use crate::lease::{HEARTBEAT_INTERVAL, LEASE_DURATION};
-use crate::message::HEARTBEAT_CHANNEL;
+use crate::message::{HEARTBEAT_CHANNEL, INVALIDATION_CHANNEL};
 use crate::participant::{Participant, Publication, Request};
 
 /// Limits of `redis-connection`.
@@ -505,7 +505,7 @@ impl Process {
         if account.permits(auth_time) {
             return Ok(Check::Accepted(source));
         }
-        self.end(session, user).await?;
+        self.invalidate(session).await?;
         Ok(Check::Rejected)
     }
 
@@ -604,6 +604,20 @@ impl Process {
         let now = world.executor.now();
         let paused_meanwhile = self.schedule.paused_for(now).saturating_sub(paused);
         now.saturating_sub(began).saturating_sub(paused_meanwhile)
+    }
+
+    /// Makes every cache forget a session that its account refuses.
+    async fn invalidate(&self, session: SessionId) -> Result<(), Unavailable> {
+        let tracker = Arc::clone(&self.tracker.borrow());
+        let invalidation = tracker.begin();
+        self.publish(Publication {
+            channel: INVALIDATION_CHANNEL.to_owned(),
+            message: format!("{} {session}", invalidation.header()),
+        })
+        .await?;
+        self.cache.invalidate_session(session, self.now());
+        self.acknowledged(invalidation).await;
+        Ok(())
     }
 
     /// Ends a session.
@@ -767,7 +781,7 @@ impl Process {
         let tracker = Arc::clone(&self.tracker.borrow());
         let invalidation = tracker.begin();
         let publication = Publication {
-            channel: crate::message::INVALIDATION_CHANNEL.to_owned(),
+            channel: INVALIDATION_CHANNEL.to_owned(),
             message: format!("{} user:*", invalidation.header()),
         };
         match self.publish(publication).await {

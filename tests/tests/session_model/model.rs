@@ -41,7 +41,7 @@ pub(crate) struct Account {
 enum SessionState {
     Active,
     Ended,
-    /// Ended by the account, although the store of sessions still has it, until one of its tokens is rejected.
+    /// Ended by the account, although the store of sessions still has it.
     EndedByAccount,
 }
 
@@ -269,20 +269,6 @@ impl Model {
             .into_iter()
             .filter(|index| self.end(*index))
             .count()
-    }
-
-    /// Ends the sessions in the store that their accounts have ended and whose tokens were rejected for that.
-    pub(crate) fn latest_tokens_were_checked(&mut self) {
-        let now = self.now;
-        for session in &mut self.sessions {
-            let is_rejected = session
-                .access_tokens
-                .last()
-                .is_some_and(|token| now < token.expires_at);
-            if session.state == SessionState::EndedByAccount && is_rejected {
-                session.state = SessionState::Ended;
-            }
-        }
     }
 
     /// Ends the sessions of all users by their accounts.
