@@ -98,7 +98,16 @@ fn compare_with_httparse(section: &[u8], request: &Request) {
         headers.insert("host".to_owned(), vec![authority.into()]);
     }
     remove_hop_by_hop(&mut headers);
+    remove_void_expectation(&mut headers, request);
     assert_eq!(headers, grouped(&request.headers));
+}
+
+/// Removes an expectation that has no effect (RFC 9110, section 10.1.1): it is not forwarded.
+fn remove_void_expectation(headers: &mut Headers, request: &Request) {
+    let is_empty = matches!(request.framing, BodyFraming::Empty | BodyFraming::Length(0));
+    if request.is_http_1_0 || is_empty {
+        headers.remove("expect");
+    }
 }
 
 /// Returns the only value of a header.
@@ -168,6 +177,7 @@ fn compare_with_hyper(section: &[u8], request: &Request) {
     assert_eq!(other.length, length);
     let mut headers = grouped(&other.headers);
     remove_hop_by_hop(&mut headers);
+    remove_void_expectation(&mut headers, request);
     let mut ours = grouped(&request.headers);
     if !headers.contains_key("host") {
         ours.remove("host");
