@@ -219,13 +219,17 @@ impl SqliteSessions {
             .execute(&mut *transaction)
             .await
             .map_err(failed)?;
-        sqlx::query("UPDATE sessions SET authenticated_at = ? WHERE user_id = ? AND id = ?")
-            .bind(auth_time)
-            .bind(user.0)
-            .bind(kept)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
+        // Not to an earlier time: of two changes of the password in one session, the one that fails may be the last.
+        sqlx::query(
+            "UPDATE sessions SET authenticated_at = max(coalesce(authenticated_at, 0), ?)
+             WHERE user_id = ? AND id = ?",
+        )
+        .bind(auth_time)
+        .bind(user.0)
+        .bind(kept)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
         Ok(result.rows_affected())
     }

@@ -4,8 +4,12 @@
 -- number of ended sessions, and that of the sessions that the index still has, beside the one to keep.
 local FIRST_KEY, FIRST_ID = 3, 6
 if ARGV[1] ~= '' and redis.call('EXISTS', KEYS[2]) == 1 then
-    -- Before every other write: a Redis that rejects it, since it is out of memory, has changed nothing.
-    redis.call('HSET', KEYS[2], 'auth', ARGV[5])
+    -- Not to an earlier time: of two changes of the password in one session, the one that fails may be the last to get here.
+    local auth = tonumber(redis.call('HMGET', KEYS[2], 'auth')[1] or '')
+    if not auth or auth < tonumber(ARGV[5]) then
+        -- Before every other write: a Redis that rejects it, since it is out of memory, has changed nothing.
+        redis.call('HSET', KEYS[2], 'auth', ARGV[5])
+    end
 end
 local ended = 0
 for position = FIRST_KEY, #KEYS do
