@@ -14,7 +14,7 @@ pub(crate) use sqlite::SqliteSessions;
 
 use chrono::Utc;
 
-use crate::domain::principal::{Principal, SessionId};
+use crate::domain::principal::Principal;
 use crate::domain::session::{
     ActiveSession, EndOutcome, NewSession, RefreshTokenQuery, RefreshTokenValidity, Rotation,
     RotationOutcome, SessionPolicy,
@@ -97,10 +97,16 @@ impl Sessions {
         dispatch!(self.end_all(kept.user, Some((kept.session, auth_time))))
     }
 
-    /// Makes every cache of sessions forget one that the store has, after its account has refused it.
-    pub(crate) async fn invalidate(&self, session: SessionId) -> Result<(), Unavailable> {
+    /// Makes every cache of sessions forget one that the store has and its account refuses: what ended it may have been
+    /// interrupted before gateways were told. The store keeps it, since a change of the password that is under way in it
+    /// renews it.
+    pub(crate) async fn refuse(
+        &self,
+        principal: Principal,
+        auth_time: AuthTime,
+    ) -> Result<(), Unavailable> {
         match self {
-            Self::Redis(sessions) => sessions.invalidate(session).await,
+            Self::Redis(sessions) => sessions.refuse(principal, auth_time).await,
             // Sessions in SQLite are not cached.
             Self::Sqlite(_) => Ok(()),
         }

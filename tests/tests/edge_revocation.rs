@@ -469,7 +469,7 @@ async fn gateways_forget_a_session_that_its_account_has_ended_once_a_replica_ref
 async fn gateways_forget_sessions_although_a_command_cannot_be_recorded() -> Result<()> {
     let mut edge = IdentityEdge::start(Store::PostgresRedis, 1).await?;
     let replica = edge.replicas.client(0)?;
-    // Of commands: the replicas have been started.
+    // The replicas run already: only commands get it.
     edge.replicas.set("AUDIT_LOG", "/dev/full");
     for command in ["disable", "set-password", "end-all-sessions"] {
         let login = format!("user of {command}");

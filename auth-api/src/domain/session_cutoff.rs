@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 /// Time at which the user's password was last verified in a session (`auth_time` of `OpenID`
 /// Connect), in microseconds since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct AuthTime(pub(crate) i64);
 
 /// Time up to which every session of a user has ended: a session is active only if its [`AuthTime`]

@@ -58,7 +58,7 @@ impl Authenticated {
             return Ok(Err(SessionInactive::Ended));
         };
         let Some(account) = state.users.summary(principal.user).await? else {
-            state.sessions.invalidate(principal.session).await?;
+            state.sessions.refuse(principal, before).await?;
             return Ok(Err(SessionInactive::UserNotFound));
         };
         let is_permitted = account.standing.permits(before)
@@ -70,9 +70,7 @@ impl Authenticated {
         if is_permitted {
             Ok(Ok(Self { principal, account }))
         } else {
-            // What ended it may have been interrupted before gateways were told. It is not ended in the store: a
-            // change of password that is under way in it renews it.
-            state.sessions.invalidate(principal.session).await?;
+            state.sessions.refuse(principal, before).await?;
             Ok(Err(SessionInactive::Ended))
         }
     }

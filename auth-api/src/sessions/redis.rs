@@ -4,12 +4,14 @@
 //! user's session ids, ordered by expiry. Lua scripts change both atomically, by the clock of Redis
 //! because those of replicas may differ, and publish invalidations.
 
+use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::TimeDelta;
 use fred::types::scripts::Script;
+use parking_lot::Mutex;
 use session_invalidation::{
     CacheEntry, INVALIDATION_CHANNEL, InvalidationTracker, LeasedCache, LookupSource, Owner,
     Subscriber, UNACKNOWLEDGED_HEADER,
@@ -47,6 +49,8 @@ const MAX_END_ATTEMPTS: u32 = 10;
 const CACHE_ENTRY_LIFETIME: Duration = Duration::from_secs(3);
 /// Number of cached sessions (about 2 MiB).
 const MAX_CACHED_SESSIONS: usize = 10_000;
+/// Number of refused sessions that are known (about 1 MiB).
+const MAX_REFUSED_SESSIONS: usize = 10_000;
 /// Name of the subscriber in the metrics.
 const SUBSCRIBER_TASK: &str = "session_subscriber";
 
@@ -56,6 +60,8 @@ pub(crate) struct RedisSessions {
     redis: Redis,
     cache: Arc<LeasedCache<Principal, AuthTime>>,
     tracker: Arc<InvalidationTracker>,
+    /// Sessions that their accounts refuse, of which every cache has been told.
+    refused: Arc<Mutex<HashSet<(Principal, AuthTime)>>>,
 }
 
 impl RedisSessions {
@@ -65,6 +71,7 @@ impl RedisSessions {
             redis,
             cache: Arc::new(LeasedCache::new(LookupSource::Store, MAX_CACHED_SESSIONS)),
             tracker: Arc::new(InvalidationTracker::new(Instant::now())),
+            refused: Arc::default(),
         };
         let (supervisor, subscribed) = (supervisor.clone(), sessions.clone());
         tokio::spawn(async move {
@@ -277,13 +284,28 @@ impl RedisSessions {
         ))
     }
 
-    /// Makes every cache forget a session, after its account has refused it.
-    pub(super) async fn invalidate(&self, session: SessionId) -> Result<(), Unavailable> {
+    /// Makes every cache forget a session that its account refuses. Once is enough for a session and its time of
+    /// authentication, since no replica accepts them again, and a client may repeat the request without end.
+    pub(super) async fn refuse(
+        &self,
+        principal: Principal,
+        auth_time: AuthTime,
+    ) -> Result<(), Unavailable> {
+        let refused = (principal, auth_time);
+        if self.refused.lock().contains(&refused) {
+            return Ok(());
+        }
+        let session = principal.session;
         let invalidation = self.tracker.begin();
         let published = invalidation.publish_for_session(&self.redis.connection, session);
         published.await.map_err(failed)?;
         self.cache.invalidate_session(session, Instant::now());
         invalidation.acknowledged_by_all().await;
+        let mut known = self.refused.lock();
+        if known.len() >= MAX_REFUSED_SESSIONS {
+            known.clear();
+        }
+        known.insert(refused);
         Ok(())
     }
 
