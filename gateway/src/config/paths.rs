@@ -110,7 +110,7 @@ pub(super) fn warn_about_rules(paths: &[PathRule], warnings: &mut Vec<String>) {
 /// Rule that has precedence over those after it.
 struct EarlierRule<'r> {
     rule: &'r PathRule,
-    /// `None` for an exact path.
+    /// `None` for an exact path and a prefix, whose text is enough to know what they cover.
     regex: Option<Regex>,
 }
 

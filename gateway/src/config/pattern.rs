@@ -31,6 +31,8 @@ pub(crate) struct PathPattern {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Matcher {
     Exact(String),
+    /// All paths with this prefix, which ends with a slash: the globs `/api/*` and `*`, and what is equivalent to such.
+    Prefix(String),
     /// A regular expression. Its user anchors the search at the start of the path.
     Regex(String),
 }
@@ -47,10 +49,10 @@ impl PathPattern {
             || self.coverage == PrefixCoverage::Complete && other.prefix.starts_with(&self.prefix)
     }
 
-    /// Returns the compiled pattern, `None` for an exact path.
+    /// Returns the compiled pattern, `None` for an exact path and a prefix.
     pub(super) fn regex(&self) -> Option<Regex> {
         match &self.matcher {
-            Matcher::Exact(_) => None,
+            Matcher::Exact(_) | Matcher::Prefix(_) => None,
             Matcher::Regex(regex) => Regex::builder().syntax(pattern_syntax()).build(regex).ok(),
         }
     }
@@ -59,7 +61,7 @@ impl PathPattern {
     pub(super) fn exact_path(&self) -> Option<&str> {
         match &self.matcher {
             Matcher::Exact(path) => Some(path),
-            Matcher::Regex(_) => None,
+            Matcher::Prefix(_) | Matcher::Regex(_) => None,
         }
     }
 
@@ -111,10 +113,21 @@ impl FromStr for PathPattern {
         check_compiles(&regex.text).map_err(with_pattern)?;
         Ok(Self {
             text: text.to_owned(),
-            matcher: Matcher::Regex(regex.text),
+            matcher: matcher_of(&regex),
             prefix: regex.prefix,
             coverage: regex.coverage,
         })
+    }
+}
+
+fn matcher_of(regex: &PathRegex) -> Matcher {
+    match (regex.coverage, regex.prefix.as_str()) {
+        // Every path begins with a slash.
+        (PrefixCoverage::Complete, "") => Matcher::Prefix("/".to_owned()),
+        (PrefixCoverage::Complete, prefix) if prefix.ends_with('/') => {
+            Matcher::Prefix(prefix.to_owned())
+        }
+        _ => Matcher::Regex(regex.text.clone()),
     }
 }
 
@@ -208,6 +221,7 @@ mod tests {
     fn matches(pattern: &str, path: &str) -> bool {
         match pattern.parse::<PathPattern>().unwrap().matcher() {
             Matcher::Exact(exact) => exact == path,
+            Matcher::Prefix(prefix) => path.starts_with(prefix),
             Matcher::Regex(regex) => Regex::builder()
                 .syntax(pattern_syntax())
                 .build(regex)
