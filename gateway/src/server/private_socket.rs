@@ -3,8 +3,9 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,26 +15,69 @@ use rustix::process::{Uid, geteuid, umask};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Binds a socket that only the user of this process may connect to.
-pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
+/// Listening socket that only the user of this process may connect to. Its file is removed when it is dropped, unless
+/// another process has bound its own there meanwhile: of two new gateways that wait at once, the later one is connected to.
+#[derive(Debug)]
+pub(super) struct PrivateSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    file: Option<FileIdentity>,
+}
+
+/// Device and inode of a file. No other file has its inode as long as the socket is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileIdentity(u64, u64);
+
+impl PrivateSocket {
+    /// Binds the socket, in place of what is at `path`.
+    ///
+    /// # Errors
+    /// Returns an error if that is not possible.
+    pub(super) fn bind(path: PathBuf) -> io::Result<Self> {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // The mode must be right from the beginning. No other thread creates files at this time.
+        let previous = umask(Mode::from_raw_mode(0o177));
+        let listener = UnixListener::bind(&path);
+        umask(previous);
+        let listener = listener?;
+        listener.set_nonblocking(true)?;
+        let file = FileIdentity::of(&path);
+        Ok(Self {
+            listener,
+            path,
+            file,
+        })
     }
-    // The mode must be right from the beginning. No other thread creates files at this time.
-    let previous = umask(Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
-    umask(previous);
-    let listener = listener?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+
+    pub(super) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+}
+
+impl FileIdentity {
+    /// Returns the identity of the file at `path`, `None` if there is none.
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::symlink_metadata(path).ok()?;
+        Some(Self(metadata.dev(), metadata.ino()))
+    }
+}
+
+impl Drop for PrivateSocket {
+    fn drop(&mut self) {
+        if self.file.is_some() && FileIdentity::of(&self.path) == self.file {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Waits for a connection of a process that may hand something over. Returns `None` if there is none within `timeout`.
-pub(super) fn accept(listener: &UnixListener, timeout: Duration) -> io::Result<Option<UnixStream>> {
+pub(super) fn accept(socket: &PrivateSocket, timeout: Duration) -> io::Result<Option<UnixStream>> {
     let start = Instant::now();
     while start.elapsed() < timeout {
-        match listener.accept() {
+        match socket.listener.accept() {
             Ok((stream, _)) => {
                 if is_peer_permitted(&stream)? {
                     stream.set_nonblocking(false)?;
@@ -95,8 +139,22 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("upgrade.sock");
-        let _listener = bind(&path).unwrap();
+        let _socket = PrivateSocket::bind(path.clone()).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_process_that_ends_does_not_remove_the_socket_of_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("upgrade.sock");
+        let first = PrivateSocket::bind(path.clone()).unwrap();
+        let second = PrivateSocket::bind(path.clone()).unwrap();
+        drop(first);
+        let _connected = connect(&path).unwrap();
+        let accepted = accept(&second, Duration::from_secs(1)).unwrap();
+        assert!(accepted.is_some());
+        drop(second);
+        assert!(!path.exists());
     }
 }

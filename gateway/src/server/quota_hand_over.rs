@@ -4,9 +4,8 @@
 //! counters when it has the listening sockets, before it uses them: the running one serves meanwhile. Without counters it
 //! begins anew, after [`CONNECT_TIMEOUT`] and [`transfer::TRANSFER_TIMEOUT`] at most.
 
-use std::fs;
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
@@ -22,7 +21,7 @@ use crate::features::rate_limit::hand_over::remote::{
 };
 use crate::features::rate_limit::hand_over::transfer::{self, HandOverError};
 use crate::proxy::state::GatewayState;
-use crate::server::private_socket;
+use crate::server::private_socket::{self, PrivateSocket};
 
 /// Longest time to wait for the connection of the running gateway. It connects while it sends its sockets.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,19 +29,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(1);
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Socket at which the new gateway waits for the counters. Its file is removed when it is dropped.
+/// Socket at which the new gateway waits for the counters.
 #[derive(Debug)]
-pub(super) struct CounterSocket {
-    listener: UnixListener,
-    path: PathBuf,
-}
+pub(super) struct CounterSocket(PrivateSocket);
 
 impl CounterSocket {
     /// Binds the socket. Returns `None` if that is not possible, which the log says.
     pub(super) fn bind(upgrade_socket: &Path) -> Option<Self> {
         let path = path(upgrade_socket);
-        match private_socket::bind(&path) {
-            Ok(listener) => Some(Self { listener, path }),
+        match PrivateSocket::bind(path.clone()) {
+            Ok(socket) => Some(Self(socket)),
             Err(error) => {
                 let socket = path.display();
                 tracing::warn!(%socket, %error, "quotas begin anew: no socket for the counters");
@@ -54,7 +50,7 @@ impl CounterSocket {
     /// Takes the counters of the running gateway over, and decides about its further requests until it ends.
     pub(super) fn receive(self, gateway: &Arc<GatewayState>) {
         let start = Instant::now();
-        let stream = private_socket::accept(&self.listener, CONNECT_TIMEOUT);
+        let stream = private_socket::accept(&self.0, CONNECT_TIMEOUT);
         // The next upgrade binds a new one.
         drop(self);
         let received = match stream {
@@ -79,12 +75,6 @@ impl CounterSocket {
                 tracing::warn!(%error, elapsed_ms, "quotas begin anew: counters not taken over");
             }
         }
-    }
-}
-
-impl Drop for CounterSocket {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }
 

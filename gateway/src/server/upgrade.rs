@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use rustix::net::{
 };
 
 use crate::config::ListenAddresses;
-use crate::server::private_socket;
+use crate::server::private_socket::{self, PrivateSocket};
 
 /// Longest time to wait for the running gateway.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(6);
@@ -48,14 +48,14 @@ impl HandedOverSockets {
     /// Returns an error if it does not within [`HAND_OVER_TIMEOUT`], or if what it hands over is not what
     /// `listen` asks for.
     pub(super) fn receive(path: &Path, listen: ListenAddresses) -> Result<Self> {
-        let listener = private_socket::bind(path)
+        let socket = PrivateSocket::bind(path.to_owned())
             .with_context(|| format!("listening at {}", path.display()))?;
         tracing::info!(
             socket = %path.display(),
             "waiting for the sockets of the running gateway: send it SIGQUIT within 5 seconds"
         );
-        let received = accept(&listener).and_then(|stream| receive_message(&stream));
-        let _ = fs::remove_file(path);
+        let received = accept(&socket).and_then(|stream| receive_message(&stream));
+        drop(socket);
         Self::check(received?, listen)
     }
 
@@ -145,8 +145,8 @@ impl HandedOverSockets {
 }
 
 /// Waits for the connection of the running gateway.
-fn accept(listener: &UnixListener) -> Result<UnixStream> {
-    let stream = private_socket::accept(listener, HAND_OVER_TIMEOUT)
+fn accept(socket: &PrivateSocket) -> Result<UnixStream> {
+    let stream = private_socket::accept(socket, HAND_OVER_TIMEOUT)
         .context("accepting the running gateway")?;
     let stream = stream.with_context(|| {
         format!("the running gateway has not handed its sockets over within {HAND_OVER_TIMEOUT:?}")

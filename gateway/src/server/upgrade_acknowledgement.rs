@@ -7,9 +7,7 @@
 //!
 //! Invariant: one of the two goes on serving, also if the other one is killed at any point.
 
-use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::server::private_socket;
+use crate::server::private_socket::{self, PrivateSocket};
 
 /// Longest time from the hand-over of the sockets until the new gateway accepts connections.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,12 +32,9 @@ pub(super) enum Successor {
     Old,
 }
 
-/// Socket at which the new gateway waits for the running one. Its file is removed when it is dropped.
+/// Socket at which the new gateway waits for the running one.
 #[derive(Debug)]
-pub(super) struct AcknowledgementSocket {
-    listener: UnixListener,
-    path: PathBuf,
-}
+pub(super) struct AcknowledgementSocket(PrivateSocket);
 
 impl AcknowledgementSocket {
     /// Binds the socket.
@@ -47,9 +42,7 @@ impl AcknowledgementSocket {
     /// # Errors
     /// Returns an error if that is not possible.
     pub(super) fn bind(upgrade_socket: &Path) -> io::Result<Self> {
-        let path = path(upgrade_socket);
-        let listener = private_socket::bind(&path)?;
-        Ok(Self { listener, path })
+        PrivateSocket::bind(path(upgrade_socket)).map(Self)
     }
 
     /// Tells the running gateway that this one accepts connections. Returns when it ends or goes on serving. A gateway of
@@ -68,11 +61,12 @@ impl AcknowledgementSocket {
     }
 
     async fn accept(&self) -> io::Result<UnixStream> {
-        let listener = tokio::net::UnixListener::from_std(self.listener.try_clone()?)?;
+        let socket = self.0.listener();
+        let listener = tokio::net::UnixListener::from_std(socket.try_clone()?)?;
         loop {
             let (mut stream, _) = listener.accept().await?;
             // The connections before the last one are of hand-overs that have failed.
-            while let Ok((later, _)) = self.listener.accept() {
+            while let Ok((later, _)) = socket.accept() {
                 later.set_nonblocking(true)?;
                 stream = UnixStream::from_std(later)?;
             }
@@ -80,12 +74,6 @@ impl AcknowledgementSocket {
                 return Ok(stream);
             }
         }
-    }
-}
-
-impl Drop for AcknowledgementSocket {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -141,6 +129,8 @@ fn path(upgrade_socket: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     /// Folder of the sockets, a new gateway that waits, and the running one's connection to it.
