@@ -199,3 +199,31 @@ async fn a_missing_login_concerns_its_own_user() -> Result<()> {
     assert!(delete.status.success(), "{delete:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn text_that_is_not_utf_8_concerns_its_own_user() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    let client = replicas.client(0)?;
+    let alice = client.register_and_login("alice").await?;
+    client.register("bob").await?;
+    let run = |arguments: &[&str], input| -> Result<usize> {
+        let output = replicas.user_command(arguments, input)?;
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        Ok(String::from_utf8(output.stdout)?.lines().count())
+    };
+    for column in ["login", "password_hash"] {
+        let damage = format!("UPDATE users SET {column} = CAST(x'ff61' AS TEXT) WHERE id = 1");
+        replicas.execute(damage).await?;
+        assert_eq!(client.login("bob").await?.status, 200, "{column}");
+        assert_eq!(run(&["list"], "")?, 2, "{column}");
+        run(&["show", "--id", "1"], "")?;
+        if column == "login" {
+            let profile = client.get_with_token(&alice, "/api/profile").await?;
+            assert_eq!(profile.json()["login"], "\u{fffd}a");
+            run(&["set-password", "--id", "1"], "a better password\n")?;
+        }
+    }
+    run(&["delete", "--id", "1"], "")?;
+    assert_eq!(run(&["list"], "")?, 1);
+    Ok(())
+}

@@ -2,6 +2,7 @@
 
 mod check;
 mod file_identity;
+mod stored_text;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -22,6 +23,7 @@ use sqlx::sqlite::{
 use sqlx::{FromRow, SqlitePool};
 
 use file_identity::FileIdentity;
+pub(crate) use stored_text::StoredText;
 
 use crate::domain::time;
 use crate::store::check::CheckError;

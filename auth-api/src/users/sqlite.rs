@@ -9,15 +9,15 @@ use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::{
     Account, AccountStatus, AccountSummary, DeleteOutcome, Profile, Standing, UserId,
 };
-use crate::store::sqlite::{Sqlite, failed, time_from_micros};
+use crate::store::sqlite::{Sqlite, StoredText, failed, time_from_micros};
 use crate::store::unavailable::Unavailable;
 
 /// The table `users` of a SQLite file. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct SqliteUsers(pub(crate) Sqlite);
 
-type AccountRow = (i64, String, String, bool, Option<i64>);
-type SummaryRow = (i64, String, i64, Option<i64>, bool, Option<i64>);
+type AccountRow = (i64, StoredText, StoredText, bool, Option<i64>);
+type SummaryRow = (i64, StoredText, i64, Option<i64>, bool, Option<i64>);
 
 /// Assignment that ends every session up to the given time, up to the last login, which a replica may have recorded
 /// before the clock was set back, and the one that the last change of the password has kept, a microsecond after the
@@ -257,7 +257,7 @@ impl SqliteUsers {
 }
 
 fn row_to_account((id, login, hash, is_disabled, valid_after): AccountRow) -> Account {
-    to_account(id, login, hash, is_disabled, valid_after)
+    to_account(id, login.0, hash.0, is_disabled, valid_after)
 }
 
 /// Returns a list as a parameter of `json_each`.
@@ -266,7 +266,7 @@ fn json_array(texts: &[String]) -> String {
 }
 
 fn to_summary(
-    (id, login, created_at, last_login, is_disabled, valid_after): SummaryRow,
+    (id, StoredText(login), created_at, last_login, is_disabled, valid_after): SummaryRow,
 ) -> AccountSummary {
     AccountSummary {
         profile: Profile {
