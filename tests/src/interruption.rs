@@ -411,6 +411,41 @@ impl Bench {
         Ok((outcome, Some(place)))
     }
 
+    /// Sends a request to the replica that can be interrupted, and `other` to the witness as soon as the request of the
+    /// first one with this number has reached a store, which it then waits for. Returns both responses and the request
+    /// to the store, or `None` in place of it if there were fewer; `other` is not sent then.
+    ///
+    /// # Errors
+    /// Returns an error if the harness fails, or a response does not arrive in time.
+    pub async fn overtake(
+        &self,
+        request: &HttpRequest,
+        number: usize,
+        other: &HttpRequest,
+    ) -> Result<(Option<Reply>, Option<(String, Reply)>)> {
+        let breakpoint = Breakpoint {
+            request: number,
+            place: Place::BeforeRequest,
+        };
+        let mut reached = self.proxies()?.set(breakpoint).await;
+        let mut stream = TcpStream::connect(self.address(Instance::Interrupted)).await?;
+        stream.write_all(&request.to_bytes()).await?;
+        let result = tokio::time::timeout(wait::TIMEOUT, async {
+            let reached = tokio::select! {
+                biased;
+                Ok(reached) = &mut reached => reached,
+                reply = receive(&mut stream) => return anyhow::Ok((reply, None)),
+            };
+            let place = describe(&reached);
+            let other = self.send(Instance::Witness, other).await?;
+            reached.proceed(Continuation::Forward);
+            Ok((receive(&mut stream).await, Some((place, other))))
+        });
+        let result = result.await.context("no response in time")?;
+        self.proxies()?.clear().await;
+        result
+    }
+
     /// Ends the replica, which completes what it has begun before.
     async fn stop_interrupted(&mut self) -> Result<()> {
         self.replicas.instances[INTERRUPTED]
