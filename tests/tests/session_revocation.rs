@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use fred::clients::Client as RedisClient;
-use fred::interfaces::{ClientLike, KeysInterface, PubsubInterface};
+use fred::interfaces::{ClientLike, EventInterface, KeysInterface, PubsubInterface};
 use fred::types::CustomCommand;
 use rustix::process::Signal;
 use tests::client::Client;
@@ -165,4 +165,30 @@ async fn foreign_messages_do_not_disable_the_session_cache() -> Result<()> {
         published??;
     }
     wait_until_cached(&redis, &client, &token).await
+}
+
+// A client may present such a token without end.
+#[tokio::test]
+async fn caches_are_told_once_of_a_session_that_its_account_refuses() -> Result<()> {
+    let replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    let server = replicas.redis.as_ref().context("a Redis server")?;
+    let (subscriber, publisher) = (server.connect().await?, server.connect().await?);
+    let mut received = subscriber.message_rx();
+    subscriber.subscribe("sessions:ended").await?;
+    let end = "UPDATE users SET sessions_valid_after = now() WHERE login = 'alice'";
+    replicas.execute(end).await?;
+    for _ in 0..20 {
+        let profile = client.get_with_token(&token, "/api/profile").await?;
+        assert_eq!(profile.status, 401, "{}", profile.text);
+    }
+    let _: () = publisher.publish("sessions:ended", "the last one").await?;
+    let mut messages = Vec::new();
+    while messages.last().is_none_or(|last| last != "the last one") {
+        let message = tokio::time::timeout(wait::TIMEOUT, received.recv()).await??;
+        messages.push(message.value.convert::<String>()?);
+    }
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    Ok(())
 }
