@@ -83,8 +83,8 @@ async fn new_account(bench: &Bench, number: usize) -> Result<Account> {
     let login = format!("user{number}");
     let register = HttpRequest::post("/api/register").json(&credentials(&login, PASSWORD));
     bench.send(Instance::Witness, &register).await?;
-    let log_in = || async { Tokens::of(&log_in(bench, &login, PASSWORD).await?) };
-    let (own, other) = (log_in().await?, log_in().await?);
+    let new_session = || async { Tokens::of(&log_in(bench, &login, PASSWORD).await?) };
+    let (own, other) = (new_session().await?, new_session().await?);
     Ok(Account { login, own, other })
 }
 
