@@ -12,6 +12,7 @@ mod shutdown_signals;
 mod start_checks;
 mod upgrade;
 mod upgrade_acknowledgement;
+mod upgrade_lock;
 mod upgrade_service;
 
 use std::path::{Path, PathBuf};
@@ -98,8 +99,9 @@ pub(crate) fn serve(
             Some(TakeOver { bound, in_use }) => {
                 start_checks::check_writable(&upgrade_socket)?;
                 // The running gateway connects to these when it sends its sockets.
-                let socket = AcknowledgementSocket::bind(&upgrade_socket);
-                acknowledgement = Some(socket.context("binding the socket to acknowledge at")?);
+                let socket = AcknowledgementSocket::bind(&upgrade_socket)
+                    .with_context(|| format!("waiting at {}", upgrade_socket.display()))?;
+                acknowledgement = Some(socket);
                 let counters = CounterSocket::bind(&upgrade_socket);
                 let sockets = HandedOverSockets::receive(&upgrade_socket, listen);
                 let mut sockets = sockets.with_context(|| format!("{in_use:#}"))?;

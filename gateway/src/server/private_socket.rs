@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -15,18 +14,12 @@ use rustix::process::{Uid, geteuid, umask};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Listening socket that only the user of this process may connect to. Its file is removed when it is dropped, unless
-/// another process has bound its own there meanwhile: of two new gateways that wait at once, the later one is connected to.
+/// Listening socket that only the user of this process may connect to. Its file is removed when it is dropped.
 #[derive(Debug)]
 pub(super) struct PrivateSocket {
     listener: UnixListener,
     path: PathBuf,
-    file: Option<FileIdentity>,
 }
-
-/// Device and inode of a file. No other file has its inode as long as the socket is open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileIdentity(u64, u64);
 
 impl PrivateSocket {
     /// Binds the socket, in place of what is at `path`.
@@ -44,12 +37,7 @@ impl PrivateSocket {
         umask(previous);
         let listener = listener?;
         listener.set_nonblocking(true)?;
-        let file = FileIdentity::of(&path);
-        Ok(Self {
-            listener,
-            path,
-            file,
-        })
+        Ok(Self { listener, path })
     }
 
     pub(super) fn listener(&self) -> &UnixListener {
@@ -57,19 +45,9 @@ impl PrivateSocket {
     }
 }
 
-impl FileIdentity {
-    /// Returns the identity of the file at `path`, `None` if there is none.
-    fn of(path: &Path) -> Option<Self> {
-        let metadata = fs::symlink_metadata(path).ok()?;
-        Some(Self(metadata.dev(), metadata.ino()))
-    }
-}
-
 impl Drop for PrivateSocket {
     fn drop(&mut self) {
-        if self.file.is_some() && FileIdentity::of(&self.path) == self.file {
-            let _ = fs::remove_file(&self.path);
-        }
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -142,19 +120,5 @@ mod tests {
         let _socket = PrivateSocket::bind(path.clone()).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_process_that_ends_does_not_remove_the_socket_of_another_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("upgrade.sock");
-        let first = PrivateSocket::bind(path.clone()).unwrap();
-        let second = PrivateSocket::bind(path.clone()).unwrap();
-        drop(first);
-        let _connected = connect(&path).unwrap();
-        let accepted = accept(&second, Duration::from_secs(1)).unwrap();
-        assert!(accepted.is_some());
-        drop(second);
-        assert!(!path.exists());
     }
 }

@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::server::private_socket::{self, PrivateSocket};
+use crate::server::upgrade_lock::UpgradeLock;
 
 /// Longest time from the hand-over of the sockets until the new gateway accepts connections.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,17 +33,26 @@ pub(super) enum Successor {
     Old,
 }
 
-/// Socket at which the new gateway waits for the running one.
+/// Socket at which the new gateway waits for the running one. It is the first one of an upgrade that is bound, and the last
+/// one that is removed: no other new gateway binds any of them meanwhile.
 #[derive(Debug)]
-pub(super) struct AcknowledgementSocket(PrivateSocket);
+pub(super) struct AcknowledgementSocket {
+    socket: PrivateSocket,
+    _lock: UpgradeLock,
+}
 
 impl AcknowledgementSocket {
     /// Binds the socket.
     ///
     /// # Errors
-    /// Returns an error if that is not possible.
+    /// Returns an error if that is not possible, or if another new gateway waits.
     pub(super) fn bind(upgrade_socket: &Path) -> io::Result<Self> {
-        PrivateSocket::bind(path(upgrade_socket)).map(Self)
+        let lock = UpgradeLock::acquire(upgrade_socket)?;
+        let socket = PrivateSocket::bind(path(upgrade_socket))?;
+        Ok(Self {
+            socket,
+            _lock: lock,
+        })
     }
 
     /// Tells the running gateway that this one accepts connections. Returns when it ends or goes on serving. A gateway of
@@ -61,7 +71,7 @@ impl AcknowledgementSocket {
     }
 
     async fn accept(&self) -> io::Result<UnixStream> {
-        let socket = self.0.listener();
+        let socket = self.socket.listener();
         let listener = tokio::net::UnixListener::from_std(socket.try_clone()?)?;
         loop {
             let (mut stream, _) = listener.accept().await?;
@@ -88,14 +98,11 @@ impl NewGateway {
     /// acknowledgement.
     ///
     /// # Errors
-    /// Returns an error if another user's process is at the socket.
+    /// Returns an error if another user's process is at the socket, or if the new gateway was killed, which leaves the file.
     pub(super) fn connect(upgrade_socket: &Path) -> io::Result<Option<Self>> {
-        use ErrorKind::{ConnectionRefused, NotFound};
-
         let stream = match private_socket::connect(&path(upgrade_socket)) {
             Ok(stream) => stream,
-            // A gateway that was killed leaves the file.
-            Err(error) if matches!(error.kind(), NotFound | ConnectionRefused) => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         stream.set_nonblocking(true)?;
@@ -188,9 +195,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("upgrade.sock");
         assert!(NewGateway::connect(&socket).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_gateway_that_was_killed_is_not_taken_for_one_without_acknowledgement() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("upgrade.sock");
         let stale = path(&socket);
         drop(UnixListener::bind(&stale).unwrap());
-        assert!(stale.exists());
-        assert!(NewGateway::connect(&socket).unwrap().is_none());
+        let error = NewGateway::connect(&socket).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        AcknowledgementSocket::bind(&socket).unwrap();
+    }
+
+    #[test]
+    fn one_new_gateway_waits_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("upgrade.sock");
+        let first = AcknowledgementSocket::bind(&socket).unwrap();
+        let error = AcknowledgementSocket::bind(&socket).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ResourceBusy);
+        assert!(path(&socket).exists());
+        drop(first);
+        AcknowledgementSocket::bind(&socket).unwrap();
     }
 }
