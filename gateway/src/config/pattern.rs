@@ -274,6 +274,9 @@ mod tests {
             ("/v[12]/x", "/v3/x"),
             ("/file.txt*", "/filextxt"),
             (r"^/user/\d+$", "/user/42/x"),
+            ("^/a/^", "/a/x"),
+            ("^/a/^b/.*", "/a/b/x"),
+            (r"^/a/\A", "/a/x"),
         ] {
             assert!(!matches(pattern, path), "{pattern} {path}");
         }
@@ -341,6 +344,7 @@ mod tests {
             ("/v?", "/v1"),
             ("^(?i)/api", "/api"),
             ("^/a|/b", "/a"),
+            ("^/a/^", "/a/b"),
             ("/a", "/b"),
         ] {
             assert!(!covers(one, other), "{one} {other}");

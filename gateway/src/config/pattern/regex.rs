@@ -137,10 +137,14 @@ fn push_literals(prefix: &mut String, part: &Ast) -> bool {
             prefix.push(literal.c);
             true
         }
-        Ast::Assertion(assertion) => matches!(
-            assertion.kind,
-            AssertionKind::StartLine | AssertionKind::StartText
-        ),
+        // After a literal it matches nothing.
+        Ast::Assertion(assertion) => {
+            let is_start = matches!(
+                assertion.kind,
+                AssertionKind::StartLine | AssertionKind::StartText
+            );
+            is_start && prefix.is_empty()
+        }
         Ast::Concat(concat) => concat.asts.iter().all(|part| push_literals(prefix, part)),
         Ast::Group(group) => match &group.kind {
             // Flags may change the meaning of literals, as in `(?i)`.
