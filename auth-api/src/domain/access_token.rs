@@ -474,6 +474,10 @@ mod tests {
             (header.clone(), with(&claims, "iss", json!("auth-api"))),
             (header.clone(), with(&claims, "iss", Value::Null)),
             (header.clone(), with(&claims, "aud", json!(["payments"]))),
+            (
+                header.clone(),
+                with(&claims, "aud", json!(["auth-api", {}])),
+            ),
             (header.clone(), with(&claims, "aud", Value::Null)),
             (header.clone(), with(&claims, "exp", Value::Null)),
             (header.clone(), with(&claims, "iat", json!(future))),

@@ -183,7 +183,8 @@ impl ReceivedClaims {
         self.check_expiry(now)?;
         let is_for_us = match &self.aud {
             Value::String(audience) => audiences.contains(audience),
-            Value::Array(all) => all
+            // All of them are strings (RFC 7519, section 4.1.3).
+            Value::Array(all) if all.iter().all(Value::is_string) => all
                 .iter()
                 .filter_map(Value::as_str)
                 .any(|audience| audiences.iter().any(|ours| ours == audience)),
