@@ -220,10 +220,42 @@ async fn text_that_is_not_utf_8_concerns_its_own_user() -> Result<()> {
         if column == "login" {
             let profile = client.get_with_token(&alice, "/api/profile").await?;
             assert_eq!(profile.json()["login"], "\u{fffd}a");
-            run(&["set-password", "--id", "1"], "a better password\n")?;
         }
+        run(&["set-password", "--id", "1"], "a better password\n")?;
     }
     run(&["delete", "--id", "1"], "")?;
     assert_eq!(run(&["list"], "")?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn text_of_sessions_and_clients_that_is_not_utf_8_hides_no_other_row() -> Result<()> {
+    let replicas = Replicas::start(Store::Embedded, 1).await?;
+    let client = replicas.client(0)?;
+    let token = client.register_and_login("alice").await?;
+    let succeeds = |program: &[&str]| -> Result<String> {
+        let output = replicas.command("auth-api").args(program).output()?;
+        assert!(output.status.success(), "{program:?}: {output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    succeeds(&["client", "create", "orders"])?;
+    succeeds(&["client", "create", "billing"])?;
+    for damage in [
+        "UPDATE sessions SET user_agent = CAST(x'ff' AS TEXT), address = CAST(x'ff' AS TEXT)",
+        "UPDATE oauth_clients SET name = CAST(x'ff' AS TEXT) WHERE name = 'orders'",
+    ] {
+        replicas.execute(damage).await?;
+    }
+    let sessions = client.get_with_token(&token, "/api/sessions").await?;
+    assert_eq!(sessions.status, 200, "{}", sessions.text);
+    succeeds(&["user", "show", "alice"])?;
+    let list = succeeds(&["client", "list"])?;
+    assert!(list.contains("billing"), "{list}");
+    assert_eq!(list.lines().count(), 2, "{list}");
+    replicas
+        .execute("UPDATE oauth_clients SET id = CAST(x'ff' AS TEXT) WHERE name = 'billing'")
+        .await?;
+    let list = succeeds(&["client", "list"])?;
+    assert_eq!(list.lines().count(), 1, "{list}");
     Ok(())
 }

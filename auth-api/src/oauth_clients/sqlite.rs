@@ -4,7 +4,7 @@ use super::rows::{to_client, to_client_with_hash, to_id};
 use crate::domain::oauth_client::{
     ListedOAuthClient, NewOAuthClient, OAuthClient, OAuthClientId, OAuthClientSecretHash,
 };
-use crate::store::sqlite::{Sqlite, failed, time_from_micros};
+use crate::store::sqlite::{Sqlite, StoredText, failed, time_from_micros};
 use crate::store::unavailable::Unavailable;
 
 /// The table `oauth_clients` of a SQLite file. Cheap to clone.
@@ -30,28 +30,30 @@ impl SqliteOAuthClients {
         &self,
         id: OAuthClientId,
     ) -> Result<Option<(OAuthClient, OAuthClientSecretHash)>, Unavailable> {
-        let row: Option<(String, Vec<u8>)> =
+        let row: Option<(StoredText, Vec<u8>)> =
             sqlx::query_as("SELECT name, secret_hash FROM oauth_clients WHERE id = ?")
                 .bind(id.to_string())
                 .fetch_optional(&self.0.readers)
                 .await
                 .map_err(failed)?;
-        Ok(row.map(|(name, secret_hash)| to_client_with_hash(id, name, &secret_hash)))
+        Ok(row.map(|(StoredText(name), secret_hash)| to_client_with_hash(id, name, &secret_hash)))
     }
 
     pub(super) async fn list(&self) -> Result<Vec<ListedOAuthClient>, Unavailable> {
-        let rows: Vec<(String, String, i64)> = sqlx::query_as(
+        let rows: Vec<(StoredText, StoredText, i64)> = sqlx::query_as(
             "SELECT id, name, created_at FROM oauth_clients ORDER BY created_at, id",
         )
         .fetch_all(&self.0.readers)
         .await
         .map_err(failed)?;
-        let listed = rows.into_iter().filter_map(|(id, name, created_at)| {
-            Some(ListedOAuthClient {
-                client: to_client(to_id(&id)?, name),
-                created_at: time_from_micros(created_at),
-            })
-        });
+        let listed = rows
+            .into_iter()
+            .filter_map(|(id, StoredText(name), created_at)| {
+                Some(ListedOAuthClient {
+                    client: to_client(to_id(&id.0)?, name),
+                    created_at: time_from_micros(created_at),
+                })
+            });
         Ok(listed.collect())
     }
 
@@ -61,7 +63,7 @@ impl SqliteOAuthClients {
     ) -> Result<Option<OAuthClient>, Unavailable> {
         let delete = sqlx::query_scalar("DELETE FROM oauth_clients WHERE id = ? RETURNING name")
             .bind(id.to_string());
-        let name: Option<String> = self.0.write_returning(delete).await?;
-        Ok(name.map(|name| to_client(id, name)))
+        let name: Option<StoredText> = self.0.write_returning(delete).await?;
+        Ok(name.map(|StoredText(name)| to_client(id, name)))
     }
 }

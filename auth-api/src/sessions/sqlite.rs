@@ -14,7 +14,7 @@ use crate::domain::session::{
 };
 use crate::domain::session_cutoff::{AuthTime, SessionCutoff};
 use crate::domain::user::UserId;
-use crate::store::sqlite::{STORE, Sqlite, failed, time_from_micros};
+use crate::store::sqlite::{STORE, Sqlite, StoredText, failed, time_from_micros};
 use crate::store::unavailable::Unavailable;
 
 /// The table `sessions` of a SQLite file. Cheap to clone.
@@ -235,7 +235,7 @@ impl SqliteSessions {
     }
 
     pub(super) async fn list(&self, user: UserId) -> Result<Vec<ActiveSession>, Unavailable> {
-        let listed: Vec<SessionRow> = sqlx::query_as(
+        let listed: Vec<ListedRow> = sqlx::query_as(
             "SELECT id, created_at, last_used, address, user_agent, coalesce(authenticated_at, created_at)
              FROM sessions WHERE user_id = ? AND expires_at > ?",
         )
@@ -246,10 +246,17 @@ impl SqliteSessions {
         .map_err(failed)?;
         listed
             .into_iter()
-            .map(|row| to_active_session(row, time_from_micros))
+            .map(|row| to_active_session(to_session_row(row), time_from_micros))
             .collect::<Result<_, _>>()
             .map_err(|damaged| Unavailable::because(STORE, &damaged))
     }
+}
+
+/// [`SessionRow`] as it is stored.
+type ListedRow = (StoredText, i64, i64, StoredText, StoredText, i64);
+
+fn to_session_row((id, created, used, address, user_agent, auth_time): ListedRow) -> SessionRow {
+    (id.0, created, used, address.0, user_agent.0, auth_time)
 }
 
 async fn find_rotation_row(

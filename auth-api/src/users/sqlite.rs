@@ -162,12 +162,15 @@ impl SqliteUsers {
         let update = sqlx::query_scalar(concat!(
             "UPDATE users SET password_hash = ?1, ",
             end_sessions!("?2"),
-            " WHERE id = ?3 AND password_hash = ?4 RETURNING sessions_valid_after"
+            // One that is no bcrypt hash may not be text either, and `old` is then not what is stored.
+            " WHERE id = ?3 AND (password_hash = ?4 OR (?5 AND password_hash NOT GLOB '$2*'))
+              RETURNING sessions_valid_after"
         ))
         .bind(new.as_str())
         .bind(cutoff.timestamp_micros())
         .bind(user.0)
-        .bind(old.as_str());
+        .bind(old.as_str())
+        .bind(old.as_bcrypt().is_none());
         let valid_after = self.0.write_returning(update).await?;
         Ok(valid_after.map(SessionCutoff::from_micros))
     }
