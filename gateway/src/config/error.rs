@@ -22,6 +22,21 @@ impl From<&Marker> for Position {
     }
 }
 
+impl Position {
+    /// Returns a position of the parser, or the end of the text if it is behind that: the parser adds a line break to a
+    /// last line that has none.
+    fn within(self, text: &str) -> Self {
+        let lines = text.lines().count();
+        match text.lines().last() {
+            Some(last) if self.line > lines && !text.ends_with('\n') => Self {
+                line: lines,
+                column: last.chars().count() + 1,
+            },
+            _ => self,
+        }
+    }
+}
+
 /// One error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ConfigError {
@@ -54,7 +69,11 @@ pub(crate) struct ConfigErrors {
 }
 
 impl ConfigErrors {
-    pub(super) fn new(file: &Path, mut errors: Vec<ConfigError>) -> Self {
+    /// Errors of a file with this text.
+    pub(super) fn new(file: &Path, text: &str, mut errors: Vec<ConfigError>) -> Self {
+        for error in &mut errors {
+            error.position = error.position.map(|position| position.within(text));
+        }
         errors.sort_by_key(|error| error.position);
         Self {
             file: file.to_owned(),
@@ -64,7 +83,7 @@ impl ConfigErrors {
 
     /// Creates the error of a file as a whole.
     pub(super) fn of_file(file: &Path, problem: String) -> Self {
-        Self::new(file, vec![ConfigError::of_whole_file(problem)])
+        Self::new(file, "", vec![ConfigError::of_whole_file(problem)])
     }
 
     /// Returns line and column of each error, `None` for one that concerns the file as a whole.

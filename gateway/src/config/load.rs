@@ -34,7 +34,7 @@ impl Config {
         environment: &Environment,
     ) -> Result<Self, ConfigErrors> {
         let documents =
-            parse_documents(text).map_err(|error| ConfigErrors::new(file, vec![error]))?;
+            parse_documents(text).map_err(|error| ConfigErrors::new(file, text, vec![error]))?;
         let [document] = documents.as_slice() else {
             let problem = format!("has {} YAML documents, must have one", documents.len());
             return Err(ConfigErrors::of_file(file, problem));
@@ -54,7 +54,7 @@ impl Config {
                 hash: hash(text),
                 ..config
             }),
-            _ => Err(ConfigErrors::new(file, errors)),
+            _ => Err(ConfigErrors::new(file, text, errors)),
         }
     }
 }
@@ -88,5 +88,17 @@ mod tests {
         let config = Config::load(&file, &environment).unwrap();
         assert_eq!(config.listen.admin.port(), 1);
         assert_eq!(admin_address(&file, &environment), config.listen.admin);
+    }
+
+    #[test]
+    fn an_error_at_the_end_is_within_the_file() {
+        let position = |text| {
+            let parsed = Config::parse("gateway.yml".as_ref(), text, &Environment::for_tests());
+            parsed.unwrap_err().positions().next().unwrap()
+        };
+        assert_eq!(position("a:\n  {b: é"), Some((2, 8)));
+        assert_eq!(position("a:\n  {b: c\n"), Some((3, 1)));
+        assert_eq!(position("\n---"), Some((2, 4)));
+        assert_eq!(position("\n---\n"), Some((3, 1)));
     }
 }
