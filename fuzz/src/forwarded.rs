@@ -65,17 +65,16 @@ fn model(list: &[u8], trusted: &[IpNet]) -> Option<IpAddr> {
 
 /// Parses an address with or without brackets and port.
 fn address(element: &str) -> Option<IpAddr> {
-    let is_port = |port: &str| {
-        !port.is_empty()
-            && port.bytes().all(|byte| byte.is_ascii_digit())
-            && port.parse::<u16>().is_ok()
-    };
+    // The library's numbers may have a sign.
+    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_port = |port: &str| is_digits(port) && port.parse::<u16>().is_ok();
+    let is_zone = |zone: &str| is_digits(zone) && zone.parse::<u32>().is_ok();
     let parsed: IpAddr = if let Some(rest) = element.strip_prefix('[') {
         let (inner, port) = rest.split_once(']')?;
         let is_complete = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
         // A zone is local to the host that wrote it; only a number is accepted, and only before a port.
         let inner = match inner.split_once('%') {
-            Some((address, zone)) if !port.is_empty() && zone.parse::<u32>().is_ok() => address,
+            Some((address, zone)) if !port.is_empty() && is_zone(zone) => address,
             _ => inner,
         };
         inner
