@@ -211,8 +211,13 @@ async fn text_that_is_not_utf_8_concerns_its_own_user() -> Result<()> {
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         Ok(String::from_utf8(output.stdout)?.lines().count())
     };
-    for column in ["login", "password_hash"] {
-        let damage = format!("UPDATE users SET {column} = CAST(x'ff61' AS TEXT) WHERE id = 1");
+    for (column, bytes) in [
+        ("login", "ff61"),
+        ("password_hash", "ff61"),
+        // `$2b$` and a byte that is not UTF-8.
+        ("password_hash", "24326224ff"),
+    ] {
+        let damage = format!("UPDATE users SET {column} = CAST(x'{bytes}' AS TEXT) WHERE id = 1");
         replicas.execute(damage).await?;
         assert_eq!(client.login("bob").await?.status, 200, "{column}");
         assert_eq!(run(&["list"], "")?, 2, "{column}");
