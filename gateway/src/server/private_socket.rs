@@ -21,6 +21,13 @@ pub(super) struct PrivateSocket {
     path: PathBuf,
 }
 
+/// Returns the path of a file beside the socket of the upgrade, whose name is that of the socket with a suffix.
+pub(super) fn beside(upgrade_socket: &Path, suffix: &str) -> PathBuf {
+    let mut path = upgrade_socket.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
 impl PrivateSocket {
     /// Binds the socket, in place of what is at `path`.
     ///

@@ -79,9 +79,7 @@ impl CounterSocket {
 }
 
 fn path(upgrade_socket: &Path) -> PathBuf {
-    let mut path = upgrade_socket.as_os_str().to_owned();
-    path.push(".quotas");
-    path.into()
+    private_socket::beside(upgrade_socket, ".quotas")
 }
 
 fn receive(

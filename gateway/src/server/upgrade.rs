@@ -202,9 +202,7 @@ struct PrivateFolder(PathBuf);
 impl PrivateFolder {
     /// Creates the folder beside `upgrade_socket`, where this process may write.
     fn create(upgrade_socket: &Path) -> Result<Self> {
-        let mut path = upgrade_socket.as_os_str().to_owned();
-        path.push(".d");
-        let folder = Self(path.into());
+        let folder = Self(private_socket::beside(upgrade_socket, ".d"));
         // A process that was killed may have left it.
         folder.remove();
         DirBuilder::new()

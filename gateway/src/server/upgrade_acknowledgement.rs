@@ -129,9 +129,7 @@ impl NewGateway {
 }
 
 fn path(upgrade_socket: &Path) -> PathBuf {
-    let mut path = upgrade_socket.as_os_str().to_owned();
-    path.push(".ready");
-    path.into()
+    private_socket::beside(upgrade_socket, ".ready")
 }
 
 #[cfg(test)]

@@ -9,6 +9,10 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+
+use crate::server::private_socket;
+
 /// The lock, held until it is dropped. Its file stays: to remove it would let two processes lock two files.
 #[derive(Debug)]
 pub(super) struct UpgradeLock {
@@ -27,6 +31,8 @@ impl UpgradeLock {
             .truncate(false)
             .write(true)
             .mode(0o600)
+            // Another user may have put a link to a file of ours there.
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&path)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
@@ -40,7 +46,5 @@ impl UpgradeLock {
 }
 
 fn path(upgrade_socket: &Path) -> PathBuf {
-    let mut path = upgrade_socket.as_os_str().to_owned();
-    path.push(".lock");
-    path.into()
+    private_socket::beside(upgrade_socket, ".lock")
 }
