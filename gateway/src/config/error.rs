@@ -83,7 +83,10 @@ impl ConfigErrors {
 
     /// Creates the error of a file as a whole.
     pub(super) fn of_file(file: &Path, problem: String) -> Self {
-        Self::new(file, "", vec![ConfigError::of_whole_file(problem)])
+        Self {
+            file: file.to_owned(),
+            errors: vec![ConfigError::of_whole_file(problem)],
+        }
     }
 
     /// Returns line and column of each error, `None` for one that concerns the file as a whole.
