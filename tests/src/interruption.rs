@@ -200,6 +200,31 @@ impl Reply {
     }
 }
 
+/// Tokens of a session.
+#[derive(Debug, Clone)]
+pub struct Tokens {
+    pub access: String,
+    pub refresh: String,
+}
+
+impl Tokens {
+    /// Returns the tokens of a response.
+    ///
+    /// # Errors
+    /// Returns an error if it lacks one.
+    pub fn of(reply: &Reply) -> Result<Self> {
+        let body = reply.json();
+        let token = |name: &str| {
+            let token = body[name].as_str().map(str::to_owned);
+            token.with_context(|| format!("{name} in {reply:?}"))
+        };
+        Ok(Self {
+            access: token("access_token")?,
+            refresh: token("refresh_token")?,
+        })
+    }
+}
+
 /// Result of an operation as its client or operator knows it.
 #[derive(Debug, Clone)]
 pub enum Outcome {

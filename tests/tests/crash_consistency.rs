@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 use tests::client::{NEW_PASSWORD, PASSWORD, credentials};
-use tests::interruption::{Action, Bench, Fault, HttpRequest, Instance, Outcome, Reply};
+use tests::interruption::{Action, Bench, Fault, HttpRequest, Instance, Outcome, Reply, Tokens};
 use tests::oauth_client::{FORM, INTROSPECT, OAuthClient, REVOKE, form};
 use tests::settings::settings;
 use tests::{Store, wait};
@@ -38,27 +38,6 @@ const MAX_SLOW: usize = 10;
 const OLD_BCRYPT_COST: u32 = 5;
 /// Failed logins that lock a login.
 const MAX_FAILURES: u32 = 10;
-
-/// Tokens of a session.
-#[derive(Debug, Clone)]
-struct Tokens {
-    access: String,
-    refresh: String,
-}
-
-impl Tokens {
-    fn of(reply: &Reply) -> Result<Self> {
-        let body = reply.json();
-        let token = |name: &str| {
-            let token = body[name].as_str().map(str::to_owned);
-            token.with_context(|| format!("{name} in {reply:?}"))
-        };
-        Ok(Self {
-            access: token("access_token")?,
-            refresh: token("refresh_token")?,
-        })
-    }
-}
 
 /// An account with two sessions.
 #[derive(Debug, Clone)]

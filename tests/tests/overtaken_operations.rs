@@ -2,10 +2,10 @@
 //! of sessions is acknowledged, no token is accepted that a session from before it gets, whatever was under way.
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use tests::Store;
 use tests::client::{PASSWORD, credentials};
-use tests::interruption::{Bench, HttpRequest, Instance, Reply};
+use tests::interruption::{Bench, HttpRequest, Instance, Reply, Tokens};
 use tests::settings::settings;
 
 /// Upper bound of the requests to the stores that an operation makes.
@@ -18,25 +18,6 @@ struct Account {
     login: String,
     own: Tokens,
     other: Tokens,
-}
-
-struct Tokens {
-    access: String,
-    refresh: String,
-}
-
-impl Tokens {
-    fn of(reply: &Reply) -> Result<Self> {
-        let body = reply.json();
-        let token = |name: &str| {
-            let token = body[name].as_str().map(str::to_owned);
-            token.with_context(|| format!("{name} in {reply:?}"))
-        };
-        Ok(Self {
-            access: token("access_token")?,
-            refresh: token("refresh_token")?,
-        })
-    }
 }
 
 /// An operation overtaken by another one, and what both came to.
@@ -100,8 +81,11 @@ fn login(account: &Account) -> HttpRequest {
 }
 
 fn refresh(account: &Account) -> HttpRequest {
-    let token: Value = json!({"refresh_token": account.other.refresh});
-    HttpRequest::post("/api/refresh").json(&token)
+    refresh_request(&account.other.refresh)
+}
+
+fn refresh_request(token: &str) -> HttpRequest {
+    HttpRequest::post("/api/refresh").json(&json!({"refresh_token": token}))
 }
 
 fn change_password(account: &Account, new: &str) -> HttpRequest {
@@ -133,8 +117,7 @@ async fn profile_statuses(bench: &Bench, token: &str) -> Result<[u16; 2]> {
 }
 
 async fn is_refreshed(bench: &Bench, refresh_token: &str) -> Result<bool> {
-    let body = json!({"refresh_token": refresh_token});
-    let request = HttpRequest::post("/api/refresh").json(&body);
+    let request = refresh_request(refresh_token);
     let mut is_refreshed = false;
     for instance in Bench::INSTANCES {
         let reply = bench.send(instance, &request).await?;
