@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fred::clients::{Client, SubscriberClient};
 use fred::error::{Error as RedisError, ErrorKind};
-use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
+use fred::interfaces::{ClientLike, EventInterface, HashesInterface, PubsubInterface};
 use fred::types::Builder;
 use fred::types::config::{Config, ReconnectPolicy, Server};
 use parking_lot::Mutex;
@@ -153,6 +153,22 @@ impl RedisConnection {
         outcome
     }
 
+    /// Checks that the server is a primary that has as many replicas as its `min-replicas-to-write`, by a write that changes
+    /// nothing: it deletes a field of `key`, which does not exist. A server that rejects writes because it cannot persist them
+    /// (`MISCONF`) may be the primary all the same.
+    ///
+    /// # Errors
+    /// Returns an error if the server is no such primary (`NOREPLICAS`, `READONLY`), or does not respond.
+    pub async fn confirm_primary(&self, key: &str) -> Result<(), RedisError> {
+        let sent_at = Instant::now();
+        let outcome: Result<i64, _> = self.client.hdel(key, "").await;
+        self.track(sent_at, &outcome);
+        match outcome {
+            Err(error) if !is_not_persistent(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Closes the connection. The library keeps one that is not closed.
     pub async fn close(&self) {
         let _ = self.client.quit().await;
@@ -190,6 +206,12 @@ async fn log_errors(
 #[must_use]
 pub fn is_read_only(error: &RedisError) -> bool {
     error.details().contains("READONLY")
+}
+
+/// Returns whether the server rejects writes because it cannot persist them.
+#[must_use]
+pub fn is_not_persistent(error: &RedisError) -> bool {
+    error.details().contains("MISCONF")
 }
 
 /// Returns the builder of a client for one server, which may start after the program. A command that may have been

@@ -3,5 +3,7 @@
 mod connection;
 mod url;
 
-pub use connection::{RedisConnection, WaitLimits, client_builder, is_read_only};
+pub use connection::{
+    RedisConnection, WaitLimits, client_builder, is_not_persistent, is_read_only,
+};
 pub use url::{Deployments, InvalidRedisUrl, parse_redis_url};

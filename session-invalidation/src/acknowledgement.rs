@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use crate::ids::SessionId;
 use crate::lease::LEASE_DURATION;
 use crate::message::{self, ParticipantId};
+use crate::primary::publish_at_primary;
 
 /// Pending invalidations of this participant, and the other participants that are alive.
 #[derive(Debug)]
@@ -145,26 +146,26 @@ impl PendingInvalidation<'_> {
     /// by a script.
     ///
     /// # Errors
-    /// Returns an error if Redis does not accept the message.
+    /// Returns an error if Redis does not accept the message, or would not accept a change of the sessions.
     pub async fn publish_for_all_sessions(
         &self,
         redis: &RedisConnection,
     ) -> Result<(), RedisError> {
         let message = message::invalidation_of_all(self.tracker.participant, self.number);
-        redis.publish(message::INVALIDATION_CHANNEL, message).await
+        publish_at_primary(redis, message::INVALIDATION_CHANNEL, message).await
     }
 
     /// Publishes this invalidation as one of a session that the store still has.
     ///
     /// # Errors
-    /// Returns an error if Redis does not accept the message.
+    /// Returns an error if Redis does not accept the message, or would not accept a change of the sessions.
     pub async fn publish_for_session(
         &self,
         redis: &RedisConnection,
         session: SessionId,
     ) -> Result<(), RedisError> {
         let message = message::invalidation_of(self.tracker.participant, self.number, session);
-        redis.publish(message::INVALIDATION_CHANNEL, message).await
+        publish_at_primary(redis, message::INVALIDATION_CHANNEL, message).await
     }
 
     /// Waits until every participant has acknowledged the invalidation or its lease has expired.

@@ -144,6 +144,11 @@ impl<K: Hash + Eq + Clone, V: Clone> LeasedCache<K, V> {
         }
     }
 
+    /// Returns whether the lease is valid: the server of the subscription was the only primary up to now.
+    pub fn is_leased(&self, now: Instant) -> bool {
+        self.state.lock().lease.is_valid(now)
+    }
+
     /// Returns the number of values, which may include some that have expired.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -176,8 +181,9 @@ pub(crate) trait Invalidate: Send + Sync {
     /// Records that Redis accepted the heartbeat that was sent at `sent`.
     fn heartbeat_published(&self, sent: Instant);
 
-    /// Renews the lease: the heartbeat that was sent at `sent` has returned.
-    fn heartbeat_received(&self, sent: Instant);
+    /// Records that the heartbeat that was sent at `sent` has returned, which renews the lease unless it is the first one after an
+    /// interruption.
+    fn heartbeat_received(&self, sent: Instant, now: Instant);
 
     fn is_heartbeat_overdue(&self, now: Instant) -> bool;
 }
@@ -217,8 +223,8 @@ impl<K: Hash + Eq + Clone + Send, V: Clone + Send> Invalidate for LeasedCache<K,
         self.state.lock().lease.heartbeat_published(sent);
     }
 
-    fn heartbeat_received(&self, sent: Instant) {
-        self.state.lock().lease.heartbeat_received(sent);
+    fn heartbeat_received(&self, sent: Instant, now: Instant) {
+        self.state.lock().lease.heartbeat_received(sent, now);
     }
 
     fn is_heartbeat_overdue(&self, now: Instant) -> bool {
@@ -270,7 +276,7 @@ mod tests {
     fn leased_cache(now: Instant) -> Cache {
         let cache = cache_of(LookupSource::Store);
         cache.subscription_started(now);
-        cache.heartbeat_received(now);
+        cache.heartbeat_received(now, now);
         cache
     }
 
@@ -295,7 +301,7 @@ mod tests {
         look_up(&cache, one, now);
         assert!(is_cached(&cache, one, now));
         let later = now + LIFETIME;
-        cache.heartbeat_received(later);
+        cache.heartbeat_received(later, later);
         assert!(!is_cached(&cache, one, later));
         cache.invalidate_session(one.session, now);
         assert!(!is_cached(&cache, one, now));
@@ -334,7 +340,7 @@ mod tests {
         let (cache, one, now) = (cache_of(LookupSource::Store), owner(), Instant::now());
         let version = cache.get(&one.session, now).unwrap_err();
         cache.subscription_started(now);
-        cache.heartbeat_received(now);
+        cache.heartbeat_received(now, now);
         insert(&cache, one, version, now);
         assert!(!is_cached(&cache, one, now));
     }
@@ -345,7 +351,7 @@ mod tests {
         look_up(&cache, one, now);
         assert!(!is_cached(&cache, one, now));
         cache.subscription_started(now);
-        cache.heartbeat_received(now);
+        cache.heartbeat_received(now, now);
         look_up(&cache, one, now);
         assert!(is_cached(&cache, one, now));
         cache.subscription_lost(now);
@@ -363,7 +369,7 @@ mod tests {
         assert!(!cache.is_heartbeat_overdue(now + HEARTBEAT_TIMEOUT));
         let overdue = now + HEARTBEAT_INTERVAL + HEARTBEAT_TIMEOUT + HEARTBEAT_INTERVAL;
         assert!(cache.is_heartbeat_overdue(overdue));
-        cache.heartbeat_received(now + HEARTBEAT_INTERVAL);
+        cache.heartbeat_received(now + HEARTBEAT_INTERVAL, now + HEARTBEAT_INTERVAL);
         assert!(is_cached(&cache, one, now + LEASE_DURATION));
         // A heartbeat may return before its publication is confirmed.
         cache.heartbeat_published(now + HEARTBEAT_INTERVAL);
@@ -376,12 +382,12 @@ mod tests {
         let cache = cache_of(LookupSource::CachingReplica);
         cache.subscription_started(start);
         // Invalidations from before the subscription are unknown: the replica may not have received them yet.
-        cache.heartbeat_received(start);
+        cache.heartbeat_received(start, start);
         look_up(&cache, one, start);
         assert!(!is_cached(&cache, one, start));
 
         let now = start + LEASE_DURATION;
-        cache.heartbeat_received(now);
+        cache.heartbeat_received(now, now);
         look_up(&cache, one, now);
         assert!(is_cached(&cache, one, now));
         cache.invalidate_session(one.session, now);
@@ -396,7 +402,7 @@ mod tests {
         assert!(!is_cached(&cache, other, later));
 
         let end = now + LEASE_DURATION;
-        cache.heartbeat_received(end);
+        cache.heartbeat_received(end, end);
         look_up(&cache, one, end);
         assert!(is_cached(&cache, one, end));
     }

@@ -25,11 +25,18 @@ pub(crate) enum Lease {
 }
 
 /// Heartbeats, by the time at which they were sent.
+///
+/// The first one that returns after an interruption does not renew the lease. A primary that was stopped and has been replaced
+/// accepts what has waited for it before it notices that its replicas are gone; what is sent after it has responded it rejects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Heartbeats {
+    /// The last one that renewed the lease.
+    renewed_from: Option<Instant>,
     /// The last one that returned.
     last_received: Option<Instant>,
-    /// The first one after it that Redis accepted.
+    /// Time at which the first one returned of those that were sent within [`LEASE_DURATION`] of each other.
+    responding_since: Option<Instant>,
+    /// The first one after `last_received` that Redis accepted.
     first_pending: Option<Instant>,
 }
 
@@ -42,7 +49,7 @@ impl Lease {
     pub(crate) fn is_valid(self, now: Instant) -> bool {
         match self {
             Self::Subscribed(heartbeats) => heartbeats
-                .last_received
+                .renewed_from
                 .is_some_and(|sent| now + CLOCK_RATE_MARGIN < sent + LEASE_DURATION),
             Self::Unsubscribed => false,
         }
@@ -58,11 +65,11 @@ impl Lease {
         }
     }
 
-    /// Renews the lease: the heartbeat that was sent at `sent` has returned.
-    pub(crate) fn heartbeat_received(&mut self, sent: Instant) {
+    /// Records that the heartbeat that was sent at `sent` has returned, and renews the lease if another one had returned before it
+    /// was sent.
+    pub(crate) fn heartbeat_received(&mut self, sent: Instant, now: Instant) {
         if let Self::Subscribed(heartbeats) = self {
-            heartbeats.last_received = heartbeats.last_received.max(Some(sent));
-            heartbeats.first_pending = None;
+            heartbeats.received(sent, now);
         }
     }
 
@@ -74,5 +81,72 @@ impl Lease {
                 .is_some_and(|sent| now > sent + HEARTBEAT_TIMEOUT),
             Self::Unsubscribed => false,
         }
+    }
+}
+
+impl Heartbeats {
+    fn received(&mut self, sent: Instant, now: Instant) {
+        let is_uninterrupted = self
+            .last_received
+            .is_some_and(|last| sent < last + LEASE_DURATION);
+        if !is_uninterrupted {
+            self.responding_since = None;
+        }
+        if now < sent + LEASE_DURATION {
+            self.responding_since.get_or_insert(now);
+        }
+        if self.responding_since.is_some_and(|since| since <= sent) {
+            self.renewed_from = self.renewed_from.max(Some(sent));
+        }
+        self.last_received = self.last_received.max(Some(sent));
+        self.first_pending = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns until when the lease is valid that heartbeats renew which were sent and returned at these times, in milliseconds.
+    fn valid_until(heartbeats: &[(u64, u64)]) -> Option<u64> {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut lease = Lease::subscribed();
+        for (sent, returned) in heartbeats {
+            lease.heartbeat_received(at(*sent), at(*returned));
+        }
+        (0..30_000).rfind(|now| lease.is_valid(at(*now)))
+    }
+
+    #[test]
+    fn a_lease_begins_with_a_heartbeat_that_is_sent_after_another_one_has_returned() {
+        assert_eq!(valid_until(&[(0, 10)]), None);
+        assert_eq!(valid_until(&[(0, 10), (5, 15)]), None);
+        assert_eq!(valid_until(&[(0, 10), (5, 15), (250, 260)]), Some(1_239));
+        assert_eq!(valid_until(&[(0, 10), (250, 260), (500, 510)]), Some(1_489));
+    }
+
+    #[test]
+    fn slow_responses_do_not_end_a_lease() {
+        let slow = [
+            (0, 600),
+            (250, 850),
+            (500, 1_100),
+            (750, 1_350),
+            (1_000, 1_600),
+        ];
+        assert_eq!(valid_until(&slow), Some(1_989));
+    }
+
+    #[test]
+    fn the_first_heartbeat_after_an_interruption_does_not_renew_the_lease() {
+        let before = [(0, 10), (250, 260)];
+        let with = |after: &[(u64, u64)]| valid_until(&[&before, after].concat());
+        assert_eq!(with(&[(1_250, 20_000)]), Some(1_239));
+        assert_eq!(with(&[(1_249, 20_000)]), Some(2_238));
+        assert_eq!(with(&[(19_900, 20_000)]), Some(1_239));
+        assert_eq!(with(&[(19_900, 20_000), (20_000, 20_010)]), Some(20_989));
+        // One that was under way for a lease says nothing of the server's state now.
+        assert_eq!(with(&[(5_000, 20_000), (5_900, 20_000)]), Some(1_239));
     }
 }

@@ -17,6 +17,9 @@ const EVERY_USER: &str = "*";
 pub const UNACKNOWLEDGED_HEADER: &str = "nobody 0";
 /// Channel of heartbeats: `{channel for acknowledgements} {nanoseconds on the sender's clock}`.
 pub(crate) const HEARTBEAT_CHANNEL: &str = "sessions:alive";
+/// Key, which does not exist, of the write by which a participant finds out that the server is the primary. It is none of the
+/// keys of sessions, whose last part is a number.
+pub(crate) const PRIMARY_KEY: &str = "sessions:primary";
 /// Prefix of each participant's channel for acknowledgements: `{number} {channel of the acknowledging participant}`.
 const ACKNOWLEDGEMENT_CHANNEL_PREFIX: &str = "sessions:heard:";
 

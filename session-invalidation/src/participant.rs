@@ -140,7 +140,7 @@ impl Participant {
                     && let Some(sent) = self.tracker.epoch.checked_add(sent)
                     && sent <= now
                 {
-                    self.cache.heartbeat_received(sent);
+                    self.cache.heartbeat_received(sent, now);
                 }
             }
             Some(Message::Acknowledgement { sender, number }) => {
@@ -188,12 +188,18 @@ mod tests {
             participant.subscribed(at(200));
             participant
         };
-        let _ = cache.get(&session, at(200));
-        let Some(Request::Heartbeat { publication, .. }) = participant().tick(at(250)) else {
-            panic!("a heartbeat is needed");
+        let heartbeat = |participant: &mut Participant, sent| {
+            let _ = cache.get(&session, sent);
+            match participant.tick(sent) {
+                Some(Request::Heartbeat { publication, .. }) => publication,
+                other => panic!("a heartbeat is needed, not {other:?}"),
+            }
         };
+        let publication = heartbeat(&mut participant(), at(250));
 
         let mut restarted = participant();
+        let first = heartbeat(&mut restarted, at(210));
+        restarted.receive(&first.channel, &first.message, || at(220));
         let version = cache.get(&session, at(300)).unwrap_err();
         let owner = Owner {
             user: UserId(1),

@@ -5,7 +5,7 @@
 //! participant, tracker, messages and check gate. Around it, models of the rest:
 //!
 //! - `store.rs`: scripts that delete and publish in one step, pub/sub that delivers in order, a failover that loses the last
-//!   changes, and accounts with their cutoffs.
+//!   changes, a primary that clients reach after it was replaced, and accounts with their cutoffs.
 //! - `network.rs`: connections with delays, partitions of one or both directions, resets, and ends that nobody is told of.
 //! - `process.rs`: what replicas and gateways do with the protocol. Processes are paused, killed and started again; their
 //!   clocks run at different rates, and their wall clocks are stepped.
@@ -73,9 +73,15 @@ enum Variant {
     LastLoginGoesBack,
     /// The session that a change of the password has kept may be later than the next cutoff of its account.
     KeptSessionOutlivesCutoffs,
+    /// Heartbeats and invalidations need no server that accepts writes.
+    PublishesWithoutWrite,
+    /// The first heartbeat that returns after an interruption renews the lease.
+    TrustsFirstHeartbeat,
+    /// A replica without a valid lease asks the store once.
+    AsksOnce,
 }
 
-const BROKEN: [Variant; 14] = [
+const BROKEN: [Variant; 17] = [
     Variant::NoWait,
     Variant::LeaseFromReceipt,
     Variant::NoVersionCheck,
@@ -90,6 +96,9 @@ const BROKEN: [Variant; 14] = [
     Variant::ClocksDeviateFurther,
     Variant::LastLoginGoesBack,
     Variant::KeptSessionOutlivesCutoffs,
+    Variant::PublishesWithoutWrite,
+    Variant::TrustsFirstHeartbeat,
+    Variant::AsksOnce,
 ];
 
 /// Runs the seeds on all cores. Returns the sums of the counts, and the first seed that violates an invariant.

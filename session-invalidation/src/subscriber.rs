@@ -4,6 +4,7 @@
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use fred::clients::SubscriberClient;
@@ -15,14 +16,24 @@ use tokio::time::MissedTickBehavior;
 use crate::acknowledgement::InvalidationTracker;
 use crate::cache::{Invalidate, LeasedCache};
 use crate::lease::HEARTBEAT_INTERVAL;
-use crate::participant::{Participant, Request};
+use crate::participant::{Participant, Publication, Request};
+use crate::primary::publish_at_primary;
 
 /// Task of a participant that keeps its cache valid.
 pub struct Subscriber {
     redis: RedisConnection,
     connection: SubscriberClient,
     participant: Participant,
+    heartbeats: Heartbeats,
+}
+
+/// Publisher of heartbeats. Cheap to clone.
+#[derive(Clone)]
+struct Heartbeats {
+    redis: RedisConnection,
     cache: Arc<dyn Invalidate>,
+    /// Whether Redis did not accept the last one.
+    are_rejected: Arc<AtomicBool>,
 }
 
 impl Subscriber {
@@ -42,9 +53,13 @@ impl Subscriber {
         let cache: Arc<dyn Invalidate> = cache;
         Ok(Self {
             connection: redis.subscriber()?,
-            redis,
             participant: Participant::new(Arc::clone(&cache), tracker),
-            cache,
+            heartbeats: Heartbeats {
+                redis: redis.clone(),
+                cache,
+                are_rejected: Arc::default(),
+            },
+            redis,
         })
     }
 
@@ -97,13 +112,7 @@ impl Subscriber {
                 tokio::spawn(async move { connection.force_reconnection().await });
             }
             Some(Request::Heartbeat { sent, publication }) => {
-                let (redis, cache) = (self.redis.clone(), Arc::clone(&self.cache));
-                tokio::spawn(async move {
-                    let published = redis.publish(&publication.channel, publication.message);
-                    if published.await.is_ok() {
-                        cache.heartbeat_published(sent);
-                    }
-                });
+                tokio::spawn(self.heartbeats.clone().publish(sent, publication));
             }
             Some(Request::Subscribe) | None => {}
         }
@@ -122,6 +131,23 @@ impl Subscriber {
                     .publish(&acknowledgement.channel, acknowledgement.message)
                     .await
             });
+        }
+    }
+}
+
+impl Heartbeats {
+    async fn publish(self, sent: Instant, heartbeat: Publication) {
+        let Publication { channel, message } = heartbeat;
+        let published = publish_at_primary(&self.redis, &channel, message).await;
+        let were_rejected = self
+            .are_rejected
+            .swap(published.is_err(), Ordering::Relaxed);
+        match published {
+            Ok(()) => self.cache.heartbeat_published(sent),
+            Err(error) if !were_rejected => {
+                tracing::warn!(%error, "heartbeats not accepted: sessions are not cached");
+            }
+            Err(_) => {}
         }
     }
 }
@@ -182,7 +208,7 @@ mod tests {
                 let now = Instant::now();
                 let version = cache.get(&session, now).unwrap_err();
                 subscriber.participant.subscribed(now);
-                subscriber.cache.heartbeat_received(now);
+                subscriber.heartbeats.cache.heartbeat_received(now, now);
                 let current = cache.get(&session, now).unwrap_err();
                 assert_ne!(version, current);
                 let entry = CacheEntry {

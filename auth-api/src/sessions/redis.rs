@@ -36,9 +36,9 @@ static CREATE: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("re
 static CHECK: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/check.lua")));
 static ROTATE: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/rotate.lua")));
 static UNUSED: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/unused.lua")));
-static END: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!("redis/end.lua")));
+static END: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/end.lua")));
 static END_ALL: LazyLock<Script> =
-    LazyLock::new(|| Script::from_lua(include_str!("redis/end_all.lua")));
+    LazyLock::new(|| with_prelude(include_str!("redis/end_all.lua")));
 static INDEX: LazyLock<Script> =
     LazyLock::new(|| Script::from_lua(include_str!("redis/index.lua")));
 static LIST: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redis/list.lua")));
@@ -116,6 +116,22 @@ impl RedisSessions {
         Ok(())
     }
 
+    /// Makes a request whose response is wrong if another server has become the primary, and once more unless the lease shows
+    /// that none had. A primary that was stopped until then accepts what has waited for it before it notices that its replicas
+    /// are gone, and after that rejects the second one.
+    async fn at_primary<T, R>(&self, request: impl Fn() -> R) -> Result<Responses<T>, Unavailable>
+    where
+        R: Future<Output = Result<T, Unavailable>>,
+    {
+        let first = request().await?;
+        let second = if self.cache.is_leased(Instant::now()) {
+            None
+        } else {
+            Some(request().await?)
+        };
+        Ok(Responses { first, second })
+    }
+
     /// Ends one session. Returns whether it was active.
     async fn run_end(
         &self,
@@ -147,14 +163,18 @@ impl RedisSessions {
             Ok(auth_time) => return Ok(Some(auth_time)),
             Err(version) => version,
         };
-        let arguments = vec![
-            argument(principal.session),
-            argument(principal.user.0),
-            argument(LAST_USED_INTERVAL.as_millis()),
-            max_age(policy),
-        ];
-        let keys = keys(principal);
-        let reply: Option<i64> = self.redis.run(&CHECK, keys, arguments).await?;
+        let reply: Option<i64> = self
+            .at_primary(|| {
+                let arguments = vec![
+                    argument(principal.session),
+                    argument(principal.user.0),
+                    argument(LAST_USED_INTERVAL.as_millis()),
+                    max_age(policy),
+                ];
+                self.redis.run(&CHECK, keys(principal), arguments)
+            })
+            .await?
+            .last();
         let auth_time = reply.map(AuthTime);
         if let Some(auth_time) = auth_time {
             let entry = CacheEntry {
@@ -206,16 +226,20 @@ impl RedisSessions {
         &self,
         query: &RefreshTokenQuery,
     ) -> Result<Option<RefreshTokenValidity>, Unavailable> {
-        let keys = vec![session_key(query.principal.session)];
-        let arguments = vec![
-            argument(query.principal.user.0),
-            max_age(query.policy),
-            argument(query.cutoff.micros()),
-            Bytes::copy_from_slice(&query.presented.0),
-            argument(query.presented_generation.0),
-            argument(MAX_LOST_ROTATIONS),
-        ];
-        let times: Vec<i64> = self.redis.run(&UNUSED, keys, arguments).await?;
+        let times: Vec<i64> = self
+            .at_primary(|| {
+                let arguments = vec![
+                    argument(query.principal.user.0),
+                    max_age(query.policy),
+                    argument(query.cutoff.micros()),
+                    Bytes::copy_from_slice(&query.presented.0),
+                    argument(query.presented_generation.0),
+                    argument(MAX_LOST_ROTATIONS),
+                ];
+                self.redis.run(&UNUSED, keys(query.principal), arguments)
+            })
+            .await?
+            .last();
         let time = |millis| {
             time_from_millis(millis)
                 .ok_or_else(|| unexpected_reply("unused.lua: time out of range"))
@@ -231,12 +255,13 @@ impl RedisSessions {
 
     pub(super) async fn end(&self, principal: Principal) -> Result<EndOutcome, Unavailable> {
         let invalidation = self.tracker.begin();
-        let header = argument(invalidation.header());
-        let ended = self.run_end(principal, header).await?;
+        let ended = self
+            .at_primary(|| self.run_end(principal, argument(invalidation.header())))
+            .await?;
         self.cache
             .invalidate_session(principal.session, Instant::now());
         invalidation.acknowledged_by_all().await;
-        Ok(if ended {
+        Ok(if ended.iter().any(|ended| *ended) {
             EndOutcome::Ended
         } else {
             EndOutcome::NotFound
@@ -257,21 +282,24 @@ impl RedisSessions {
             let invalidation = self.tracker.begin();
             let mut sessions = self.session_ids(user).await?;
             sessions.retain(|session| Some(*session) != kept);
-            let keys = [index_key(user), kept_key.clone()].into_iter();
-            let keys = keys.chain(sessions.iter().copied().map(session_key));
-            let arguments = [
-                kept.map_or_else(Bytes::new, argument),
-                argument(user.0),
-                INVALIDATION_CHANNEL.into(),
-                argument(invalidation.header()),
-                auth_time.map_or_else(Bytes::new, |time| argument(time.0)),
-            ];
-            let arguments = arguments.into_iter().chain(sessions.iter().map(argument));
-            let (ended_now, others): (u64, u64) = self
-                .redis
-                .run(&END_ALL, keys.collect(), arguments.collect())
+            let responses: Responses<(u64, u64)> = self
+                .at_primary(|| {
+                    let keys = [index_key(user), kept_key.clone()].into_iter();
+                    let keys = keys.chain(sessions.iter().copied().map(session_key));
+                    let arguments = [
+                        kept.map_or_else(Bytes::new, argument),
+                        argument(user.0),
+                        INVALIDATION_CHANNEL.into(),
+                        argument(invalidation.header()),
+                        auth_time.map_or_else(Bytes::new, |time| argument(time.0)),
+                    ];
+                    let arguments = arguments.into_iter().chain(sessions.iter().map(argument));
+                    self.redis
+                        .run(&END_ALL, keys.collect(), arguments.collect())
+                })
                 .await?;
-            ended += ended_now;
+            ended += responses.iter().map(|(ended, _)| ended).sum::<u64>();
+            let (_, others) = responses.last();
             let user_id = session_invalidation::UserId(user.0);
             self.cache.invalidate_user(user_id, Instant::now());
             if others == 0 {
@@ -297,8 +325,9 @@ impl RedisSessions {
         }
         let session = principal.session;
         let invalidation = self.tracker.begin();
-        let published = invalidation.publish_for_session(&self.redis.connection, session);
-        published.await.map_err(failed)?;
+        let publish = || invalidation.publish_for_session(&self.redis.connection, session);
+        self.at_primary(|| async { publish().await.map_err(failed) })
+            .await?;
         self.cache.invalidate_session(session, Instant::now());
         invalidation.acknowledged_by_all().await;
         let mut known = self.refused.lock();
@@ -312,8 +341,9 @@ impl RedisSessions {
     /// Makes every cache forget all sessions, after the accounts have ended them.
     pub(super) async fn invalidate_all(&self) -> Result<(), Unavailable> {
         let invalidation = self.tracker.begin();
-        let published = invalidation.publish_for_all_sessions(&self.redis.connection);
-        published.await.map_err(failed)?;
+        let publish = || invalidation.publish_for_all_sessions(&self.redis.connection);
+        self.at_primary(|| async { publish().await.map_err(failed) })
+            .await?;
         invalidation.acknowledged_by_all().await;
         Ok(())
     }
@@ -332,6 +362,22 @@ impl RedisSessions {
 
     pub(super) async fn check(&self) -> Result<(), CheckError> {
         self.redis.check().await
+    }
+}
+
+/// Responses to a request that was made once or twice.
+struct Responses<T> {
+    first: T,
+    second: Option<T>,
+}
+
+impl<T> Responses<T> {
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        std::iter::once(&self.first).chain(&self.second)
+    }
+
+    fn last(self) -> T {
+        self.second.unwrap_or(self.first)
     }
 }
 

@@ -9,6 +9,10 @@ pub(crate) enum CheckError {
     SchemaMissing,
     #[error("read-only: a standby, or a database that is set to read-only")]
     ReadOnly,
+    #[error(
+        "cut off from its replicas: it has fewer than min-replicas-to-write, and another one may be the primary"
+    )]
+    TooFewReplicas,
     #[error("permission denied: the role must be able to select, insert, update and delete")]
     PermissionDenied,
     #[error("out of memory: raise maxmemory")]

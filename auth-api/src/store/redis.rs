@@ -9,7 +9,7 @@ use fred::error::{Error as RedisError, ErrorKind};
 use fred::types::FromValue;
 use fred::types::config::Config;
 use fred::types::scripts::Script;
-use redis_connection::{RedisConnection, is_read_only};
+use redis_connection::{RedisConnection, is_not_persistent, is_read_only};
 
 use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
@@ -115,9 +115,11 @@ fn problem_of(error: &RedisError) -> CheckError {
     let has_code = |code| error.details().contains(code);
     if is_read_only(error) {
         CheckError::ReadOnly
+    } else if has_code("NOREPLICAS") {
+        CheckError::TooFewReplicas
     } else if has_code("OOM") {
         CheckError::OutOfMemory
-    } else if has_code("MISCONF") {
+    } else if is_not_persistent(error) {
         CheckError::NotPersistent
     } else if ["NOPERM", "NOAUTH", "WRONGPASS", "DB index"]
         .into_iter()

@@ -22,7 +22,7 @@ use crate::check_gate::CheckGates;
 use crate::generation::{CacheEntry, Owner};
 use crate::ids::{SessionId, UserId};
 use crate::lease::{HEARTBEAT_INTERVAL, LEASE_DURATION};
-use crate::message::{HEARTBEAT_CHANNEL, INVALIDATION_CHANNEL};
+use crate::message::{HEARTBEAT_CHANNEL, INVALIDATION_CHANNEL, Message};
 use crate::participant::{Participant, Publication, Request};
 
 /// Limits of `redis-connection`.
@@ -254,7 +254,10 @@ impl Process {
             let (sender, reply) = oneshot::channel();
             commands.waiting.borrow_mut().insert(id, sender);
             World::send(&connection, id, command);
-            reply.await.map_err(|_| Unavailable)
+            match reply.await {
+                Ok(Reply::Rejected) | Err(_) => Err(Unavailable),
+                Ok(reply) => Ok(reply),
+            }
         };
         tokio::select! {
             biased;
@@ -276,6 +279,27 @@ impl Process {
         self.request(Command::Publish { channel, message })
             .await
             .map(drop)
+    }
+
+    /// Publishes a message after the store has accepted a write.
+    async fn publish_at_primary(&self, publication: Publication) -> Result<(), Unavailable> {
+        if self.world().variant != Variant::PublishesWithoutWrite {
+            self.request(Command::ConfirmPrimary).await?;
+        }
+        self.publish(publication).await
+    }
+
+    /// Makes a request once more unless the lease is valid.
+    async fn at_primary<T>(
+        &self,
+        mut request: impl AsyncFnMut() -> Result<T, Unavailable>,
+    ) -> Result<T, Unavailable> {
+        let response = request().await?;
+        self.preempt().await;
+        if self.cache.is_leased(self.now()) || self.world().variant == Variant::AsksOnce {
+            return Ok(response);
+        }
+        request().await
     }
 
     // Subscriber, as `subscriber.rs` connects a participant to Redis
@@ -395,7 +419,8 @@ impl Process {
             Inbound::Message { channel, text } => {
                 world.count("messages received");
                 let text = self.alter(&channel, text);
-                let acknowledgement = participant.receive(&channel, &text, || self.now());
+                let received_at = self.receipt(&channel, &text);
+                let acknowledgement = participant.receive(&channel, &text, || received_at);
                 if let Some(acknowledgement) = acknowledgement {
                     let process = Rc::clone(self);
                     self.spawn(async move {
@@ -428,7 +453,7 @@ impl Process {
             Some(Request::Heartbeat { sent, publication }) => {
                 let process = Rc::clone(self);
                 self.spawn(async move {
-                    if process.publish(publication).await.is_ok() {
+                    if process.publish_at_primary(publication).await.is_ok() {
                         process.cache.heartbeat_published(sent);
                     }
                 });
@@ -447,6 +472,19 @@ impl Process {
         }
         let now = self.now() - tracker.epoch;
         format!("{own} {}", now.as_nanos())
+    }
+
+    /// Returns the time of a message's receipt, which is that of its sending for the variant that trusts the first heartbeat
+    /// after an interruption.
+    fn receipt(&self, channel: &str, text: &str) -> Instant {
+        let tracker = self.tracker.borrow();
+        if self.world().variant == Variant::TrustsFirstHeartbeat
+            && let Some(Message::Heartbeat { sender, sent }) = Message::parse(channel, text)
+            && sender == tracker.participant
+        {
+            return tracker.epoch + sent;
+        }
+        self.now()
     }
 
     // Checks
@@ -490,7 +528,8 @@ impl Process {
             Ok(auth_time) => (auth_time, CheckSource::ReplicaCache),
             Err(version) => {
                 self.preempt().await;
-                let reply = self.request(Command::Check { session, user }).await?;
+                let check = async || self.request(Command::Check { session, user }).await;
+                let reply = self.at_primary(check).await?;
                 let Reply::AuthTime(Some(auth_time)) = reply else {
                     return Ok(Check::Rejected);
                 };
@@ -610,11 +649,12 @@ impl Process {
     async fn invalidate(&self, session: SessionId) -> Result<(), Unavailable> {
         let tracker = Arc::clone(&self.tracker.borrow());
         let invalidation = tracker.begin();
-        self.publish(Publication {
+        let publication = Publication {
             channel: INVALIDATION_CHANNEL.to_owned(),
             message: format!("{} {session}", invalidation.header()),
-        })
-        .await?;
+        };
+        self.at_primary(async || self.publish_at_primary(publication.clone()).await)
+            .await?;
         self.cache.invalidate_session(session, self.now());
         self.acknowledged(invalidation).await;
         Ok(())
@@ -630,7 +670,8 @@ impl Process {
             user,
             header,
         };
-        let Reply::Ended { incarnation, .. } = self.request(command).await? else {
+        let end = async || self.request(command.clone()).await;
+        let Reply::Ended { incarnation, .. } = self.at_primary(end).await? else {
             return Err(Unavailable);
         };
         self.preempt().await;
@@ -662,7 +703,9 @@ impl Process {
             let Reply::Ended {
                 incarnation,
                 others,
-            } = self.request(command).await?
+            } = self
+                .at_primary(async || self.request(command.clone()).await)
+                .await?
             else {
                 return Err(Unavailable);
             };
@@ -784,7 +827,8 @@ impl Process {
             channel: INVALIDATION_CHANNEL.to_owned(),
             message: format!("{} user:*", invalidation.header()),
         };
-        match self.publish(publication).await {
+        let publish = async || self.publish_at_primary(publication.clone()).await;
+        match self.at_primary(publish).await {
             Ok(()) => {
                 self.acknowledged(invalidation).await;
                 EndedByAccount::Everywhere

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::Variant;
 use super::history::{Check, CheckSource, Counts, History, name};
 use super::process::{EndedByAccount, Host, Process, Role, Unavailable};
-use super::store;
+use super::store::{self, Division};
 use super::world::World;
 use crate::ids::{SessionId, UserId};
 use crate::lease::LEASE_DURATION;
@@ -25,6 +25,10 @@ const HEALTHY: Duration = Duration::from_secs(2);
 const HEALTHY_ACKNOWLEDGEMENT: Duration = Duration::from_millis(200);
 /// Longest wait for acknowledgements: a lease on a clock that is slow, and the scheduling of tasks.
 const MAX_ACKNOWLEDGEMENT: Duration = Duration::from_millis(1_010);
+/// Shortest time from the last response of a primary to the promotion of another one.
+const MIN_PROMOTION: Duration = Duration::from_secs(3);
+/// Longest division.
+const MAX_DIVISION: Duration = Duration::from_secs(7);
 const CLIENTS: u32 = 4;
 /// Sessions that are probed after the end of all, the newest ones.
 const MAX_PROBED: usize = 4;
@@ -292,21 +296,13 @@ impl World {
         let now = self.executor.now();
         let duration = self.between(Duration::from_millis(5), Duration::from_secs(3));
         let fault = *self.choose(faults).expect("there are faults");
-        if fault.is_of_store() && self.chance(60) {
+        if fault.is_of_single_primary() && self.chance(60) {
             return;
         }
         self.count(fault.name());
         self.note(|| format!("fault: {} at {} for {duration:?}", fault.name(), host.name));
         match fault {
-            Fault::Pause => {
-                if let Some(process) = host.running() {
-                    self.executor.pause(&process.schedule);
-                    let executor = self.executor.clone();
-                    self.executor.call_at(now + duration, move || {
-                        executor.resume(&process.schedule);
-                    });
-                }
-            }
+            Fault::Pause => self.pause(&host, duration),
             Fault::PartitionUp => host.path.blocked_up.set(now + duration),
             Fault::PartitionDown => host.path.blocked_down.set(now + duration),
             Fault::Partition => {
@@ -356,13 +352,60 @@ impl World {
                 let lost = self.between(Duration::ZERO, Duration::from_secs(1));
                 self.restart_store(duration / 3, lost);
             }
+            Fault::PrimaryCutOff | Fault::PrimaryPaused => {
+                if now + MAX_DIVISION < FAULTY {
+                    let division = self.division(fault == Fault::PrimaryPaused);
+                    self.divide_store(division);
+                    // One that resumes just before the primary sends what that executes first.
+                    if division.is_paused {
+                        let earlier = self.between(Duration::ZERO, Duration::from_millis(800));
+                        self.pause(&host, division.writable_for.saturating_sub(earlier));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Pauses the process of a host, as SIGSTOP and SIGCONT do.
+    fn pause(&self, host: &Host, duration: Duration) {
+        if let Some(process) = host.running() {
+            self.executor.pause(&process.schedule);
+            let executor = self.executor.clone();
+            let end = self.executor.now() + duration;
+            self.executor
+                .call_at(end, move || executor.resume(&process.schedule));
+        }
+    }
+
+    /// Returns the course of a division in which another primary is promoted later than [`MIN_PROMOTION`] after the last response
+    /// of a primary, or a lease after one that was cut off rejects writes.
+    fn division(&self, is_paused: bool) -> Division {
+        let some_time = || self.between(Duration::ZERO, Duration::from_millis(1500));
+        let margin = self.between(Duration::ZERO, Duration::from_millis(500));
+        let (writable_for, promoted_after) = if is_paused {
+            let promoted_after = MIN_PROMOTION + margin;
+            // Often long enough for the new primary to have participants that know all others.
+            let paused_for = self.between(promoted_after, promoted_after + 2 * LEASE_DURATION);
+            (paused_for, promoted_after)
+        } else {
+            let writable_for = some_time();
+            (
+                writable_for,
+                writable_for + LEASE_DURATION + LEASE_DURATION / 50 + margin,
+            )
+        };
+        Division {
+            is_paused,
+            writable_for,
+            promoted_after,
+            demoted_after: some_time(),
         }
     }
 
     /// Ends every fault that lasts.
     fn heal(self: &Rc<Self>) {
         self.note(|| "faults end".to_owned());
-        self.hang_store(Duration::ZERO);
+        self.resume_store();
         for host in self.hosts() {
             host.path.blocked_up.set(Duration::ZERO);
             host.path.blocked_down.set(Duration::ZERO);
@@ -429,9 +472,13 @@ enum Fault {
     StoreHang,
     StoreRestart,
     Failover,
+    /// The primary is cut off from its replicas and Sentinels, but not from clients.
+    PrimaryCutOff,
+    /// The primary is stopped until another one is promoted.
+    PrimaryPaused,
 }
 
-const FAULTS: [Fault; 15] = [
+const FAULTS: [Fault; 17] = [
     Fault::Pause,
     Fault::PartitionUp,
     Fault::PartitionDown,
@@ -447,6 +494,8 @@ const FAULTS: [Fault; 15] = [
     Fault::StoreHang,
     Fault::StoreRestart,
     Fault::Failover,
+    Fault::PrimaryCutOff,
+    Fault::PrimaryPaused,
 ];
 
 /// Faults that delay or lose an invalidation at one participant.
@@ -461,7 +510,7 @@ const FAULTS_OF_DELIVERY: [Fault; 7] = [
 ];
 
 impl Fault {
-    fn is_of_store(self) -> bool {
+    fn is_of_single_primary(self) -> bool {
         matches!(self, Self::StoreHang | Self::StoreRestart | Self::Failover)
     }
 
@@ -482,6 +531,8 @@ impl Fault {
             Self::StoreHang => "faults: store hung",
             Self::StoreRestart => "faults: store restarted",
             Self::Failover => "faults: failover that lost the last changes",
+            Self::PrimaryCutOff => "faults: primary cut off from its replicas",
+            Self::PrimaryPaused => "faults: primary paused until it was replaced",
         }
     }
 }

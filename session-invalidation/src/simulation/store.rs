@@ -1,6 +1,9 @@
 //! Store of sessions as auth-api uses Redis: scripts that change sessions and publish in one step, pub/sub, and
-//! asynchronous replication, whose failover loses the last changes. Beside it the accounts, as PostgreSQL has them.
+//! asynchronous replication, whose failover loses the last changes. A primary that was replaced goes on for the clients that
+//! are connected to it, but rejects writes once it knows that its replicas are gone (`min-replicas-to-write`). Beside it the
+//! accounts, as PostgreSQL has them.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -24,6 +27,8 @@ pub(super) struct Store {
     /// Changes, of which a failover loses the last ones.
     log: Vec<(Duration, Change)>,
     subscribers: Vec<Weak<Connection>>,
+    /// Time after which it knows that its replicas are gone.
+    writable_until: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +52,8 @@ pub(super) enum Command {
         channel: String,
         message: String,
     },
+    /// Write that changes nothing.
+    ConfirmPrimary,
     Create {
         session: SessionId,
         user: UserId,
@@ -74,6 +81,8 @@ pub(super) enum Command {
 #[derive(Debug, Clone)]
 pub(super) enum Reply {
     Done,
+    /// The server rejects writes, and lookups that have to be current.
+    Rejected,
     AuthTime(Option<i64>),
     Index(Vec<SessionId>),
     /// Incarnation in which the sessions were ended, and number of others that the index has.
@@ -92,12 +101,27 @@ impl World {
         });
     }
 
+    /// Returns the server to which a connection leads: the primary, or the one that it has replaced.
+    fn server_of(&self, connection: &Connection) -> Rc<RefCell<Store>> {
+        let is_of = |store: &RefCell<Store>| connection.is_open_at(store.borrow().incarnation);
+        let former = self.former.borrow().clone();
+        // A Sentinel that is cut off names the former primary to those that connect.
+        let is_misled = connection.incarnation.get().is_none() && self.chance(20);
+        former
+            .filter(|former| is_misled || is_of(former))
+            .unwrap_or_else(|| Rc::clone(&self.store))
+    }
+
     fn arrive(self: &Rc<Self>, connection: Rc<Connection>, id: u64, command: Command) {
+        let server = self.server_of(&connection);
         let (hung_until, incarnation, is_down) = {
-            let store = self.store.borrow();
+            let store = server.borrow();
             (store.hung_until, store.incarnation, store.is_down)
         };
         if self.executor.now() < hung_until {
+            if let Command::Open = command {
+                connection.incarnation.set(Some(incarnation));
+            }
             let world = Rc::downgrade(self);
             return self.executor.call_at(hung_until, move || {
                 if let Some(world) = world.upgrade() {
@@ -113,24 +137,34 @@ impl World {
         } else if !connection.is_open_at(incarnation) {
             return connection.reset();
         }
-        let reply = self.execute(&connection, command);
+        let reply = self.execute(&server, &connection, command);
         connection.deliver(Inbound::Reply(id, reply));
     }
 
-    fn execute(self: &Rc<Self>, connection: &Rc<Connection>, command: Command) -> Reply {
+    fn execute(
+        self: &Rc<Self>,
+        server: &Rc<RefCell<Store>>,
+        connection: &Rc<Connection>,
+        command: Command,
+    ) -> Reply {
+        let now = self.executor.now();
+        if command.needs_replicas() && !server.borrow().is_writable(now) {
+            self.count("commands rejected by a primary without replicas");
+            return Reply::Rejected;
+        }
         match command {
-            Command::Open => Reply::Done,
+            Command::Open | Command::ConfirmPrimary => Reply::Done,
             Command::Subscribe(channels) => {
                 connection.channels.replace(channels);
                 let weak = Rc::downgrade(connection);
-                let subscribers = &mut self.store.borrow_mut().subscribers;
+                let subscribers = &mut server.borrow_mut().subscribers;
                 if !subscribers.iter().any(|other| other.ptr_eq(&weak)) {
                     subscribers.push(weak);
                 }
                 Reply::Done
             }
             Command::Publish { channel, message } => {
-                self.publish(&channel, &message);
+                publish(server, &channel, &message);
                 Reply::Done
             }
             Command::Create {
@@ -139,24 +173,27 @@ impl World {
                 auth_time,
             } => {
                 let created = StoredSession { user, auth_time };
-                self.change(Change::Set(session, created));
+                server
+                    .borrow_mut()
+                    .change(now, Change::Set(session, created));
                 Reply::Done
             }
             Command::Check { session, user } => {
-                let store = self.store.borrow();
+                let store = server.borrow();
                 let found = store.sessions.get(session.as_bytes());
                 let found = found.filter(|found| found.user == user);
                 Reply::AuthTime(found.map(|found| found.auth_time))
             }
-            Command::Index(user) => Reply::Index(self.store.borrow().sessions_of(user)),
+            Command::Index(user) => Reply::Index(server.borrow().sessions_of(user)),
             Command::End {
                 session,
                 user,
                 header,
             } => {
-                self.delete_and_publish(vec![session], &format!("{header} {session}"), user);
+                let invalidation = format!("{header} {session}");
+                self.delete_and_publish(server, vec![session], &invalidation, user);
                 Reply::Ended {
-                    incarnation: self.store.borrow().incarnation,
+                    incarnation: server.borrow().incarnation,
                     others: 0,
                 }
             }
@@ -166,13 +203,13 @@ impl World {
                 kept,
                 header,
             } => {
-                let mut store = self.store.borrow_mut();
+                let mut store = server.borrow_mut();
                 let kept_id = kept.map(|(session, _)| session);
                 if let Some((session, auth_time)) = kept
                     && store.sessions.contains_key(session.as_bytes())
                 {
                     let changed = StoredSession { user, auth_time };
-                    store.change(self.executor.now(), Change::Set(session, changed));
+                    store.change(now, Change::Set(session, changed));
                 }
                 let remaining = store.sessions_of(user).into_iter();
                 let others = remaining
@@ -180,7 +217,8 @@ impl World {
                     .count();
                 let incarnation = store.incarnation;
                 drop(store);
-                self.delete_and_publish(sessions, &format!("{header} user:{}", user.0), user);
+                let invalidation = format!("{header} user:{}", user.0);
+                self.delete_and_publish(server, sessions, &invalidation, user);
                 Reply::Ended {
                     incarnation,
                     others,
@@ -192,65 +230,42 @@ impl World {
     /// Deletes sessions and publishes it in one step, unless the variant does it in two.
     fn delete_and_publish(
         self: &Rc<Self>,
+        server: &Rc<RefCell<Store>>,
         sessions: Vec<SessionId>,
         invalidation: &str,
         user: UserId,
     ) {
-        let delete = move |world: &World| {
+        let changed = Rc::clone(server);
+        let delete = move |now| {
             for session in sessions {
-                if world.store.borrow().is_of(session, user) {
-                    world.change(Change::Delete(session));
+                let mut store = changed.borrow_mut();
+                if store.is_of(session, user) {
+                    store.change(now, Change::Delete(session));
                 }
             }
         };
         if self.variant == Variant::PublishesBeforeDeletion {
-            let world = Rc::downgrade(self);
             let later = self.executor.now() + Duration::from_millis(20);
-            self.executor.call_at(later, move || {
-                if let Some(world) = world.upgrade() {
-                    delete(&world);
-                }
-            });
+            self.executor.call_at(later, move || delete(later));
         } else {
-            delete(self);
+            delete(self.executor.now());
         }
-        self.publish(INVALIDATION_CHANNEL, invalidation);
+        publish(server, INVALIDATION_CHANNEL, invalidation);
     }
 
-    fn change(&self, change: Change) {
-        let now = self.executor.now();
-        self.store.borrow_mut().change(now, change);
-    }
-
+    /// Publishes a message at the primary, as another program could.
     pub(super) fn publish(&self, channel: &str, text: &str) {
-        let subscribers = {
-            let mut store = self.store.borrow_mut();
-            let incarnation = store.incarnation;
-            store.subscribers.retain(|subscriber| {
-                subscriber
-                    .upgrade()
-                    .is_some_and(|subscriber| subscriber.is_open_at(incarnation))
-            });
-            store.subscribers.clone()
-        };
-        for subscriber in subscribers.iter().filter_map(Weak::upgrade) {
-            if subscriber
-                .channels
-                .borrow()
-                .iter()
-                .any(|name| name == channel)
-            {
-                subscriber.deliver(Inbound::Message {
-                    channel: channel.to_owned(),
-                    text: text.to_owned(),
-                });
-            }
-        }
+        publish(&self.store, channel, text);
     }
 
     /// Makes the store do nothing for a time, as SIGSTOP and SIGCONT do.
     pub(super) fn hang_store(&self, duration: Duration) {
-        self.store.borrow_mut().hung_until = self.executor.now() + duration;
+        let mut store = self.store.borrow_mut();
+        store.hung_until = store.hung_until.max(self.executor.now() + duration);
+    }
+
+    pub(super) fn resume_store(&self) {
+        self.store.borrow_mut().hung_until = Duration::ZERO;
     }
 
     /// Ends the primary. Another one, or the same again, serves after `outage`, without the changes of the last
@@ -263,12 +278,21 @@ impl World {
                 return;
             }
             store.hung_until = Duration::ZERO;
-            store.incarnation += 1;
+            store.writable_until = None;
+            store.incarnation = self.next_incarnation();
             store.subscribers.clear();
         }
+        let former = self
+            .former
+            .borrow()
+            .as_ref()
+            .map(|store| store.borrow().incarnation);
         let mut connections = self.connections.borrow_mut();
         connections.retain(|connection| connection.strong_count() > 0);
         for connection in connections.iter().filter_map(Weak::upgrade) {
+            if former.is_some_and(|former| connection.is_open_at(former)) {
+                continue;
+            }
             // A host that is gone closes nothing.
             if self.chance(20) {
                 connection.incarnation.set(None);
@@ -290,32 +314,187 @@ impl World {
         let (incarnation, restored) = {
             let mut store = self.store.borrow_mut();
             store.is_down = false;
-            let before: BTreeSet<_> = store.sessions.keys().copied().collect();
-            store.log.retain(|(at, _)| *at <= replicated_until);
-            store.sessions.clear();
-            let log = std::mem::take(&mut store.log);
-            for (_, change) in &log {
-                change.apply(&mut store.sessions);
-            }
-            store.log = log;
-            let restored: Vec<_> = store
-                .sessions
-                .keys()
-                .filter(|session| !before.contains(*session))
-                .map(|session| SessionId::from_bytes(*session))
-                .collect();
-            (store.incarnation, restored)
+            (
+                store.incarnation,
+                store.forget_changes_after(replicated_until),
+            )
         };
+        self.note_restored(&restored, incarnation);
+    }
+
+    fn note_restored(&self, restored: &[SessionId], incarnation: u64) {
         let mut history = self.history.borrow_mut();
         for session in restored {
-            let text = format!("{} is back: the failover lost its end", name(session));
+            let text = format!("{} is back: the failover lost its end", name(*session));
             history.note(self.executor.now(), || text);
-            history.restored(session, incarnation);
+            history.restored(*session, incarnation);
+        }
+    }
+
+    fn next_incarnation(&self) -> u64 {
+        let incarnation = self.last_incarnation.get() + 1;
+        self.last_incarnation.set(incarnation);
+        incarnation
+    }
+
+    /// Replaces the primary while clients may still reach it, until it is demoted.
+    pub(super) fn divide_store(self: &Rc<Self>, division: Division) {
+        let now = self.executor.now();
+        {
+            let mut store = self.store.borrow_mut();
+            if store.is_down || store.writable_until.is_some() || self.former.borrow().is_some() {
+                return;
+            }
+            store.writable_until = Some(now + division.writable_for);
+            if division.is_paused {
+                store.hung_until = now + division.writable_for;
+            }
+        }
+        let incarnation = self.store.borrow().incarnation;
+        let world = Rc::downgrade(self);
+        let promoted_at = now + division.promoted_after;
+        self.executor.call_at(promoted_at, move || {
+            if let Some(world) = world.upgrade() {
+                world.replace_primary(incarnation, now);
+            }
+        });
+        let world = Rc::downgrade(self);
+        let end = promoted_at.max(now + division.writable_for) + division.demoted_after;
+        self.executor.call_at(end, move || {
+            if let Some(world) = world.upgrade() {
+                world.demote_former(incarnation);
+            }
+        });
+    }
+
+    fn replace_primary(&self, replaced: u64, replicated_until: Duration) {
+        // It may have been restarted meanwhile.
+        if self.store.borrow().incarnation != replaced || self.store.borrow().is_down {
+            return;
+        }
+        let mut promoted = self.store.borrow().copy();
+        promoted.incarnation = self.next_incarnation();
+        let restored = promoted.forget_changes_after(replicated_until);
+        let incarnation = promoted.incarnation;
+        let former = self.store.replace(promoted);
+        self.former.replace(Some(Rc::new(RefCell::new(former))));
+        self.note(|| "another primary".to_owned());
+        self.count("primaries replaced while clients reached them");
+        self.note_restored(&restored, incarnation);
+        // Some hosts cannot reach the former one either.
+        for host in self.hosts().iter().filter(|_| self.chance(50)) {
+            self.reset_connections(replaced, |connection| {
+                Rc::ptr_eq(&connection.path, &host.path)
+            });
+        }
+    }
+
+    fn reset_connections(&self, incarnation: u64, is_reset: impl Fn(&Connection) -> bool) {
+        for connection in self.connections.borrow().iter().filter_map(Weak::upgrade) {
+            if connection.is_open_at(incarnation) && is_reset(&connection) {
+                connection.reset();
+            }
+        }
+    }
+
+    /// Makes the former primary a replica, which closes its connections.
+    fn demote_former(&self, incarnation: u64) {
+        let is_former = |store: &RefCell<Store>| store.borrow().incarnation == incarnation;
+        if !self
+            .former
+            .borrow()
+            .as_ref()
+            .is_some_and(|store| is_former(store))
+        {
+            return;
+        }
+        self.former.replace(None);
+        self.note(|| "the former primary is a replica".to_owned());
+        self.reset_connections(incarnation, |_| true);
+    }
+}
+
+/// Delivers a message to the subscribers of a server.
+fn publish(server: &RefCell<Store>, channel: &str, text: &str) {
+    let subscribers = {
+        let mut store = server.borrow_mut();
+        let incarnation = store.incarnation;
+        store.subscribers.retain(|subscriber| {
+            subscriber
+                .upgrade()
+                .is_some_and(|subscriber| subscriber.is_open_at(incarnation))
+        });
+        store.subscribers.clone()
+    };
+    for subscriber in subscribers.iter().filter_map(Weak::upgrade) {
+        let is_subscribed = subscriber
+            .channels
+            .borrow()
+            .iter()
+            .any(|name| name == channel);
+        if is_subscribed {
+            subscriber.deliver(Inbound::Message {
+                channel: channel.to_owned(),
+                text: text.to_owned(),
+            });
         }
     }
 }
 
+/// Course of a division: durations from its beginning.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Division {
+    /// Whether the primary is stopped for as long as it accepts writes, instead of cut off from its replicas.
+    pub(super) is_paused: bool,
+    pub(super) writable_for: Duration,
+    pub(super) promoted_after: Duration,
+    /// From when both have happened.
+    pub(super) demoted_after: Duration,
+}
+
+impl Command {
+    /// Returns whether a primary without replicas rejects it: changes, and lookups whose scripts try a write.
+    fn needs_replicas(&self) -> bool {
+        matches!(
+            self,
+            Self::ConfirmPrimary
+                | Self::Create { .. }
+                | Self::Check { .. }
+                | Self::End { .. }
+                | Self::EndAll { .. }
+        )
+    }
+}
+
 impl Store {
+    fn is_writable(&self, now: Duration) -> bool {
+        self.writable_until.is_none_or(|until| now <= until)
+    }
+
+    /// Returns what its replica has.
+    fn copy(&self) -> Self {
+        Self {
+            log: self.log.clone(),
+            sessions: self.sessions.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Undoes the changes after a time. Returns the sessions that are back.
+    fn forget_changes_after(&mut self, replicated_until: Duration) -> Vec<SessionId> {
+        let before: BTreeSet<_> = self.sessions.keys().copied().collect();
+        self.log.retain(|(at, _)| *at <= replicated_until);
+        self.sessions.clear();
+        for (_, change) in &self.log {
+            change.apply(&mut self.sessions);
+        }
+        self.sessions
+            .keys()
+            .filter(|session| !before.contains(*session))
+            .map(|session| SessionId::from_bytes(*session))
+            .collect()
+    }
+
     fn is_of(&self, session: SessionId, user: UserId) -> bool {
         let found = self.sessions.get(session.as_bytes());
         found.is_some_and(|found| found.user == user)

@@ -27,7 +27,11 @@ pub(super) struct World {
     pub(super) base: Instant,
     /// Messages that may wait for a subscriber.
     pub(super) buffer_messages: usize,
-    pub(super) store: RefCell<Store>,
+    /// Primary.
+    pub(super) store: Rc<RefCell<Store>>,
+    /// Primary that was replaced and does not know it yet.
+    pub(super) former: RefCell<Option<Rc<RefCell<Store>>>>,
+    pub(super) last_incarnation: Cell<u64>,
     pub(super) connections: RefCell<Vec<Weak<Connection>>>,
     pub(super) accounts: RefCell<BTreeMap<i64, Account>>,
     pub(super) history: RefCell<History>,
@@ -50,7 +54,9 @@ impl World {
             variant,
             base: Instant::now(),
             buffer_messages,
-            store: RefCell::default(),
+            store: Rc::default(),
+            former: RefCell::default(),
+            last_incarnation: Cell::default(),
             connections: RefCell::default(),
             accounts: RefCell::new((1..=users).map(|id| (id, Account::new())).collect()),
             history: RefCell::new(history),

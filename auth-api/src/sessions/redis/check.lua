@@ -1,6 +1,10 @@
 -- Returns the time (µs) of the password's verification if a session of a user is active, else nil. Updates the time
 -- of last use at intervals, and adds the session to the index again in case Redis has evicted the index.
 -- KEYS: session, index. ARGV: id, user, interval (ms), maximum age (ms).
+local rejection = rejection_by_replaced_primary(KEYS[2])
+if rejection then
+    return rejection
+end
 local session = redis.call('HMGET', KEYS[1], 'user', 'used', 'auth', 'created')
 if session[1] ~= ARGV[2] then
     return false

@@ -1,5 +1,9 @@
 -- Ends a session of a user and publishes an invalidation. KEYS: session, index. ARGV: id, user, invalidation
 -- channel, header of the invalidation. Returns the number of ended sessions.
+local rejection = rejection_by_replaced_primary(KEYS[2])
+if rejection then
+    return rejection
+end
 local ended = 0
 if redis.call('HGET', KEYS[1], 'user') == ARGV[2] then
     ended = redis.call('DEL', KEYS[1])

@@ -3,6 +3,10 @@
 -- (µs) at which the password was verified in the session to keep, then the ids of the sessions to end. Returns the
 -- number of ended sessions, and that of the sessions that the index still has, beside the one to keep.
 local FIRST_KEY, FIRST_ID = 3, 6
+local rejection = rejection_by_replaced_primary(KEYS[1])
+if rejection then
+    return rejection
+end
 if ARGV[1] ~= '' and redis.call('EXISTS', KEYS[2]) == 1 then
     -- Not to an earlier time: of two changes of the password in one session, the one that fails may be the last to get here.
     local auth = tonumber(redis.call('HMGET', KEYS[2], 'auth')[1] or '')

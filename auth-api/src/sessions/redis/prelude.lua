@@ -6,6 +6,17 @@ local function now()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- Returns the error with which this server rejects writes because another one may be the primary, else nil: its answers
+-- may be old. One that rejects them because it is out of memory, or unable to persist them, still serves reads. The write
+-- adds nothing to the index, and needs memory: after one that needs none, Redis lets a script exceed its limit.
+local function rejection_by_replaced_primary(index)
+    local reply = redis.pcall('ZADD', index, 'XX', 0, '')
+    local text = type(reply) == 'table' and reply.err or ''
+    if text:find('NOREPLICAS', 1, true) or text:find('READONLY', 1, true) then
+        return reply
+    end
+end
+
 -- Adds a session with its expiry (ms) to the index of its user's sessions. The index expires with the last of
 -- them, in whatever order they are added: sessions that outlive their index could not be ended together.
 local function add_to_index(index, id, expires_at)

@@ -3,6 +3,10 @@
 -- successor, its generation, sealed successor, maximum of unused siblings, maximum of
 -- rotations that the store may have lost. Returns the outcome, and for a retry the
 -- sealed successors that lead from the presented token to the current one.
+local rejection = rejection_by_replaced_primary(KEYS[2])
+if rejection then
+    return rejection
+end
 local values = redis.call('HMGET', KEYS[1], 'user', 'auth', 'created', 'refresh', 'generation', 'previous', 'rotated',
     'successor', 'siblings', 'grandparent', 'grandparent_rotated', 'grandparent_successor')
 local user, auth, created, refresh, generation, previous = unpack(values, 1, 6)

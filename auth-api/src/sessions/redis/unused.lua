@@ -1,7 +1,11 @@
 -- Returns until when a refresh token is valid (ms since 1970), and, if it is the last one of its session, when it was
--- issued. Returns an empty list unless it is unused and its session is active. Writes nothing. KEYS: session.
+-- issued. Returns an empty list unless it is unused and its session is active. Changes nothing. KEYS: session, index.
 -- ARGV: user, maximum age (ms), time (µs) up to which the user's sessions have ended, SHA-256 of the presented token,
 -- its generation, maximum of rotations that the store may have lost.
+local rejection = rejection_by_replaced_primary(KEYS[2])
+if rejection then
+    return rejection
+end
 local values = redis.call('HMGET', KEYS[1], 'user', 'auth', 'created', 'refresh', 'generation', 'previous', 'rotated',
     'siblings')
 local user, auth, created, refresh, generation, previous, rotated, siblings = unpack(values, 1, 8)

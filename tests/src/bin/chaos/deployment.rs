@@ -478,7 +478,7 @@ port {SENTINEL_PORT}
 protected-mode no
 dir {}
 sentinel monitor {SERVICE} {primary} {REDIS_PORT} 2
-sentinel down-after-milliseconds {SERVICE} 2000
+sentinel down-after-milliseconds {SERVICE} 8000
 sentinel failover-timeout {SERVICE} 10000
 ",
                 id.host().address,

@@ -62,13 +62,13 @@ impl Options {
             None => u64::from(std::process::id()) ^ now_in_seconds(),
         };
         let kinds = match variable("FAULTS") {
-            None => FaultKind::DEFAULT.to_vec(),
+            None => FaultKind::ALL.to_vec(),
             Some(names) => names
                 .split([' ', ','])
                 .filter(|name| !name.is_empty())
                 .map(|name| {
-                    let kind = FaultKind::all().find(|kind| kind.name() == name);
-                    let names: Vec<_> = FaultKind::all().map(FaultKind::name).collect();
+                    let kind = FaultKind::ALL.into_iter().find(|kind| kind.name() == name);
+                    let names: Vec<_> = FaultKind::ALL.into_iter().map(FaultKind::name).collect();
                     kind.with_context(|| format!("FAULTS: `{name}` is none of {names:?}"))
                 })
                 .collect::<Result<_>>()?,

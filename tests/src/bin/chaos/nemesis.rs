@@ -45,13 +45,12 @@ pub(crate) enum FaultKind {
     Reload,
     Upgrade,
     Roll,
-    /// Two primaries of Redis are in use, against which ADR 0007 protects no session: it is caused only if it is named.
+    /// Two primaries of Redis serve clients.
     DivideRedis,
 }
 
 impl FaultKind {
-    /// Kinds that are caused if none is named.
-    pub(crate) const DEFAULT: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Pause,
         Self::Kill,
         Self::CutOff,
@@ -64,11 +63,8 @@ impl FaultKind {
         Self::Reload,
         Self::Upgrade,
         Self::Roll,
+        Self::DivideRedis,
     ];
-
-    pub(crate) fn all() -> impl Iterator<Item = Self> {
-        Self::DEFAULT.into_iter().chain([Self::DivideRedis])
-    }
 
     /// Name on the command line and in the table.
     pub(crate) fn name(self) -> &'static str {

@@ -47,7 +47,7 @@ pub(crate) fn table(verdict: &Verdict, faults: &[FaultRecord]) -> String {
         )
         .expect("writing to a String succeeds");
     };
-    for kind in FaultKind::all() {
+    for kind in FaultKind::ALL {
         let of_kind: Vec<_> = faults.iter().filter(|fault| fault.kind == kind).collect();
         if of_kind.is_empty() {
             continue;

@@ -36,8 +36,9 @@ const SETTLED: Duration = Duration::from_mins(1);
 /// Interval at which the state of Redis is observed.
 const OBSERVATION_INTERVAL: Duration = Duration::from_millis(200);
 /// Time before the last observation of a primary with a replica in which writes may not have reached the replica: the
-/// replica counts as online for `min-replicas-max-lag`, three seconds, and an observation takes a moment.
-const REPLICATION_LAG: Duration = Duration::from_secs(4);
+/// replica counts as online for `min-replicas-max-lag`, three seconds, which Redis measures in seconds and looks at once a
+/// second.
+const REPLICATION_LAG: Duration = Duration::from_secs(5);
 
 /// A run.
 #[derive(Debug)]
