@@ -388,6 +388,30 @@ async fn a_body_held_for_100_continue_is_not_awaited_after_an_early_response() -
     Ok(())
 }
 
+/// Responds as soon as it has received a part of the request, and resets the connection by not reading the rest.
+async fn reject_early(mut stream: TcpStream) {
+    let mut part = [0; 1024];
+    if let Ok(1..) = stream.read(&mut part).await {
+        let response =
+            "HTTP/1.1 413 Content Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge";
+        let _ = stream.write_all(response.as_bytes()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_precedes_a_reset_during_an_upload_reaches_the_client() -> Result<()> {
+    let upstream = CustomUpstream::start(reject_early).await?;
+    let gateway = Gateway::builder(&[upstream.address]).start().await?;
+    let client = gateway.client()?;
+    for _ in 0..50 {
+        let body = pseudo_random_text(500_000);
+        let response = send(client.request(Method::POST, "/").body(body)).await?;
+        let received = (response.status, response.text.as_str());
+        assert_eq!(received, (413, "large"));
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_upgraded_connection_forwards_bytes_in_both_directions() -> Result<()> {
     let upstream = MockUpstream::start(|request| {
