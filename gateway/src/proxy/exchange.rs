@@ -185,14 +185,16 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         loop {
             let pressure = self.measure_pressure();
             (self.downstream_pressure, self.upstream_pressure) = pressure;
-            if let Poll::Ready(event) = self.upstream.poll(cx, self.downstream_pressure) {
+            if let Poll::Ready(event) = self.upstream.poll_response(cx, self.downstream_pressure) {
                 return Poll::Ready(ExchangeEvent::Upstream(event));
             }
             if let Poll::Ready(event) = self.downstream.poll(cx, self.upstream_pressure) {
                 return Poll::Ready(ExchangeEvent::Downstream(event));
             }
-            // Polling also sends: a send buffer may have been emptied.
-            if self.measure_pressure() == pressure {
+            // Last, so that all of the request body that has arrived is sent together.
+            let sent = self.upstream.poll_send(cx);
+            // A send buffer may have been emptied, or there may be a response that was sent before the connection was closed.
+            if self.measure_pressure() == pressure && !matches!(sent, Poll::Ready(Err(_))) {
                 return Poll::Pending;
             }
         }

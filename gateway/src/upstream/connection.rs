@@ -253,12 +253,32 @@ impl Connection {
         cx: &mut Context<'_>,
         downstream: Backpressure,
     ) -> Poll<Result<UpstreamEvent, UpstreamError>> {
-        if !self.stream.is_flushed()
-            && let Poll::Ready(Err(_)) = self.stream.poll_flush(cx)
-        {
+        let _ = self.poll_send(cx);
+        self.poll_response(cx, downstream)
+    }
+
+    /// Sends buffered data.
+    ///
+    /// # Errors
+    /// Returns an error once if it fails. The endpoint may have sent a response before that.
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.stream.is_flushed() {
+            return Poll::Ready(Ok(()));
+        }
+        let sent = self.stream.poll_flush(cx);
+        if let Poll::Ready(Err(_)) = sent {
             self.stream.discard_output();
             self.request = RequestState::WriteFailed;
         }
+        sent
+    }
+
+    /// Reads the response, unless the downstream side is [`Backpressure::Blocked`].
+    pub(crate) fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        downstream: Backpressure,
+    ) -> Poll<Result<UpstreamEvent, UpstreamError>> {
         if downstream == Backpressure::Blocked {
             return Poll::Pending;
         }
