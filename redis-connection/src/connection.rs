@@ -8,6 +8,7 @@ use fred::clients::{Client, SubscriberClient};
 use fred::error::{Error as RedisError, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface, HashesInterface, PubsubInterface};
 use fred::types::Builder;
+use fred::types::RespVersion;
 use fred::types::config::{Config, ReconnectPolicy, Server};
 use parking_lot::Mutex;
 use tokio::sync::broadcast::Receiver;
@@ -23,6 +24,8 @@ const WAIT_LIMITS: WaitLimits = WaitLimits {
     reconnect_delay: Duration::from_millis(200),
 };
 const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Pause between replacements of the connection to a server that has too few replicas: another one may be the primary.
+const MIN_REPLACEMENT_INTERVAL: Duration = Duration::from_secs(2);
 /// Distinct errors of the connection that are logged until a command succeeds.
 const MAX_LOGGED_ERRORS: usize = 8;
 /// Received pub/sub messages that may wait for the subscriber. It bounds a burst of invalidations.
@@ -56,7 +59,11 @@ impl fmt::Debug for RedisConnection {
 
 #[derive(Debug)]
 struct ConnectionState {
+    /// Time of the last response, or from which on one is expected.
     last_response: Instant,
+    /// Time at which the last command was sent that was responded to.
+    answered: Option<Instant>,
+    replaced_at: Option<Instant>,
     is_reconnecting: bool,
     /// Distinct errors of the connection since the last command that succeeded.
     logged_errors: Vec<RedisError>,
@@ -82,6 +89,8 @@ impl RedisConnection {
         let client = client_builder(config.clone(), WAIT_LIMITS).build()?;
         let state = Arc::new(Mutex::new(ConnectionState {
             last_response: Instant::now(),
+            answered: None,
+            replaced_at: None,
             is_reconnecting: false,
             logged_errors: Vec::new(),
         }));
@@ -100,12 +109,17 @@ impl RedisConnection {
         &self.client
     }
 
-    /// Returns a client with a connection of its own for pub/sub. It is not connected yet.
+    /// Returns a client with a connection of its own for pub/sub, on which commands can be sent as well (RESP3, Redis 6). It is not
+    /// connected yet.
     ///
     /// # Errors
     /// Returns an error if the configuration is invalid.
     pub fn subscriber(&self) -> Result<SubscriberClient, RedisError> {
-        client_builder(self.config.clone(), WAIT_LIMITS)
+        let config = Config {
+            version: RespVersion::RESP3,
+            ..self.config.clone()
+        };
+        client_builder(config, WAIT_LIMITS)
             .with_performance_config(|performance| {
                 performance.broadcast_channel_capacity = PUBSUB_BUFFER_MESSAGES;
             })
@@ -114,22 +128,29 @@ impl RedisConnection {
 
     /// Replaces the connection if it has received nothing since a command was sent that timed out:
     /// the peer may be gone without closing it. The library detects that only while no further
-    /// commands are sent. Also replaces it if the server has become a replica: after a failover the
-    /// same address may lead to the new primary.
+    /// commands are sent. Also replaces it if the server has become a replica, or at intervals if it has too few replicas:
+    /// after a failover the same address may lead to the new primary.
     pub fn track<T>(&self, sent_at: Instant, outcome: &Result<T, RedisError>) {
         let is_timeout = |error: &RedisError| *error.kind() == ErrorKind::Timeout;
         let mut state = self.state.lock();
         let has_responded = !outcome.as_ref().is_err_and(is_timeout);
         if has_responded {
             state.last_response = Instant::now();
+            state.answered = state.answered.max(Some(sent_at));
         }
         if outcome.is_ok() {
             state.logged_errors.clear();
         }
         let is_dead = !has_responded && state.last_response < sent_at;
-        let is_unusable = is_dead || outcome.as_ref().is_err_and(is_read_only);
+        let is_replacement_due = state
+            .replaced_at
+            .is_none_or(|at| at.elapsed() >= MIN_REPLACEMENT_INTERVAL);
+        let is_unusable = is_dead
+            || outcome.as_ref().is_err_and(is_read_only)
+            || is_replacement_due && outcome.as_ref().is_err_and(has_too_few_replicas);
         if is_unusable && !state.is_reconnecting && self.client.is_connected() {
             state.is_reconnecting = true;
+            state.replaced_at = Some(Instant::now());
             let client = self.client.clone();
             let reconnection = Reconnection(Arc::clone(&self.state));
             tokio::spawn(async move {
@@ -153,20 +174,21 @@ impl RedisConnection {
         outcome
     }
 
-    /// Checks that the server is a primary that has as many replicas as its `min-replicas-to-write`, by a write that changes
-    /// nothing: it deletes a field of `key`, which does not exist. A server that rejects writes because it cannot persist them
-    /// (`MISCONF`) may be the primary all the same.
+    /// Returns the time at which the last command was sent that the server has responded to.
+    #[must_use]
+    pub fn last_answered(&self) -> Option<Instant> {
+        self.state.lock().answered
+    }
+
+    /// Checks that the server is the primary, as [`confirm_primary`] does.
     ///
     /// # Errors
-    /// Returns an error if the server is no such primary (`NOREPLICAS`, `READONLY`), or does not respond.
+    /// Returns an error if it is not, or does not respond.
     pub async fn confirm_primary(&self, key: &str) -> Result<(), RedisError> {
         let sent_at = Instant::now();
-        let outcome: Result<i64, _> = self.client.hdel(key, "").await;
+        let outcome = confirm_primary(&self.client, key).await;
         self.track(sent_at, &outcome);
-        match outcome {
-            Err(error) if !is_not_persistent(&error) => Err(error),
-            _ => Ok(()),
-        }
+        outcome
     }
 
     /// Closes the connection. The library keeps one that is not closed.
@@ -206,6 +228,27 @@ async fn log_errors(
 #[must_use]
 pub fn is_read_only(error: &RedisError) -> bool {
     error.details().contains("READONLY")
+}
+
+/// Checks that a server is a primary that has as many replicas as its `min-replicas-to-write`, by a write that changes
+/// nothing: it deletes a field of `key`, which does not exist. A server that rejects writes because it cannot persist them
+/// (`MISCONF`), or for the type of the key (`WRONGTYPE`), may be the primary.
+///
+/// # Errors
+/// Returns an error if the server is no such primary (`NOREPLICAS`, `READONLY`), or does not respond.
+pub async fn confirm_primary(client: &impl HashesInterface, key: &str) -> Result<(), RedisError> {
+    match client.hdel::<i64, _, _>(key, "").await {
+        Err(error) if !is_not_persistent(&error) && !error.details().contains("WRONGTYPE") => {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns whether the server has fewer replicas than its `min-replicas-to-write`.
+#[must_use]
+pub fn has_too_few_replicas(error: &RedisError) -> bool {
+    error.details().contains("NOREPLICAS")
 }
 
 /// Returns whether the server rejects writes because it cannot persist them.

@@ -144,11 +144,6 @@ impl<K: Hash + Eq + Clone, V: Clone> LeasedCache<K, V> {
         }
     }
 
-    /// Returns whether the lease is valid: the server of the subscription was the only primary up to now.
-    pub fn is_leased(&self, now: Instant) -> bool {
-        self.state.lock().lease.is_valid(now)
-    }
-
     /// Returns the number of values, which may include some that have expired.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -178,8 +173,11 @@ pub(crate) trait Invalidate: Send + Sync {
     /// Returns whether the cache needs heartbeats: it was used since the last call, or a short time ago.
     fn take_needs_heartbeat(&self, now: Instant) -> bool;
 
-    /// Records that Redis accepted the heartbeat that was sent at `sent`.
-    fn heartbeat_published(&self, sent: Instant);
+    /// Records that a heartbeat is sent at `sent`.
+    fn heartbeat_sent(&self, sent: Instant);
+
+    /// Records that Redis accepted the write before the heartbeat that was sent at `sent`.
+    fn primary_confirmed(&self, sent: Instant);
 
     /// Records that the heartbeat that was sent at `sent` has returned, which renews the lease unless it is the first one after an
     /// interruption.
@@ -199,7 +197,7 @@ impl<K: Hash + Eq + Clone + Send, V: Clone + Send> Invalidate for LeasedCache<K,
 
     fn subscription_started(&self, now: Instant) {
         let mut state = self.state.lock();
-        state.lease = Lease::subscribed();
+        state.lease = Lease::subscribed(now);
         state.invalidate_all(now);
     }
 
@@ -219,8 +217,12 @@ impl<K: Hash + Eq + Clone + Send, V: Clone + Send> Invalidate for LeasedCache<K,
         }
     }
 
-    fn heartbeat_published(&self, sent: Instant) {
-        self.state.lock().lease.heartbeat_published(sent);
+    fn heartbeat_sent(&self, sent: Instant) {
+        self.state.lock().lease.heartbeat_sent(sent);
+    }
+
+    fn primary_confirmed(&self, sent: Instant) {
+        self.state.lock().lease.primary_confirmed(sent);
     }
 
     fn heartbeat_received(&self, sent: Instant, now: Instant) {
@@ -276,8 +278,14 @@ mod tests {
     fn leased_cache(now: Instant) -> Cache {
         let cache = cache_of(LookupSource::Store);
         cache.subscription_started(now);
-        cache.heartbeat_received(now, now);
+        renew(&cache, now);
         cache
+    }
+
+    /// Renews the lease by a heartbeat that returns at once.
+    fn renew(cache: &Cache, now: Instant) {
+        cache.primary_confirmed(now);
+        cache.heartbeat_received(now, now);
     }
 
     fn insert(cache: &Cache, owner: Owner, version: CacheVersion, now: Instant) {
@@ -301,7 +309,7 @@ mod tests {
         look_up(&cache, one, now);
         assert!(is_cached(&cache, one, now));
         let later = now + LIFETIME;
-        cache.heartbeat_received(later, later);
+        renew(&cache, later);
         assert!(!is_cached(&cache, one, later));
         cache.invalidate_session(one.session, now);
         assert!(!is_cached(&cache, one, now));
@@ -340,7 +348,7 @@ mod tests {
         let (cache, one, now) = (cache_of(LookupSource::Store), owner(), Instant::now());
         let version = cache.get(&one.session, now).unwrap_err();
         cache.subscription_started(now);
-        cache.heartbeat_received(now, now);
+        renew(&cache, now);
         insert(&cache, one, version, now);
         assert!(!is_cached(&cache, one, now));
     }
@@ -351,7 +359,7 @@ mod tests {
         look_up(&cache, one, now);
         assert!(!is_cached(&cache, one, now));
         cache.subscription_started(now);
-        cache.heartbeat_received(now, now);
+        renew(&cache, now);
         look_up(&cache, one, now);
         assert!(is_cached(&cache, one, now));
         cache.subscription_lost(now);
@@ -363,16 +371,14 @@ mod tests {
         let (one, now) = (owner(), Instant::now());
         let cache = leased_cache(now);
         look_up(&cache, one, now);
-        cache.heartbeat_published(now + HEARTBEAT_INTERVAL);
+        cache.heartbeat_sent(now + HEARTBEAT_INTERVAL);
         assert!(is_cached(&cache, one, now + LEASE_DURATION / 2));
         assert!(!is_cached(&cache, one, now + LEASE_DURATION));
         assert!(!cache.is_heartbeat_overdue(now + HEARTBEAT_TIMEOUT));
         let overdue = now + HEARTBEAT_INTERVAL + HEARTBEAT_TIMEOUT + HEARTBEAT_INTERVAL;
         assert!(cache.is_heartbeat_overdue(overdue));
-        cache.heartbeat_received(now + HEARTBEAT_INTERVAL, now + HEARTBEAT_INTERVAL);
+        renew(&cache, now + HEARTBEAT_INTERVAL);
         assert!(is_cached(&cache, one, now + LEASE_DURATION));
-        // A heartbeat may return before its publication is confirmed.
-        cache.heartbeat_published(now + HEARTBEAT_INTERVAL);
         assert!(!cache.is_heartbeat_overdue(now + 2 * HEARTBEAT_TIMEOUT));
     }
 
@@ -382,12 +388,12 @@ mod tests {
         let cache = cache_of(LookupSource::CachingReplica);
         cache.subscription_started(start);
         // Invalidations from before the subscription are unknown: the replica may not have received them yet.
-        cache.heartbeat_received(start, start);
+        renew(&cache, start);
         look_up(&cache, one, start);
         assert!(!is_cached(&cache, one, start));
 
         let now = start + LEASE_DURATION;
-        cache.heartbeat_received(now, now);
+        renew(&cache, now);
         look_up(&cache, one, now);
         assert!(is_cached(&cache, one, now));
         cache.invalidate_session(one.session, now);
@@ -402,7 +408,7 @@ mod tests {
         assert!(!is_cached(&cache, other, later));
 
         let end = now + LEASE_DURATION;
-        cache.heartbeat_received(end, end);
+        renew(&cache, end);
         look_up(&cache, one, end);
         assert!(is_cached(&cache, one, end));
     }

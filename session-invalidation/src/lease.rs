@@ -11,8 +11,7 @@ pub(crate) const LEASE_DURATION: Duration = Duration::from_secs(1);
 const CLOCK_RATE_MARGIN: Duration = Duration::from_millis(10);
 /// Interval of heartbeats, short enough that the lease survives a lost or late one.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
-/// Time after which the subscriber's connection counts as dead if a heartbeat that Redis accepted
-/// has not returned.
+/// Time after which the subscriber's connection counts as dead if a heartbeat has not returned.
 pub(crate) const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// State of the lease.
@@ -24,44 +23,64 @@ pub(crate) enum Lease {
     Unsubscribed,
 }
 
-/// Heartbeats, by the time at which they were sent.
+/// Heartbeats, by the time at which they were sent. They are sent on the connection that delivers messages, in the order of these
+/// times, each after a write. So if one was delivered and the write of another one accepted, the server was the primary, and had
+/// delivered everything that was published, at the sending of the earlier one.
 ///
 /// The first one that returns after an interruption does not renew the lease. A primary that was stopped and has been replaced
 /// accepts what has waited for it before it notices that its replicas are gone; what is sent after it has responded it rejects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Heartbeats {
-    /// The last one that renewed the lease.
-    renewed_from: Option<Instant>,
+    /// Time at which the subscription began. Those that were sent before concern another connection.
+    subscribed_at: Instant,
+    /// The last one that returned, unless it was the first after an interruption.
+    delivered: Option<Instant>,
+    /// The last one whose write was accepted.
+    confirmed: Option<Instant>,
     /// The last one that returned.
     last_received: Option<Instant>,
     /// Time at which the first one returned of those that were sent within [`LEASE_DURATION`] of each other.
     responding_since: Option<Instant>,
-    /// The first one after `last_received` that Redis accepted.
+    /// The first one that was sent after `last_received` had returned.
     first_pending: Option<Instant>,
 }
 
 impl Lease {
-    /// Creates a lease that begins with the first heartbeat that returns.
-    pub(crate) fn subscribed() -> Self {
-        Self::Subscribed(Heartbeats::default())
+    /// Creates a lease that begins with the second heartbeat that returns.
+    pub(crate) fn subscribed(now: Instant) -> Self {
+        Self::Subscribed(Heartbeats {
+            subscribed_at: now,
+            delivered: None,
+            confirmed: None,
+            last_received: None,
+            responding_since: None,
+            first_pending: None,
+        })
     }
 
     pub(crate) fn is_valid(self, now: Instant) -> bool {
         match self {
             Self::Subscribed(heartbeats) => heartbeats
-                .renewed_from
+                .delivered
+                .min(heartbeats.confirmed)
                 .is_some_and(|sent| now + CLOCK_RATE_MARGIN < sent + LEASE_DURATION),
             Self::Unsubscribed => false,
         }
     }
 
-    /// Records that Redis accepted the heartbeat that was sent at `sent`.
-    pub(crate) fn heartbeat_published(&mut self, sent: Instant) {
-        // It may have returned already.
-        if let Self::Subscribed(heartbeats) = self
-            && heartbeats.last_received.is_none_or(|last| last < sent)
-        {
+    /// Records that a heartbeat is sent at `sent`.
+    pub(crate) fn heartbeat_sent(&mut self, sent: Instant) {
+        if let Self::Subscribed(heartbeats) = self {
             heartbeats.first_pending.get_or_insert(sent);
+        }
+    }
+
+    /// Records that Redis accepted the write before the heartbeat that was sent at `sent`.
+    pub(crate) fn primary_confirmed(&mut self, sent: Instant) {
+        if let Self::Subscribed(heartbeats) = self
+            && heartbeats.subscribed_at <= sent
+        {
+            heartbeats.confirmed = heartbeats.confirmed.max(Some(sent));
         }
     }
 
@@ -73,7 +92,7 @@ impl Lease {
         }
     }
 
-    /// Returns whether a published heartbeat did not return within [`HEARTBEAT_TIMEOUT`].
+    /// Returns whether a heartbeat did not return within [`HEARTBEAT_TIMEOUT`].
     pub(crate) fn is_heartbeat_overdue(self, now: Instant) -> bool {
         match self {
             Self::Subscribed(heartbeats) => heartbeats
@@ -96,7 +115,7 @@ impl Heartbeats {
             self.responding_since.get_or_insert(now);
         }
         if self.responding_since.is_some_and(|since| since <= sent) {
-            self.renewed_from = self.renewed_from.max(Some(sent));
+            self.delivered = self.delivered.max(Some(sent));
         }
         self.last_received = self.last_received.max(Some(sent));
         self.first_pending = None;
@@ -111,8 +130,9 @@ mod tests {
     fn valid_until(heartbeats: &[(u64, u64)]) -> Option<u64> {
         let start = Instant::now();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
-        let mut lease = Lease::subscribed();
+        let mut lease = Lease::subscribed(start);
         for (sent, returned) in heartbeats {
+            lease.primary_confirmed(at(*sent));
             lease.heartbeat_received(at(*sent), at(*returned));
         }
         (0..30_000).rfind(|now| lease.is_valid(at(*now)))
@@ -124,6 +144,21 @@ mod tests {
         assert_eq!(valid_until(&[(0, 10), (5, 15)]), None);
         assert_eq!(valid_until(&[(0, 10), (5, 15), (250, 260)]), Some(1_239));
         assert_eq!(valid_until(&[(0, 10), (250, 260), (500, 510)]), Some(1_489));
+    }
+
+    #[test]
+    fn a_lease_counts_from_the_last_heartbeat_whose_write_was_accepted() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut lease = Lease::subscribed(start);
+        for sent in [0, 250, 500, 750] {
+            lease.heartbeat_received(at(sent), at(sent + 10));
+        }
+        assert!(!lease.is_valid(at(760)));
+        lease.primary_confirmed(at(250));
+        assert!(lease.is_valid(at(1_239)) && !lease.is_valid(at(1_240)));
+        lease.primary_confirmed(at(1_000));
+        assert!(lease.is_valid(at(1_739)) && !lease.is_valid(at(1_740)));
     }
 
     #[test]

@@ -30,7 +30,8 @@ pub(crate) enum Request {
     Subscribe,
     /// Another connection of the subscriber: this one delivers nothing.
     Reconnect,
-    /// A heartbeat. Once Redis has accepted it, [`Invalidate::heartbeat_published`] is to be called with `sent`.
+    /// A heartbeat, to be sent after a write on the connection that delivers messages. Once Redis has accepted the write,
+    /// [`Invalidate::primary_confirmed`] is to be called with `sent`.
     Heartbeat {
         sent: Instant,
         publication: Publication,
@@ -94,15 +95,17 @@ impl Participant {
             self.subscription_lost(now);
             return Some(Request::Reconnect);
         }
-        self.cache
-            .take_needs_heartbeat(now)
-            .then(|| Request::Heartbeat {
-                sent: now,
-                publication: Publication {
-                    channel: HEARTBEAT_CHANNEL.to_owned(),
-                    message: message::heartbeat(self.tracker.participant, now - self.tracker.epoch),
-                },
-            })
+        if !self.cache.take_needs_heartbeat(now) {
+            return None;
+        }
+        self.cache.heartbeat_sent(now);
+        Some(Request::Heartbeat {
+            sent: now,
+            publication: Publication {
+                channel: HEARTBEAT_CHANNEL.to_owned(),
+                message: message::heartbeat(self.tracker.participant, now - self.tracker.epoch),
+            },
+        })
     }
 
     /// Processes a message that was received on `channel`. Returns the acknowledgement to be published, if it is one of
@@ -200,6 +203,7 @@ mod tests {
         let mut restarted = participant();
         let first = heartbeat(&mut restarted, at(210));
         restarted.receive(&first.channel, &first.message, || at(220));
+        cache.primary_confirmed(at(250));
         let version = cache.get(&session, at(300)).unwrap_err();
         let owner = Owner {
             user: UserId(1),

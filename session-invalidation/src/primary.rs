@@ -1,4 +1,4 @@
-//! Messages that only the primary delivers.
+//! Invalidations that only the primary publishes.
 //!
 //! `PUBLISH` is no write: a primary that is cut off from its replicas, or was stopped until another one was promoted, accepts it
 //! from the clients that are still connected. Writes it rejects, if it has `min-replicas-to-write`.

@@ -39,7 +39,7 @@ use scenario::run;
 /// Number of seeds, unless `SIMULATION_SEEDS` has another.
 const DEFAULT_SEEDS: u64 = 300;
 /// Number of seeds within which a missing rule has to be found.
-const MAX_SEEDS_TO_FIND: u64 = 2_000;
+const MAX_SEEDS_TO_FIND: u64 = 10_000;
 
 /// Protocol that is simulated: that of the programs, or one that lacks a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,13 +75,15 @@ enum Variant {
     KeptSessionOutlivesCutoffs,
     /// Heartbeats and invalidations need no server that accepts writes.
     PublishesWithoutWrite,
+    /// Heartbeats are published on the connection for commands, and may return through a replica of its server.
+    HeartbeatsOnOtherConnection,
     /// The first heartbeat that returns after an interruption renews the lease.
     TrustsFirstHeartbeat,
-    /// A replica without a valid lease asks the store once.
+    /// A replica asks a store once that has not responded for a while.
     AsksOnce,
 }
 
-const BROKEN: [Variant; 17] = [
+const BROKEN: [Variant; 18] = [
     Variant::NoWait,
     Variant::LeaseFromReceipt,
     Variant::NoVersionCheck,
@@ -97,6 +99,7 @@ const BROKEN: [Variant; 17] = [
     Variant::LastLoginGoesBack,
     Variant::KeptSessionOutlivesCutoffs,
     Variant::PublishesWithoutWrite,
+    Variant::HeartbeatsOnOtherConnection,
     Variant::TrustsFirstHeartbeat,
     Variant::AsksOnce,
 ];

@@ -4,45 +4,51 @@
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fred::clients::SubscriberClient;
+use fred::error::Error as RedisError;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
-use redis_connection::RedisConnection;
+use parking_lot::Mutex;
+use redis_connection::{RedisConnection, confirm_primary, has_too_few_replicas, is_read_only};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::MissedTickBehavior;
 
 use crate::acknowledgement::InvalidationTracker;
 use crate::cache::{Invalidate, LeasedCache};
 use crate::lease::HEARTBEAT_INTERVAL;
+use crate::message::PRIMARY_KEY;
 use crate::participant::{Participant, Publication, Request};
-use crate::primary::publish_at_primary;
+
+/// Time after which a connection is replaced again whose server is not the primary.
+const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Task of a participant that keeps its cache valid.
 pub struct Subscriber {
-    redis: RedisConnection,
     connection: SubscriberClient,
     participant: Participant,
     heartbeats: Heartbeats,
 }
 
-/// Publisher of heartbeats. Cheap to clone.
+/// Sender of heartbeats. Cheap to clone.
+///
+/// It uses the subscriber's connection. A message that is sent on another one may return from a replica of the server that accepted it, and a
+/// replica that was cut off for a while has not delivered every invalidation before.
 #[derive(Clone)]
 struct Heartbeats {
-    redis: RedisConnection,
+    connection: SubscriberClient,
     cache: Arc<dyn Invalidate>,
-    /// Whether Redis did not accept the last one.
-    are_rejected: Arc<AtomicBool>,
+    /// Time of the last rejection that was acted upon, if the last write was rejected.
+    rejected_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Subscriber {
-    /// Creates a subscriber with a connection of its own to the server of `redis`, on which it publishes.
+    /// Creates a subscriber with a connection of its own to the server of `redis`.
     ///
     /// # Errors
     /// Returns an error if the settings of the connection are invalid.
     pub fn new<K, V>(
-        redis: RedisConnection,
+        redis: &RedisConnection,
         cache: Arc<LeasedCache<K, V>>,
         tracker: Arc<InvalidationTracker>,
     ) -> Result<Self, fred::error::Error>
@@ -51,15 +57,15 @@ impl Subscriber {
         V: Clone + Send + 'static,
     {
         let cache: Arc<dyn Invalidate> = cache;
+        let connection = redis.subscriber()?;
         Ok(Self {
-            connection: redis.subscriber()?,
             participant: Participant::new(Arc::clone(&cache), tracker),
             heartbeats: Heartbeats {
-                redis: redis.clone(),
+                connection: connection.clone(),
                 cache,
-                are_rejected: Arc::default(),
+                rejected_at: Arc::default(),
             },
-            redis,
+            connection,
         })
     }
 
@@ -112,7 +118,7 @@ impl Subscriber {
                 tokio::spawn(async move { connection.force_reconnection().await });
             }
             Some(Request::Heartbeat { sent, publication }) => {
-                tokio::spawn(self.heartbeats.clone().publish(sent, publication));
+                tokio::spawn(self.heartbeats.clone().send(sent, publication));
             }
             Some(Request::Subscribe) | None => {}
         }
@@ -123,31 +129,48 @@ impl Subscriber {
         let acknowledgement = self
             .participant
             .receive(&message.channel, &text, Instant::now);
-        if let Some(acknowledgement) = acknowledgement {
-            let redis = self.redis.clone();
+        if let Some(Publication { channel, message }) = acknowledgement {
+            let connection = self.connection.clone();
             // In a task of its own, because the subscriber must not wait for Redis.
             tokio::spawn(async move {
-                redis
-                    .publish(&acknowledgement.channel, acknowledgement.message)
-                    .await
+                if let Err(error) = connection.publish::<(), _, _>(channel, message).await {
+                    tracing::debug!(%error, "publishing an acknowledgement failed");
+                }
             });
         }
     }
 }
 
 impl Heartbeats {
-    async fn publish(self, sent: Instant, heartbeat: Publication) {
-        let Publication { channel, message } = heartbeat;
-        let published = publish_at_primary(&self.redis, &channel, message).await;
-        let were_rejected = self
-            .are_rejected
-            .swap(published.is_err(), Ordering::Relaxed);
-        match published {
-            Ok(()) => self.cache.heartbeat_published(sent),
-            Err(error) if !were_rejected => {
-                tracing::warn!(%error, "heartbeats not accepted: sessions are not cached");
+    /// Sends a write that changes nothing, and the heartbeat.
+    async fn send(self, sent: Instant, heartbeat: Publication) {
+        let (confirmed, _) = tokio::join!(
+            confirm_primary(&self.connection, PRIMARY_KEY),
+            self.connection
+                .publish::<(), _, _>(heartbeat.channel, heartbeat.message),
+        );
+        match confirmed {
+            Ok(()) => {
+                self.cache.primary_confirmed(sent);
+                self.rejected_at.lock().take();
             }
-            Err(_) => {}
+            Err(error) => self.on_rejection(&error).await,
+        }
+    }
+
+    /// Replaces the connection, at intervals, if its server is not the primary: its address may lead to that by now.
+    async fn on_rejection(&self, error: &RedisError) {
+        {
+            let mut rejected_at = self.rejected_at.lock();
+            match *rejected_at {
+                None => tracing::warn!(%error, "heartbeats not accepted: sessions are not cached"),
+                Some(at) if at.elapsed() < REPLACEMENT_INTERVAL => return,
+                Some(_) => {}
+            }
+            *rejected_at = Some(Instant::now());
+        }
+        if is_read_only(error) || has_too_few_replicas(error) {
+            let _ = self.connection.force_reconnection().await;
         }
     }
 }
@@ -201,13 +224,13 @@ mod tests {
         let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
         let start = || {
             let tracker = Arc::new(InvalidationTracker::new(Instant::now()));
-            let mut subscriber =
-                Subscriber::new(redis.clone(), Arc::clone(&cache), tracker).unwrap();
+            let mut subscriber = Subscriber::new(&redis, Arc::clone(&cache), tracker).unwrap();
             let (started, cache) = (started.clone(), Arc::clone(&cache));
             async move {
                 let now = Instant::now();
                 let version = cache.get(&session, now).unwrap_err();
                 subscriber.participant.subscribed(now);
+                subscriber.heartbeats.cache.primary_confirmed(now);
                 subscriber.heartbeats.cache.heartbeat_received(now, now);
                 let current = cache.get(&session, now).unwrap_err();
                 assert_ne!(version, current);

@@ -47,6 +47,9 @@ static LIST: LazyLock<Script> = LazyLock::new(|| with_prelude(include_str!("redi
 const MAX_END_ATTEMPTS: u32 = 10;
 /// Lifetime of a cached session. It bounds how long an expired one is accepted, since expiry is not published.
 const CACHE_ENTRY_LIFETIME: Duration = Duration::from_secs(3);
+/// Time within which a primary responds twice that has not been stopped until another one was promoted, from the sending of the
+/// earlier command to the later response. A failover takes longer (`docs/operations.md`, "Kinds of Redis").
+const MAX_INTERRUPTION: Duration = Duration::from_secs(3);
 /// Number of cached sessions (about 2 MiB).
 const MAX_CACHED_SESSIONS: usize = 10_000;
 /// Number of refused sessions that are known (about 1 MiB).
@@ -82,7 +85,7 @@ impl RedisSessions {
     }
 
     async fn process_invalidations(self) {
-        match Subscriber::new(self.redis.connection, self.cache, self.tracker) {
+        match Subscriber::new(&self.redis.connection, self.cache, self.tracker) {
             Ok(subscriber) => subscriber.run().await,
             Err(error) => {
                 tracing::error!(%error, "session invalidations cannot be subscribed to");
@@ -116,15 +119,16 @@ impl RedisSessions {
         Ok(())
     }
 
-    /// Makes a request whose response is wrong if another server has become the primary, and once more unless the lease shows
-    /// that none had. A primary that was stopped until then accepts what has waited for it before it notices that its replicas
-    /// are gone, and after that rejects the second one.
+    /// Makes a request whose response is wrong if another server has become the primary, and once more if the server has not
+    /// responded for a while. One that was stopped until then executes what has waited for it before it notices that its
+    /// replicas are gone, and after that rejects the second request.
     async fn at_primary<T, R>(&self, request: impl Fn() -> R) -> Result<Responses<T>, Unavailable>
     where
         R: Future<Output = Result<T, Unavailable>>,
     {
+        let answered = self.redis.connection.last_answered();
         let first = request().await?;
-        let second = if self.cache.is_leased(Instant::now()) {
+        let second = if answered.is_some_and(|sent_at| sent_at.elapsed() < MAX_INTERRUPTION) {
             None
         } else {
             Some(request().await?)
@@ -254,14 +258,19 @@ impl RedisSessions {
     }
 
     pub(super) async fn end(&self, principal: Principal) -> Result<EndOutcome, Unavailable> {
-        let invalidation = self.tracker.begin();
-        let ended = self
-            .at_primary(|| self.run_end(principal, argument(invalidation.header())))
+        let responses = self
+            .at_primary(|| async {
+                let invalidation = self.tracker.begin();
+                let header = argument(invalidation.header());
+                let ended = self.run_end(principal, header).await?;
+                Ok((ended, invalidation))
+            })
             .await?;
         self.cache
             .invalidate_session(principal.session, Instant::now());
-        invalidation.acknowledged_by_all().await;
-        Ok(if ended.iter().any(|ended| *ended) {
+        let is_ended = responses.iter().any(|(ended, _)| *ended);
+        responses.last().1.acknowledged_by_all().await;
+        Ok(if is_ended {
             EndOutcome::Ended
         } else {
             EndOutcome::NotFound
@@ -282,24 +291,22 @@ impl RedisSessions {
             let invalidation = self.tracker.begin();
             let mut sessions = self.session_ids(user).await?;
             sessions.retain(|session| Some(*session) != kept);
-            let responses: Responses<(u64, u64)> = self
-                .at_primary(|| {
-                    let keys = [index_key(user), kept_key.clone()].into_iter();
-                    let keys = keys.chain(sessions.iter().copied().map(session_key));
-                    let arguments = [
-                        kept.map_or_else(Bytes::new, argument),
-                        argument(user.0),
-                        INVALIDATION_CHANNEL.into(),
-                        argument(invalidation.header()),
-                        auth_time.map_or_else(Bytes::new, |time| argument(time.0)),
-                    ];
-                    let arguments = arguments.into_iter().chain(sessions.iter().map(argument));
-                    self.redis
-                        .run(&END_ALL, keys.collect(), arguments.collect())
-                })
+            let keys = [index_key(user), kept_key.clone()].into_iter();
+            let keys = keys.chain(sessions.iter().copied().map(session_key));
+            let arguments = [
+                kept.map_or_else(Bytes::new, argument),
+                argument(user.0),
+                INVALIDATION_CHANNEL.into(),
+                argument(invalidation.header()),
+                auth_time.map_or_else(Bytes::new, |time| argument(time.0)),
+            ];
+            let arguments = arguments.into_iter().chain(sessions.iter().map(argument));
+            // Redis has just responded, so a former primary knows that its replicas are gone.
+            let (ended_now, others): (u64, u64) = self
+                .redis
+                .run(&END_ALL, keys.collect(), arguments.collect())
                 .await?;
-            ended += responses.iter().map(|(ended, _)| ended).sum::<u64>();
-            let (_, others) = responses.last();
+            ended += ended_now;
             let user_id = session_invalidation::UserId(user.0);
             self.cache.invalidate_user(user_id, Instant::now());
             if others == 0 {
@@ -324,12 +331,16 @@ impl RedisSessions {
             return Ok(());
         }
         let session = principal.session;
-        let invalidation = self.tracker.begin();
-        let publish = || invalidation.publish_for_session(&self.redis.connection, session);
-        self.at_primary(|| async { publish().await.map_err(failed) })
+        let responses = self
+            .at_primary(|| async {
+                let invalidation = self.tracker.begin();
+                let published = invalidation.publish_for_session(&self.redis.connection, session);
+                published.await.map_err(failed)?;
+                Ok(invalidation)
+            })
             .await?;
         self.cache.invalidate_session(session, Instant::now());
-        invalidation.acknowledged_by_all().await;
+        responses.last().acknowledged_by_all().await;
         let mut known = self.refused.lock();
         if known.len() >= MAX_REFUSED_SESSIONS {
             known.clear();
@@ -340,11 +351,15 @@ impl RedisSessions {
 
     /// Makes every cache forget all sessions, after the accounts have ended them.
     pub(super) async fn invalidate_all(&self) -> Result<(), Unavailable> {
-        let invalidation = self.tracker.begin();
-        let publish = || invalidation.publish_for_all_sessions(&self.redis.connection);
-        self.at_primary(|| async { publish().await.map_err(failed) })
+        let responses = self
+            .at_primary(|| async {
+                let invalidation = self.tracker.begin();
+                let published = invalidation.publish_for_all_sessions(&self.redis.connection);
+                published.await.map_err(failed)?;
+                Ok(invalidation)
+            })
             .await?;
-        invalidation.acknowledged_by_all().await;
+        responses.last().acknowledged_by_all().await;
         Ok(())
     }
 

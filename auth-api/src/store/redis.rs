@@ -9,7 +9,7 @@ use fred::error::{Error as RedisError, ErrorKind};
 use fred::types::FromValue;
 use fred::types::config::Config;
 use fred::types::scripts::Script;
-use redis_connection::{RedisConnection, is_not_persistent, is_read_only};
+use redis_connection::{RedisConnection, has_too_few_replicas, is_not_persistent, is_read_only};
 
 use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
@@ -115,7 +115,7 @@ fn problem_of(error: &RedisError) -> CheckError {
     let has_code = |code| error.details().contains(code);
     if is_read_only(error) {
         CheckError::ReadOnly
-    } else if has_code("NOREPLICAS") {
+    } else if has_too_few_replicas(error) {
         CheckError::TooFewReplicas
     } else if has_code("OOM") {
         CheckError::OutOfMemory

@@ -87,7 +87,7 @@ impl VerifiedTokens {
             }
         };
         let subscribe = || async {
-            let (redis, cache) = (connection.0.clone(), Arc::clone(&self.cache));
+            let (redis, cache) = (&connection.0, Arc::clone(&self.cache));
             let tracker = Arc::new(InvalidationTracker::new(Instant::now()));
             match Subscriber::new(redis, cache, tracker) {
                 Ok(subscriber) => subscriber.run().await,

@@ -28,6 +28,8 @@ use crate::participant::{Participant, Publication, Request};
 /// Limits of `redis-connection`.
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(1500);
 const RECONNECT_DELAY: Duration = Duration::from_millis(200);
+const MAX_INTERRUPTION: Duration = Duration::from_secs(3);
+const READINESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Limits of the two caches.
 const REPLICA_ENTRY_LIFETIME: Duration = Duration::from_secs(3);
 pub(super) const GATEWAY_ENTRY_LIFETIME: Duration = Duration::from_secs(27);
@@ -68,6 +70,8 @@ pub(super) struct Process {
     commands: Commands,
     gates: CheckGates<SessionId, CheckResult>,
     pub(super) subscriber_connection: RefCell<Option<Rc<Connection>>>,
+    /// Times at which heartbeats were sent whose writes are under way on the subscriber's connection, by the ids of these.
+    heartbeat_writes: RefCell<BTreeMap<u64, Instant>>,
     /// Makes the subscriber panic.
     pub(super) subscriber_panic: Notify,
     /// Whether the current subscriber has been subscribed before.
@@ -82,6 +86,8 @@ struct Commands {
     next_id: Cell<u64>,
     waiting: RefCell<BTreeMap<u64, oneshot::Sender<Reply>>>,
     last_response: Cell<Duration>,
+    /// Time at which the last command was sent that was responded to.
+    answered: Cell<Option<Duration>>,
 }
 
 /// Store or replica that could not be asked.
@@ -136,12 +142,16 @@ impl Process {
             commands: Commands::default(),
             gates: CheckGates::default(),
             subscriber_connection: RefCell::default(),
+            heartbeat_writes: RefCell::default(),
             subscriber_panic: Notify::new(),
             was_subscribed: Cell::default(),
         });
         host.process.replace(Some(Rc::clone(&process)));
         process.spawn(Rc::clone(&process).keep_connected());
         process.spawn(Rc::clone(&process).keep_subscribed());
+        if host.role == Role::Replica {
+            process.spawn(Rc::clone(&process).check_readiness());
+        }
     }
 
     /// Kills the process. The kernel closes its connections.
@@ -220,6 +230,14 @@ impl Process {
         }
     }
 
+    /// `readiness.rs` of auth-api.
+    async fn check_readiness(self: Rc<Self>) {
+        loop {
+            let _ = self.request(Command::ConfirmPrimary).await;
+            self.sleep(READINESS_INTERVAL).await;
+        }
+    }
+
     async fn connect(&self) -> Option<Rc<Connection>> {
         let world = self.world();
         let connection = Connection::new(&world, &self.host.path);
@@ -236,6 +254,12 @@ impl Process {
         }
     }
 
+    fn next_id(&self) -> u64 {
+        let id = self.commands.next_id.get() + 1;
+        self.commands.next_id.set(id);
+        id
+    }
+
     /// Sends a command. One that fails may have been executed.
     async fn request(&self, command: Command) -> Result<Reply, Unavailable> {
         let world = self.world();
@@ -249,19 +273,27 @@ impl Process {
                     None => commands.connected.notified().await,
                 }
             };
-            let id = commands.next_id.get() + 1;
-            commands.next_id.set(id);
+            let id = self.next_id();
             let (sender, reply) = oneshot::channel();
             commands.waiting.borrow_mut().insert(id, sender);
             World::send(&connection, id, command);
             match reply.await {
-                Ok(Reply::Rejected) | Err(_) => Err(Unavailable),
+                Ok(Reply::Rejected) => {
+                    // As `RedisConnection::track` does.
+                    connection.close();
+                    Err(Unavailable)
+                }
+                Err(_) => Err(Unavailable),
                 Ok(reply) => Ok(reply),
             }
         };
         tokio::select! {
             biased;
-            reply = response => reply,
+            reply = response => {
+                let answered = commands.answered.get().max(Some(sent_at));
+                commands.answered.set(answered.filter(|_| reply.is_ok()));
+                reply
+            }
             () = self.sleep(COMMAND_TIMEOUT) => {
                 // As `RedisConnection::track` does.
                 if commands.last_response.get() < sent_at
@@ -289,14 +321,17 @@ impl Process {
         self.publish(publication).await
     }
 
-    /// Makes a request once more unless the lease is valid.
+    /// Makes a request once more if the store has not responded for a while.
     async fn at_primary<T>(
         &self,
         mut request: impl AsyncFnMut() -> Result<T, Unavailable>,
     ) -> Result<T, Unavailable> {
+        let world = self.world();
+        let answered = self.commands.answered.get();
         let response = request().await?;
-        self.preempt().await;
-        if self.cache.is_leased(self.now()) || self.world().variant == Variant::AsksOnce {
+        let is_uninterrupted =
+            answered.is_some_and(|at| world.executor.now() < at + MAX_INTERRUPTION);
+        if is_uninterrupted || world.variant == Variant::AsksOnce {
             return Ok(response);
         }
         request().await
@@ -320,6 +355,7 @@ impl Process {
             if let Some(connection) = self.subscriber_connection.take() {
                 connection.close();
             }
+            self.heartbeat_writes.borrow_mut().clear();
             let world = self.world();
             let delay = world.between(Duration::ZERO, MAX_SUPERVISOR_DELAY);
             world.executor.sleep(delay).await;
@@ -372,7 +408,7 @@ impl Process {
         let confirmed = async {
             loop {
                 match connection.receive().await {
-                    Inbound::Reply(..) => return true,
+                    Inbound::Reply(0, _) => return true,
                     Inbound::Closed => {
                         early.push(Inbound::Closed);
                         return false;
@@ -421,11 +457,11 @@ impl Process {
                 let text = self.alter(&channel, text);
                 let received_at = self.receipt(&channel, &text);
                 let acknowledgement = participant.receive(&channel, &text, || received_at);
-                if let Some(acknowledgement) = acknowledgement {
-                    let process = Rc::clone(self);
-                    self.spawn(async move {
-                        let _ = process.publish(acknowledgement).await;
-                    });
+                if let Some(Publication { channel, message }) = acknowledgement
+                    && let Some(connection) = self.subscriber_connection.borrow().as_ref()
+                {
+                    let id = self.next_id();
+                    World::send(connection, id, Command::Publish { channel, message });
                 }
             }
             Inbound::Lagged => {
@@ -436,9 +472,52 @@ impl Process {
             }
             Inbound::Closed => {
                 self.subscriber_connection.replace(None);
+                self.heartbeat_writes.borrow_mut().clear();
                 self.lose_subscription(participant);
             }
-            Inbound::Reply(..) => {}
+            Inbound::Reply(id, reply) => {
+                let Some(sent) = self.heartbeat_writes.borrow_mut().remove(&id) else {
+                    return;
+                };
+                match reply {
+                    Reply::Rejected => {
+                        if let Some(connection) = self.subscriber_connection.borrow().as_ref() {
+                            connection.close();
+                        }
+                    }
+                    _ if world.variant == Variant::LeaseFromReceipt => {
+                        self.cache.primary_confirmed(self.now());
+                    }
+                    _ => self.cache.primary_confirmed(sent),
+                }
+            }
+        }
+    }
+
+    /// Sends a write and a heartbeat on the subscriber's connection.
+    fn send_heartbeat(self: &Rc<Self>, sent: Instant, publication: Publication) {
+        let Publication { channel, message } = publication;
+        let publish = Command::Publish { channel, message };
+        let variant = self.world().variant;
+        if matches!(
+            variant,
+            Variant::PublishesWithoutWrite | Variant::HeartbeatsOnOtherConnection
+        ) {
+            let process = Rc::clone(self);
+            return self.spawn(async move {
+                if variant == Variant::PublishesWithoutWrite
+                    || process.request(Command::ConfirmPrimary).await.is_ok()
+                {
+                    process.cache.primary_confirmed(sent);
+                    let _ = process.request(publish).await;
+                }
+            });
+        }
+        if let Some(connection) = self.subscriber_connection.borrow().as_ref() {
+            let id = self.next_id();
+            self.heartbeat_writes.borrow_mut().insert(id, sent);
+            World::send(connection, id, Command::ConfirmPrimary);
+            World::send(connection, self.next_id(), publish);
         }
     }
 
@@ -451,12 +530,7 @@ impl Process {
                 }
             }
             Some(Request::Heartbeat { sent, publication }) => {
-                let process = Rc::clone(self);
-                self.spawn(async move {
-                    if process.publish_at_primary(publication).await.is_ok() {
-                        process.cache.heartbeat_published(sent);
-                    }
-                });
+                self.send_heartbeat(sent, publication);
             }
             None => {}
         }
@@ -648,13 +722,16 @@ impl Process {
     /// Makes every cache forget a session that its account refuses.
     async fn invalidate(&self, session: SessionId) -> Result<(), Unavailable> {
         let tracker = Arc::clone(&self.tracker.borrow());
-        let invalidation = tracker.begin();
-        let publication = Publication {
-            channel: INVALIDATION_CHANNEL.to_owned(),
-            message: format!("{} {session}", invalidation.header()),
+        let publish = async || {
+            let invalidation = tracker.begin();
+            let publication = Publication {
+                channel: INVALIDATION_CHANNEL.to_owned(),
+                message: format!("{} {session}", invalidation.header()),
+            };
+            self.publish_at_primary(publication).await?;
+            Ok(invalidation)
         };
-        self.at_primary(async || self.publish_at_primary(publication.clone()).await)
-            .await?;
+        let invalidation = self.at_primary(publish).await?;
         self.cache.invalidate_session(session, self.now());
         self.acknowledged(invalidation).await;
         Ok(())
@@ -663,15 +740,16 @@ impl Process {
     /// Ends a session.
     pub(super) async fn end(&self, session: SessionId, user: UserId) -> Result<Ended, Unavailable> {
         let tracker = Arc::clone(&self.tracker.borrow());
-        let invalidation = tracker.begin();
-        let header = invalidation.header();
-        let command = Command::End {
-            session,
-            user,
-            header,
+        let end = async || {
+            let invalidation = tracker.begin();
+            let command = Command::End {
+                session,
+                user,
+                header: invalidation.header(),
+            };
+            Ok((self.request(command).await?, invalidation))
         };
-        let end = async || self.request(command.clone()).await;
-        let Reply::Ended { incarnation, .. } = self.at_primary(end).await? else {
+        let (Reply::Ended { incarnation, .. }, invalidation) = self.at_primary(end).await? else {
             return Err(Unavailable);
         };
         self.preempt().await;
@@ -703,9 +781,7 @@ impl Process {
             let Reply::Ended {
                 incarnation,
                 others,
-            } = self
-                .at_primary(async || self.request(command.clone()).await)
-                .await?
+            } = self.request(command).await?
             else {
                 return Err(Unavailable);
             };
@@ -822,14 +898,17 @@ impl Process {
                 .await;
         }
         let tracker = Arc::clone(&self.tracker.borrow());
-        let invalidation = tracker.begin();
-        let publication = Publication {
-            channel: INVALIDATION_CHANNEL.to_owned(),
-            message: format!("{} user:*", invalidation.header()),
+        let publish = async || {
+            let invalidation = tracker.begin();
+            let publication = Publication {
+                channel: INVALIDATION_CHANNEL.to_owned(),
+                message: format!("{} user:*", invalidation.header()),
+            };
+            self.publish_at_primary(publication).await?;
+            Ok(invalidation)
         };
-        let publish = async || self.publish_at_primary(publication.clone()).await;
         match self.at_primary(publish).await {
-            Ok(()) => {
+            Ok(invalidation) => {
                 self.acknowledged(invalidation).await;
                 EndedByAccount::Everywhere
             }

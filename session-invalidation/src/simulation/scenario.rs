@@ -15,7 +15,7 @@ use crate::lease::LEASE_DURATION;
 use crate::message::INVALIDATION_CHANNEL;
 
 /// Time with faults.
-const FAULTY: Duration = Duration::from_secs(10);
+const FAULTY: Duration = Duration::from_secs(13);
 /// Time without faults after which every participant has recovered: it has replaced a dead connection for commands (1.7 s),
 /// then that of the subscriber (2.5 s), and has been subscribed for a lease.
 const RECOVERY: Duration = Duration::from_secs(6);
@@ -26,9 +26,9 @@ const HEALTHY_ACKNOWLEDGEMENT: Duration = Duration::from_millis(200);
 /// Longest wait for acknowledgements: a lease on a clock that is slow, and the scheduling of tasks.
 const MAX_ACKNOWLEDGEMENT: Duration = Duration::from_millis(1_010);
 /// Shortest time from the last response of a primary to the promotion of another one.
-const MIN_PROMOTION: Duration = Duration::from_secs(3);
+const MIN_PROMOTION: Duration = Duration::from_secs(4);
 /// Longest division.
-const MAX_DIVISION: Duration = Duration::from_secs(7);
+const MAX_DIVISION: Duration = Duration::from_millis(9_500);
 const CLIENTS: u32 = 4;
 /// Sessions that are probed after the end of all, the newest ones.
 const MAX_PROBED: usize = 4;

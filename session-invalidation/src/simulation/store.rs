@@ -29,6 +29,8 @@ pub(super) struct Store {
     subscribers: Vec<Weak<Connection>>,
     /// Time after which it knows that its replicas are gone.
     writable_until: Option<Duration>,
+    /// Whether it follows the primary, as a former one does after its demotion.
+    is_replica: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -164,7 +166,7 @@ impl World {
                 Reply::Done
             }
             Command::Publish { channel, message } => {
-                publish(server, &channel, &message);
+                self.publish_at(server, &channel, &message);
                 Reply::Done
             }
             Command::Create {
@@ -250,12 +252,23 @@ impl World {
         } else {
             delete(self.executor.now());
         }
-        publish(server, INVALIDATION_CHANNEL, invalidation);
+        self.publish_at(server, INVALIDATION_CHANNEL, invalidation);
     }
 
     /// Publishes a message at the primary, as another program could.
     pub(super) fn publish(&self, channel: &str, text: &str) {
-        publish(&self.store, channel, text);
+        self.publish_at(&self.store, channel, text);
+    }
+
+    /// Delivers a message to the subscribers of a server and of its replica.
+    fn publish_at(&self, server: &Rc<RefCell<Store>>, channel: &str, text: &str) {
+        deliver(server, channel, text);
+        if Rc::ptr_eq(server, &self.store)
+            && let Some(former) = self.former.borrow().as_ref()
+            && former.borrow().is_replica
+        {
+            deliver(former, channel, text);
+        }
     }
 
     /// Makes the store do nothing for a time, as SIGSTOP and SIGCONT do.
@@ -397,25 +410,31 @@ impl World {
         }
     }
 
-    /// Makes the former primary a replica, which closes its connections.
-    fn demote_former(&self, incarnation: u64) {
-        let is_former = |store: &RefCell<Store>| store.borrow().incarnation == incarnation;
-        if !self
-            .former
-            .borrow()
-            .as_ref()
-            .is_some_and(|store| is_former(store))
-        {
+    /// Makes the former primary a replica, which closes its connections unless it is told to follow by hand.
+    fn demote_former(self: &Rc<Self>, incarnation: u64) {
+        let former = self.former.borrow().clone();
+        let former = former.filter(|former| former.borrow().incarnation == incarnation);
+        let Some(former) = former else {
             return;
-        }
-        self.former.replace(None);
+        };
         self.note(|| "the former primary is a replica".to_owned());
-        self.reset_connections(incarnation, |_| true);
+        if former.borrow().is_replica || self.chance(50) {
+            self.former.replace(None);
+            return self.reset_connections(incarnation, |_| true);
+        }
+        former.borrow_mut().is_replica = true;
+        let world = Rc::downgrade(self);
+        let end = self.executor.now() + REPLICA_CONNECTIONS;
+        self.executor.call_at(end, move || {
+            if let Some(world) = world.upgrade() {
+                world.demote_former(incarnation);
+            }
+        });
     }
 }
 
 /// Delivers a message to the subscribers of a server.
-fn publish(server: &RefCell<Store>, channel: &str, text: &str) {
+fn deliver(server: &RefCell<Store>, channel: &str, text: &str) {
     let subscribers = {
         let mut store = server.borrow_mut();
         let incarnation = store.incarnation;
@@ -440,6 +459,9 @@ fn publish(server: &RefCell<Store>, channel: &str, text: &str) {
         }
     }
 }
+
+/// Time for which a former primary that is a replica has its connections.
+const REPLICA_CONNECTIONS: Duration = Duration::from_millis(1500);
 
 /// Course of a division: durations from its beginning.
 #[derive(Debug, Clone, Copy)]
@@ -468,7 +490,7 @@ impl Command {
 
 impl Store {
     fn is_writable(&self, now: Duration) -> bool {
-        self.writable_until.is_none_or(|until| now <= until)
+        !self.is_replica && self.writable_until.is_none_or(|until| now <= until)
     }
 
     /// Returns what its replica has.
