@@ -24,8 +24,8 @@ const WAIT_LIMITS: WaitLimits = WaitLimits {
     reconnect_delay: Duration::from_millis(200),
 };
 const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// Pause between replacements of the connection to a server that has too few replicas: another one may be the primary.
-const MIN_REPLACEMENT_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval at which a connection is replaced while its server has too few replicas: its address may lead to another primary.
+pub const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(2);
 /// Distinct errors of the connection that are logged until a command succeeds.
 const MAX_LOGGED_ERRORS: usize = 8;
 /// Received pub/sub messages that may wait for the subscriber. It bounds a burst of invalidations.
@@ -61,8 +61,9 @@ impl fmt::Debug for RedisConnection {
 struct ConnectionState {
     /// Time of the last response, or from which on one is expected.
     last_response: Instant,
-    /// Time at which the last command was sent that was responded to.
+    /// Time at which the last command was sent that succeeded.
     answered: Option<Instant>,
+    /// Time at which the connection was last replaced.
     replaced_at: Option<Instant>,
     is_reconnecting: bool,
     /// Distinct errors of the connection since the last command that succeeded.
@@ -136,15 +137,16 @@ impl RedisConnection {
         let has_responded = !outcome.as_ref().is_err_and(is_timeout);
         if has_responded {
             state.last_response = Instant::now();
-            state.answered = state.answered.max(Some(sent_at));
         }
+        // A failure other than a timeout may be that of the connection.
         if outcome.is_ok() {
+            state.answered = state.answered.max(Some(sent_at));
             state.logged_errors.clear();
         }
         let is_dead = !has_responded && state.last_response < sent_at;
         let is_replacement_due = state
             .replaced_at
-            .is_none_or(|at| at.elapsed() >= MIN_REPLACEMENT_INTERVAL);
+            .is_none_or(|at| at.elapsed() >= REPLACEMENT_INTERVAL);
         let is_unusable = is_dead
             || outcome.as_ref().is_err_and(is_read_only)
             || is_replacement_due && outcome.as_ref().is_err_and(has_too_few_replicas);
@@ -174,7 +176,7 @@ impl RedisConnection {
         outcome
     }
 
-    /// Returns the time at which the last command was sent that the server has responded to.
+    /// Returns the time at which the last command was sent that succeeded.
     #[must_use]
     pub fn last_answered(&self) -> Option<Instant> {
         self.state.lock().answered
@@ -290,4 +292,20 @@ pub fn client_builder(config: Config, limits: WaitLimits) -> Builder {
             u32::try_from(reconnect_delay.as_millis()).expect("the delay fits 32 bits"),
         ));
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_that_fails_with_its_connection_is_not_answered() {
+        let connection = RedisConnection::start(Config::default()).unwrap();
+        let sent_at = Instant::now();
+        let failure = RedisError::new(ErrorKind::IO, "connection reset");
+        connection.track::<()>(sent_at, &Err(failure));
+        assert_eq!(connection.last_answered(), None);
+        connection.track(sent_at, &Ok(()));
+        assert_eq!(connection.last_answered(), Some(sent_at));
+    }
 }

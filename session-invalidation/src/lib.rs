@@ -9,8 +9,8 @@
 //! - A participant publishes heartbeats and receives its own ones over the connection that delivers
 //!   invalidations. A received heartbeat proves that every invalidation published before it was
 //!   received too, so it renews the lease from the time at which it was sent.
-//! - A heartbeat is published after a write that the server accepted, so that a primary that was replaced, and
-//!   knows that its replicas are gone, renews no lease.
+//! - A heartbeat is sent after a write on the same connection, and renews the lease only if the write was accepted: a
+//!   former primary rejects it.
 //! - A participant uses its cache only while its lease is valid.
 //! - A replica that ends a session waits until every participant with a valid lease has acknowledged the
 //!   invalidation, or until the lease of those that did not has expired.

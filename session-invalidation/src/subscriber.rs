@@ -4,13 +4,15 @@
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fred::clients::SubscriberClient;
 use fred::error::Error as RedisError;
 use fred::interfaces::{ClientLike, EventInterface, PubsubInterface};
 use parking_lot::Mutex;
-use redis_connection::{RedisConnection, confirm_primary, has_too_few_replicas, is_read_only};
+use redis_connection::{
+    REPLACEMENT_INTERVAL, RedisConnection, confirm_primary, has_too_few_replicas, is_read_only,
+};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::MissedTickBehavior;
 
@@ -19,9 +21,6 @@ use crate::cache::{Invalidate, LeasedCache};
 use crate::lease::HEARTBEAT_INTERVAL;
 use crate::message::PRIMARY_KEY;
 use crate::participant::{Participant, Publication, Request};
-
-/// Time after which a connection is replaced again whose server is not the primary.
-const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Task of a participant that keeps its cache valid.
 pub struct Subscriber {

@@ -177,7 +177,7 @@ async fn caches_are_told_once_of_a_session_that_its_account_refuses() -> Result<
     let (subscriber, redis) = (server.connect().await?, server.connect().await?);
     let mut received = subscriber.message_rx();
     subscriber.subscribe("sessions:ended").await?;
-    // Under a lease, since a replica without one publishes twice.
+    // A replica publishes twice if Redis has not responded to it for a while.
     wait_until_cached(&redis, &client, &token).await?;
     let end = "UPDATE users SET sessions_valid_after = now() WHERE login = 'alice'";
     replicas.execute(end).await?;

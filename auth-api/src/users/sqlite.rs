@@ -162,8 +162,8 @@ impl SqliteUsers {
         let update = sqlx::query_scalar(concat!(
             "UPDATE users SET password_hash = ?1, ",
             end_sessions!("?2"),
-            // What is not UTF-8 was read with replacement characters, so that `old` is not what is stored. No hash that
-            // a concurrent change stores has other characters than printable ASCII.
+            // A hash that is not UTF-8 was read with replacement characters, so it does not equal `old`. One that a
+            // concurrent change has stored is printable ASCII.
             " WHERE id = ?3 AND (password_hash = ?4 OR (?5 AND password_hash GLOB '*[^ -~]*'))
               RETURNING sessions_valid_after"
         ))

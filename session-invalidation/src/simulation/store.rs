@@ -29,7 +29,7 @@ pub(super) struct Store {
     subscribers: Vec<Weak<Connection>>,
     /// Time after which it knows that its replicas are gone.
     writable_until: Option<Duration>,
-    /// Whether it follows the primary, as a former one does after its demotion.
+    /// Whether it was demoted and follows the primary.
     is_replica: bool,
 }
 
@@ -466,7 +466,7 @@ const REPLICA_CONNECTIONS: Duration = Duration::from_millis(1500);
 /// Course of a division: durations from its beginning.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Division {
-    /// Whether the primary is stopped for as long as it accepts writes, instead of cut off from its replicas.
+    /// Whether the primary is paused for `writable_for`. Otherwise it is cut off from its replicas.
     pub(super) is_paused: bool,
     pub(super) writable_for: Duration,
     pub(super) promoted_after: Duration,
