@@ -12,7 +12,7 @@ use fred::types::RespVersion;
 use fred::types::config::{Config, ReconnectPolicy, Server};
 use parking_lot::Mutex;
 use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 /// Name of the store in log messages.
 const STORE: &str = "Redis";
@@ -61,13 +61,59 @@ impl fmt::Debug for RedisConnection {
 struct ConnectionState {
     /// Time of the last response, or from which on one is expected.
     last_response: Instant,
-    /// Time at which the last command was sent that succeeded.
-    answered: Option<Instant>,
+    last_success: Option<Success>,
+    /// Event for each connection that has been opened.
+    opened: Receiver<Server>,
+    /// Number of the present connection.
+    number: u64,
+    /// Time from which on successful commands were sent on the present connection.
+    opened_by: Instant,
     /// Time at which the connection was last replaced.
     replaced_at: Option<Instant>,
     is_reconnecting: bool,
     /// Distinct errors of the connection since the last command that succeeded.
     logged_errors: Vec<RedisError>,
+}
+
+/// Command that succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Success {
+    /// Time at which it was sent.
+    pub sent_at: Instant,
+    /// Number of the connection that it was sent on.
+    connection: u64,
+}
+
+impl ConnectionState {
+    /// Forgets what succeeded on another connection than the present one: it may lead to another server.
+    fn recognise_connection(&mut self) {
+        let mut is_new = false;
+        while !matches!(
+            self.opened.try_recv(),
+            Err(TryRecvError::Empty | TryRecvError::Closed)
+        ) {
+            is_new = true;
+        }
+        if is_new {
+            self.number += 1;
+            self.opened_by = Instant::now();
+            self.last_success = None;
+        }
+    }
+
+    fn record_success(&mut self, sent_at: Instant) {
+        // One that was sent earlier may have succeeded on the connection before.
+        if sent_at >= self.opened_by
+            && self
+                .last_success
+                .is_none_or(|success| success.sent_at < sent_at)
+        {
+            self.last_success = Some(Success {
+                sent_at,
+                connection: self.number,
+            });
+        }
+    }
 }
 
 /// Reconnection in progress. Another one is possible after it was dropped.
@@ -90,7 +136,10 @@ impl RedisConnection {
         let client = client_builder(config.clone(), WAIT_LIMITS).build()?;
         let state = Arc::new(Mutex::new(ConnectionState {
             last_response: Instant::now(),
-            answered: None,
+            last_success: None,
+            opened: client.reconnect_rx(),
+            number: 0,
+            opened_by: Instant::now(),
             replaced_at: None,
             is_reconnecting: false,
             logged_errors: Vec::new(),
@@ -134,13 +183,14 @@ impl RedisConnection {
     pub fn track<T>(&self, sent_at: Instant, outcome: &Result<T, RedisError>) {
         let is_timeout = |error: &RedisError| *error.kind() == ErrorKind::Timeout;
         let mut state = self.state.lock();
+        state.recognise_connection();
         let has_responded = !outcome.as_ref().is_err_and(is_timeout);
         if has_responded {
             state.last_response = Instant::now();
         }
         // A failure other than a timeout may be that of the connection.
         if outcome.is_ok() {
-            state.answered = state.answered.max(Some(sent_at));
+            state.record_success(sent_at);
             state.logged_errors.clear();
         }
         let is_dead = !has_responded && state.last_response < sent_at;
@@ -176,10 +226,21 @@ impl RedisConnection {
         outcome
     }
 
-    /// Returns the time at which the last command was sent that succeeded.
+    /// Returns the command that was sent last of those that have succeeded on the present connection.
     #[must_use]
-    pub fn last_answered(&self) -> Option<Instant> {
-        self.state.lock().answered
+    pub fn last_success(&self) -> Option<Success> {
+        let mut state = self.state.lock();
+        state.recognise_connection();
+        state.last_success
+    }
+
+    /// Returns whether no other connection was opened since a command succeeded: one that has succeeded after it was sent
+    /// to the same server then.
+    #[must_use]
+    pub fn is_current(&self, success: Success) -> bool {
+        let mut state = self.state.lock();
+        state.recognise_connection();
+        success.connection == state.number
     }
 
     /// Checks that the server is the primary, as [`confirm_primary`] does.
@@ -296,16 +357,44 @@ pub fn client_builder(config: Config, limits: WaitLimits) -> Builder {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::broadcast::{self, Sender};
+
     use super::*;
 
-    #[tokio::test]
-    async fn a_command_that_fails_with_its_connection_is_not_answered() {
+    fn connection() -> (RedisConnection, Sender<Server>) {
         let connection = RedisConnection::start(Config::default()).unwrap();
+        let (opened, events) = broadcast::channel(4);
+        connection.state.lock().opened = events;
+        (connection, opened)
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_with_its_connection_is_no_success() {
+        let (connection, _) = connection();
         let sent_at = Instant::now();
         let failure = RedisError::new(ErrorKind::IO, "connection reset");
         connection.track::<()>(sent_at, &Err(failure));
-        assert_eq!(connection.last_answered(), None);
+        assert_eq!(connection.last_success(), None);
         connection.track(sent_at, &Ok(()));
-        assert_eq!(connection.last_answered(), Some(sent_at));
+        let success = connection.last_success().unwrap();
+        assert_eq!(success.sent_at, sent_at);
+        assert!(connection.is_current(success));
+    }
+
+    #[tokio::test]
+    async fn a_success_on_an_earlier_connection_says_nothing_of_the_present_one() {
+        let (connection, opened) = connection();
+        connection.track(Instant::now(), &Ok(()));
+        let success = connection.last_success().unwrap();
+        let sent_at = Instant::now();
+        opened.send(Server::new("127.0.0.1", 6379)).unwrap();
+        assert!(!connection.is_current(success));
+        assert_eq!(connection.last_success(), None);
+        // It may have been responded to on either connection.
+        connection.track(sent_at, &Ok(()));
+        assert_eq!(connection.last_success(), None);
+        connection.track(Instant::now(), &Ok(()));
+        assert!(connection.last_success().is_some());
+        assert!(!connection.is_current(success));
     }
 }

@@ -120,15 +120,19 @@ impl RedisSessions {
     }
 
     /// Makes a request whose response is wrong if another server has become the primary, and once more if the server has not
-    /// responded for a while. One that was stopped until then executes what has waited for it before it notices that its
+    /// responded for a while, or the connection is a new one. A server that was stopped until then executes what has waited for it before it notices that its
     /// replicas are gone, and after that rejects the second request.
     async fn at_primary<T, R>(&self, request: impl Fn() -> R) -> Result<Responses<T>, Unavailable>
     where
         R: Future<Output = Result<T, Unavailable>>,
     {
-        let answered = self.redis.connection.last_answered();
+        let connection = &self.redis.connection;
+        let earlier = connection.last_success();
         let first = request().await?;
-        let second = if answered.is_some_and(|sent_at| sent_at.elapsed() < MAX_INTERRUPTION) {
+        let is_uninterrupted = earlier.is_some_and(|success| {
+            success.sent_at.elapsed() < MAX_INTERRUPTION && connection.is_current(success)
+        });
+        let second = if is_uninterrupted {
             None
         } else {
             Some(request().await?)

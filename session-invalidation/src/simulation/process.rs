@@ -86,8 +86,25 @@ struct Commands {
     next_id: Cell<u64>,
     waiting: RefCell<BTreeMap<u64, oneshot::Sender<Reply>>>,
     last_response: Cell<Duration>,
-    /// Time at which the last command was sent that was responded to.
-    answered: Cell<Option<Duration>>,
+    last_success: Cell<Option<Success>>,
+    /// Number of the present connection.
+    number: Cell<u64>,
+}
+
+/// Command that succeeded, as `redis_connection::Success`.
+#[derive(Debug, Clone, Copy)]
+struct Success {
+    sent_at: Duration,
+    connection: u64,
+}
+
+impl Commands {
+    fn record_success(&self, success: Success) {
+        let is_later = |last: Success| last.sent_at < success.sent_at;
+        if success.connection == self.number.get() && self.last_success.get().is_none_or(is_later) {
+            self.last_success.set(Some(success));
+        }
+    }
 }
 
 /// Store or replica that could not be asked.
@@ -212,6 +229,8 @@ impl Process {
     async fn keep_connected(self: Rc<Self>) {
         loop {
             if let Some(connection) = self.connect().await {
+                self.commands.number.update(|number| number + 1);
+                self.commands.last_success.set(None);
                 self.commands
                     .connection
                     .replace(Some(Rc::clone(&connection)));
@@ -274,6 +293,7 @@ impl Process {
                 }
             };
             let id = self.next_id();
+            let number = commands.number.get();
             let (sender, reply) = oneshot::channel();
             commands.waiting.borrow_mut().insert(id, sender);
             World::send(&connection, id, command);
@@ -284,16 +304,18 @@ impl Process {
                     Err(Unavailable)
                 }
                 Err(_) => Err(Unavailable),
-                Ok(reply) => Ok(reply),
+                Ok(reply) => {
+                    commands.record_success(Success {
+                        sent_at,
+                        connection: number,
+                    });
+                    Ok(reply)
+                }
             }
         };
         tokio::select! {
             biased;
-            reply = response => {
-                let answered = commands.answered.get().max(Some(sent_at));
-                commands.answered.set(answered.filter(|_| reply.is_ok()));
-                reply
-            }
+            reply = response => reply,
             () = self.sleep(COMMAND_TIMEOUT) => {
                 // As `RedisConnection::track` does.
                 if commands.last_response.get() < sent_at
@@ -321,16 +343,18 @@ impl Process {
         self.publish(publication).await
     }
 
-    /// Makes a request once more if the store has not responded for a while.
+    /// Makes a request once more if the store has not responded for a while, or the connection is a new one.
     async fn at_primary<T>(
         &self,
         mut request: impl AsyncFnMut() -> Result<T, Unavailable>,
     ) -> Result<T, Unavailable> {
         let world = self.world();
-        let answered = self.commands.answered.get();
+        let earlier = self.commands.last_success.get();
         let response = request().await?;
-        let is_uninterrupted =
-            answered.is_some_and(|at| world.executor.now() < at + MAX_INTERRUPTION);
+        let is_uninterrupted = earlier.is_some_and(|success| {
+            world.executor.now() < success.sent_at + MAX_INTERRUPTION
+                && success.connection == self.commands.number.get()
+        });
         if is_uninterrupted || world.variant == Variant::AsksOnce {
             return Ok(response);
         }

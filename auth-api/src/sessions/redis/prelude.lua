@@ -6,8 +6,8 @@ local function now()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Returns the error with which this server rejects writes because another one may be the primary, else nil: its answers
--- may be old. One that rejects them because it is out of memory, or unable to persist them, still serves reads. The write
+-- Returns the error with which this server rejects writes because another one may be the primary, else nil: what it
+-- returns may be old. One that rejects them because it is out of memory, or unable to persist them, still serves reads. The write
 -- adds nothing to the index, and needs memory: after one that needs none, Redis lets a script exceed its limit.
 local function rejection_by_replaced_primary(index)
     local reply = redis.pcall('ZADD', index, 'XX', 0, '')
