@@ -55,13 +55,16 @@ impl AcknowledgementSocket {
         })
     }
 
-    /// Tells the running gateway that this one accepts connections. Returns when it ends or goes on serving. A gateway of
-    /// a version without acknowledgement does not connect: this waits without end.
+    /// Tells the running gateway that this one accepts connections. Returns when it ends or goes on serving, or after
+    /// [`READY_TIMEOUT`] if it has not connected: a version without acknowledgement does not, and ends.
     ///
     /// # Errors
     /// Returns an error if no connection can be accepted.
     pub(super) async fn acknowledge(self) -> io::Result<Successor> {
-        let mut stream = self.accept().await?;
+        let mut stream = match timeout(READY_TIMEOUT, self.accept()).await {
+            Ok(stream) => stream?,
+            Err(_) => return Ok(Successor::New),
+        };
         // The running gateway may have closed the connection, with or without its message.
         let _ = stream.write_all(&[READY]).await;
         match stream.read_u8().await {
@@ -193,6 +196,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("upgrade.sock");
         assert!(NewGateway::connect(&socket).unwrap().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_new_gateway_can_wait_after_an_upgrade_from_a_version_without_acknowledgement()
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("upgrade.sock");
+        let new = AcknowledgementSocket::bind(&socket).unwrap();
+        assert_eq!(new.acknowledge().await.unwrap(), Successor::New);
+        AcknowledgementSocket::bind(&socket).unwrap();
     }
 
     #[test]
