@@ -507,6 +507,10 @@ async fn what_is_no_answer_of_a_verify_endpoint_gives_no_identity() -> Result<()
         assert_eq!(response.status, expected, "{token}: {}", response.text);
     }
     assert_eq!(upstream.received_requests().len(), 2);
+    // There is no other address that a request without a response could be sent to as well.
+    let requests = verify.received_requests();
+    let without_response = requests.iter().filter(|request| request.contains("never"));
+    assert_eq!(without_response.count(), 1);
     Ok(())
 }
 

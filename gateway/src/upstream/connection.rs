@@ -30,6 +30,10 @@ const MAX_INTERIM_BURST: usize = MAX_HEADER_BYTES;
 /// …and that it gains with each second since the first one: a long operation may report progress to its end.
 const INTERIM_BYTES_PER_SECOND: usize = 1024;
 
+/// Longest time for which an idle connection is kept. Shorter than the keep-alive timeout of the
+/// endpoints, so that no connection is used while the endpoint closes it.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
+
 /// Longest time from a request on a pooled connection to the close of the connection for which the close may have
 /// begun before the request arrived: such a close is seen after a round trip. The time is longer than a round trip
 /// between data centres of one continent. A later close may be the effect of the request.

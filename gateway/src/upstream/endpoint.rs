@@ -79,7 +79,7 @@ impl Endpoint {
     ) -> Result<Connection, ConnectError> {
         let tls = connector.tls_to(&self.server)?;
         if reuse == ConnectionReuse::Allowed
-            && let Some(connection) = self.pool.take(tls)
+            && let Some(connection) = self.pool.take(tls, Instant::now())
         {
             return Ok(connection);
         }

@@ -1,9 +1,10 @@
 //! HTTP/1.1 client for requests of the gateway itself to one server, whose name may have several addresses.
 //!
-//! Connections are kept. A GET that fails at one address is sent to another one: it is idempotent. One without a response
-//! for a while is sent to another one too, and waited for all the same (request hedging; Dean and Barroso, "The Tail at
-//! Scale", 2013): a server that waits for a store that is away responds later, and says so. An address that failed is
-//! avoided for a while, unless all have failed.
+//! Connections are kept. A GET that fails at one address is sent to another one, or if there is none, to the same one: it is
+//! idempotent, and servers behind one address are several. One without a response for a while is sent to another address too,
+//! if there is one, and waited for all the same (request hedging; Dean and Barroso, "The Tail at Scale", 2013): a server that
+//! waits for a store that is away responds later, and says so. An address that failed is avoided for a while, unless all have
+//! failed.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -27,7 +28,7 @@ use crate::http::h1::encode::{put_header, put_request_line};
 use crate::http::message::{Framing, Upgrade};
 use crate::runtime::clock::Instant;
 use crate::upstream::connect_error::ConnectError;
-use crate::upstream::connection::{Connection, UpstreamError, UpstreamEvent};
+use crate::upstream::connection::{Connection, IDLE_TIMEOUT, UpstreamError, UpstreamEvent};
 use crate::upstream::connector::{Connector, SharedConnector};
 use crate::upstream::tls::TlsClient;
 
@@ -35,15 +36,13 @@ use crate::upstream::tls::TlsClient;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time without a response after which a request is sent to another address too.
 const HEDGE_DELAY: Duration = Duration::from_secs(1);
-/// Addresses that a request is sent to.
+/// Times that a request is sent.
 const MAX_ATTEMPTS: usize = 3;
 /// Time for which an address that failed is avoided.
 const AVOIDANCE: Duration = Duration::from_secs(2);
 /// Age from which the addresses of the name are looked up again.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(2);
-/// Longest time for which an idle connection is kept, shorter than the keep-alive timeout of auth-api.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
-/// Concurrent requests. Others wait within their timeout.
+/// Concurrent calls, each of which may send [`MAX_ATTEMPTS`] requests. Others wait within their timeout.
 const MAX_CONCURRENT: usize = 256;
 const USER_AGENT: &[u8] = b"gateway-identity";
 
@@ -155,24 +154,29 @@ impl OriginClient {
         last_error: &mut OriginError,
     ) -> Option<OriginResponse> {
         let _permit = self.concurrency.acquire().await;
+        if let Err(error) = self.look_up_unknown().await {
+            *last_error = error;
+            return None;
+        }
         let mut attempts = FuturesUnordered::new();
+        let mut under_way = Vec::with_capacity(MAX_ATTEMPTS);
         for _ in 0..MAX_ATTEMPTS {
-            let address = match self.next_address().await {
-                Ok(address) => address,
-                Err(error) => {
-                    *last_error = error;
-                    return None;
-                }
+            let Some(address) = self.next_address(&under_way) else {
+                break;
             };
+            under_way.push(address);
             attempts.push(self.attempt(address, headers));
             match timeout(HEDGE_DELAY, attempts.next()).await {
-                Ok(Some(Ok(response))) => return Some(response),
-                Ok(Some(Err(error))) => *last_error = error,
+                Ok(Some((_, Ok(response)))) => return Some(response),
+                Ok(Some((failed, Err(error)))) => {
+                    under_way.retain(|address| *address != failed);
+                    *last_error = error;
+                }
                 // None of the attempts has ended.
                 Ok(None) | Err(_) => self.avoid(address),
             }
         }
-        while let Some(result) = attempts.next().await {
+        while let Some((_, result)) = attempts.next().await {
             match result {
                 Ok(response) => return Some(response),
                 Err(error) => *last_error = error,
@@ -231,23 +235,29 @@ impl OriginClient {
         Ok(())
     }
 
-    /// Returns the next address in turn, preferably one that has not failed a short time ago.
-    async fn next_address(&self) -> Result<SocketAddr, OriginError> {
-        if self.addresses.lock().known.is_empty() {
-            self.look_up().await?;
+    async fn look_up_unknown(&self) -> Result<(), OriginError> {
+        let is_known = !self.addresses.lock().known.is_empty();
+        if is_known {
+            Ok(())
+        } else {
+            self.look_up().await
         }
+    }
+
+    /// Returns the next address in turn that is not one of `excluded`, preferably one that has not failed a short time ago.
+    fn next_address(&self, excluded: &[SocketAddr]) -> Option<SocketAddr> {
         let mut addresses = self.addresses.lock();
         let (now, count) = (Instant::now(), addresses.known.len());
         let first = addresses.next;
         addresses.next = first.wrapping_add(1);
-        let in_turn = (0..count).map(|offset| &addresses.known[first.wrapping_add(offset) % count]);
+        let in_turn = (0..count)
+            .map(|offset| &addresses.known[first.wrapping_add(offset) % count])
+            .filter(|candidate| !excluded.contains(&candidate.address));
         let chosen = in_turn
             .clone()
             .find(|candidate| candidate.avoided_until <= now)
             .or_else(|| in_turn.min_by_key(|candidate| candidate.avoided_until));
-        chosen
-            .map(|chosen| chosen.address)
-            .ok_or_else(|| io::Error::other("the name has no address").into())
+        chosen.map(|chosen| chosen.address)
     }
 
     fn avoid(&self, address: SocketAddr) {
@@ -266,12 +276,12 @@ impl OriginClient {
         &self,
         address: SocketAddr,
         headers: &[(&str, &[u8])],
-    ) -> Result<OriginResponse, OriginError> {
+    ) -> (SocketAddr, Result<OriginResponse, OriginError>) {
         let result = self.exchange(address, headers).await;
         if result.is_err() {
             self.avoid(address);
         }
-        result
+        (address, result)
     }
 
     async fn exchange(

@@ -3,18 +3,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::runtime::clock::Instant;
 use crate::runtime::fd_limit;
-use crate::upstream::connection::Connection;
+use crate::upstream::connection::{Connection, IDLE_TIMEOUT};
 use crate::upstream::tls::TlsClient;
 
-/// Longest time for which an idle connection is kept. Shorter than the keep-alive timeout of the
-/// endpoints, so that no connection is used while the endpoint closes it.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
 /// Maximum number of idle connections of an endpoint.
 const MAX_IDLE_CONNECTIONS: usize = 1024;
 /// Fraction of the file descriptor limit that the idle connections of an endpoint may use: one in
@@ -32,6 +28,13 @@ struct IdleConnection {
     since: Instant,
 }
 
+impl IdleConnection {
+    /// Returns whether it has not been idle for too long, and the endpoint has not closed it.
+    fn is_usable(&mut self, now: Instant) -> bool {
+        now.since(self.since) < IDLE_TIMEOUT && self.connection.is_still_idle()
+    }
+}
+
 impl ConnectionPool {
     pub(super) fn new() -> Self {
         Self {
@@ -46,13 +49,14 @@ impl ConnectionPool {
         drop(closed);
     }
 
-    /// Takes the most recently used connection by `tls`, or in cleartext, that the endpoint has not closed.
-    /// Closes the others that it finds: their TLS settings are no longer those of the configuration.
-    pub(super) fn take(&self, tls: Option<&Arc<TlsClient>>) -> Option<Connection> {
+    /// Takes the most recently used connection by `tls`, or in cleartext, that the endpoint has not closed and that has not
+    /// been idle for too long. Closes the others that it finds: they have expired, or their TLS settings are no longer those
+    /// of the configuration.
+    pub(super) fn take(&self, tls: Option<&Arc<TlsClient>>, now: Instant) -> Option<Connection> {
         loop {
-            let mut connection = self.idle.lock().pop_back()?.connection;
-            if connection.is_by(tls) && connection.is_still_idle() {
-                return Some(connection);
+            let mut candidate = self.idle.lock().pop_back()?;
+            if candidate.connection.is_by(tls) && candidate.is_usable(now) {
+                return Some(candidate.connection);
             }
         }
     }
@@ -80,8 +84,7 @@ impl ConnectionPool {
         let mut idle = self.idle.lock();
         for _ in 0..idle.len() {
             let mut candidate = idle.pop_front().expect("the loop runs once per connection");
-            let is_expired = now.since(candidate.since) >= IDLE_TIMEOUT;
-            if !is_expired && candidate.connection.is_still_idle() {
+            if candidate.is_usable(now) {
                 idle.push_back(candidate);
             } else {
                 closed.push(candidate);
@@ -108,6 +111,7 @@ mod tests {
     use std::io;
     use std::pin::Pin;
     use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
 
     use http::Method;
     use pingora::protocols::Stream;
@@ -228,7 +232,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(1000))]
 
         /// The model is the list of idle connections, the most recently used one last. Only clean ones are in it, not more
-        /// than the maximum, and none that is returned was closed or written to by the endpoint.
+        /// than the maximum, and none that is returned has expired, or was closed or written to by the endpoint.
         #[test]
         fn a_pool_is_as_its_model_whatever_endpoints_do(steps in vec(step(), 0..60)) {
             let pool = ConnectionPool {
@@ -258,8 +262,11 @@ mod tests {
                         }
                     }
                     Step::Take => {
-                        let taken = pool.take(None);
-                        while model.last().is_some_and(|(last, _)| unusable.contains(last)) {
+                        let taken = pool.take(None, now);
+                        let is_unusable = |(last, since): &(usize, Instant)| {
+                            now.since(*since) >= IDLE_TIMEOUT || unusable.contains(last)
+                        };
+                        while model.last().is_some_and(is_unusable) {
                             model.pop();
                         }
                         let expected = model.pop();
