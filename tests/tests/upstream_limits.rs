@@ -266,6 +266,11 @@ async fn a_request_waits_for_a_connection_only_for_a_while_and_gives_up_with_its
     abandoned.abort();
     wait_for_pending(&gateway, 0.0).await?;
     assert_rejected(&client.get("/").await?, 503)?;
+    // No endpoint has worked for it.
+    let abandoned = gateway
+        .metric("gateway_abandoned_requests_total", &[])
+        .await?;
+    assert_eq!(abandoned, Some(0.0));
     for response in released(&release, blocked).await? {
         assert_eq!(response.text, "late");
     }

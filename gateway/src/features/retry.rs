@@ -47,9 +47,9 @@ pub(crate) fn is_temporary(status: StatusCode) -> bool {
     )
 }
 
-/// Returns the delay before an attempt, zero for the first one, whose number is 1.
-pub(crate) fn delay_before(settings: Option<&RetrySettings>, attempt: u32) -> Duration {
-    let (Some(settings), Some(retry)) = (settings, attempt.checked_sub(2)) else {
+/// Returns the delay after `attempts` attempts, zero before the first one.
+pub(crate) fn delay_after(settings: Option<&RetrySettings>, attempts: u32) -> Duration {
+    let (Some(settings), Some(retry)) = (settings, attempts.checked_sub(1)) else {
         return Duration::ZERO;
     };
     let index = usize::try_from(retry).unwrap_or(usize::MAX);

@@ -61,6 +61,7 @@ enum Completeness {
 
 impl UpstreamAttempts {
     pub(crate) fn begin(&mut self, attempt: UpstreamAttempt) {
+        self.count += 1;
         self.last_endpoint = Some(attempt.in_flight.endpoint().address);
         self.current = Some(attempt);
     }

@@ -113,9 +113,9 @@ impl RequestContext {
         }
     }
 
-    /// Returns the delay before the current attempt. It ends no later than the deadline.
+    /// Returns the delay before the next attempt. It ends no later than the deadline.
     pub(crate) fn retry_delay(&self, now: Instant) -> Duration {
-        let delay = retry::delay_before(self.route().features.retry.as_ref(), self.attempts.count);
+        let delay = retry::delay_after(self.route().features.retry.as_ref(), self.attempts.count);
         match self.deadline.remaining(now) {
             Some(remaining) => delay.min(remaining),
             None => delay,

@@ -54,9 +54,7 @@ pub(super) async fn forward_after(
     let mut upload = Upload::default();
     let mut reuse = ConnectionReuse::Allowed;
     let outcome = loop {
-        context.attempts.count += 1;
-        if context.attempts.count > 1 {
-            context.route().metrics.retries.inc();
+        if context.attempts.count > 0 {
             let delay = context.retry_delay(now);
             if delay_unless_disconnected(delay, downstream).await.is_none() {
                 break RequestOutcome::ClientDisconnected;
@@ -113,6 +111,9 @@ fn begin_attempt(context: &mut RequestContext, now: Instant) -> Result<(), Error
         health,
         permit,
     });
+    if context.attempts.count > 1 {
+        context.route().metrics.retries.inc();
+    }
     Ok(())
 }
 
@@ -208,7 +209,11 @@ async fn acquire_connection_slot(
             let response = ErrorResponse::service_unavailable(NO_CONNECTION_RETRY_AFTER);
             Err(RequestOutcome::Failed(response))
         }
-        None => Err(RequestOutcome::ClientDisconnected),
+        None => {
+            // No endpoint has seen it: the client has abandoned nothing.
+            context.attempts.end_current(now);
+            Err(RequestOutcome::ClientDisconnected)
+        }
     }
 }
 
