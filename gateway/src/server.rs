@@ -44,7 +44,7 @@ use crate::server::discovery::Discovery;
 use crate::server::identity::IdentityTasks;
 use crate::server::quota_hand_over::CounterSocket;
 use crate::server::quota_leases::QuotaLeases;
-use crate::server::reload::{ConfigSource, Reload};
+use crate::server::reload::{ConfigSource, FixedSettings, Reload};
 use crate::server::shutdown::DRAIN_TIMEOUT;
 use crate::server::shutdown_signals::ShutdownSignals;
 use crate::server::start_checks::TakeOver;
@@ -250,6 +250,7 @@ fn add_services(
     let reload = Reload {
         gateway: Arc::clone(gateway),
         source,
+        fixed: FixedSettings::of(&active.config),
         supervisor,
     };
     let mut reload = background_service("reload", reload);

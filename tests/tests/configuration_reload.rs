@@ -207,3 +207,26 @@ premier:
     assert_eq!(reloads, Some(1.0));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_setting_that_needs_a_restart_is_compared_with_the_one_in_use() -> Result<()> {
+    let upstream = MockUpstream::always_ok().await?;
+    let gateway = Gateway::start(upstream.address, "premier: {keyspace: used}").await?;
+    let log = || gateway.process.log();
+    let warnings = || log().matches("takes effect after a restart").count();
+    for (reload, (keyspace, expected)) in (1_u32..).zip([("other", 1), ("other", 2), ("used", 2)]) {
+        let yaml = format!("premier: {{keyspace: {keyspace}}}");
+        std::fs::write(gateway.config_file(), yaml)?;
+        gateway.process.signal(Signal::HUP)?;
+        gateway
+            .wait_for_metric("gateway_reloads_total", &["success"], reload.into())
+            .await?;
+        let message = "the reload in the log";
+        wait::until(message, async || {
+            log().matches("configuration reloaded").count() >= usize::try_from(reload).unwrap()
+        })
+        .await?;
+        assert_eq!(warnings(), expected, "{keyspace}: {}", log());
+    }
+    Ok(())
+}

@@ -238,7 +238,11 @@ impl Hasher {
         let cost = stored.map_or(self.queue.cost, |stored| stored.cost);
         // A hash that has become the costliest since that was queried.
         let check_duration = &self.queue.check_duration;
-        let duration = check_duration.fetch_max(cost, Ordering::Relaxed).max(cost);
+        let previous = check_duration.fetch_max(cost, Ordering::Relaxed);
+        let duration = previous.max(cost);
+        if duration > previous {
+            warn_about_costly_hash(duration);
+        }
         self.queue.push(Job {
             passwords,
             salt: stored.map_or([0; 16], |stored| stored.salt),
@@ -258,11 +262,7 @@ impl Hasher {
         let check_duration = &self.queue.check_duration;
         let previous = check_duration.swap(duration, Ordering::Relaxed);
         if duration > previous.max(self.queue.cost) {
-            tracing::warn!(
-                cost = duration,
-                "a stored hash has a higher cost than BCRYPT_COST: until the passwords of such accounts are set \
-                 or they log in, every failed login takes as long as its verification"
-            );
+            warn_about_costly_hash(duration);
         }
     }
 
@@ -270,6 +270,14 @@ impl Hasher {
     pub(crate) fn max_cost(&self) -> u32 {
         self.max_cost
     }
+}
+
+fn warn_about_costly_hash(cost: u32) {
+    tracing::warn!(
+        cost,
+        "a stored hash has a higher cost than BCRYPT_COST: until the passwords of such accounts are set \
+         or they log in, every failed login takes as long as its verification"
+    );
 }
 
 fn random_salt() -> [u8; 16] {

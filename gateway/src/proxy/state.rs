@@ -137,6 +137,15 @@ impl GatewayState {
     /// # Errors
     /// Returns an error, as [`Self::new`], and changes nothing.
     pub(crate) fn activate(&self, config: Config) -> Result<()> {
+        let result = self.replace_active(config);
+        let active = self.current();
+        let patterns: HashSet<_> = active.routes.patterns().collect();
+        self.metrics
+            .retain_routes(|pattern| patterns.contains(pattern));
+        result
+    }
+
+    fn replace_active(&self, config: Config) -> Result<()> {
         let previous = self.snapshot();
         let upstreams = Upstreams::new(&config, &self.metrics, Some(&previous.upstreams))?;
         let routes = Routes::new(&config, &upstreams, &self.metrics, Some(&previous.routes))?;
@@ -164,10 +173,6 @@ impl GatewayState {
         }));
         self.metrics.set_active_since(unix_seconds(active_since));
         self.metrics.record_reload_success();
-        let active = self.current();
-        let patterns: HashSet<_> = active.routes.patterns().collect();
-        self.metrics
-            .retain_routes(|pattern| patterns.contains(pattern));
         self.config_changed.send_replace(());
         if !is_same_authenticator {
             self.authenticator_changed.notify_one();

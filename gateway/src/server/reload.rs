@@ -21,7 +21,7 @@ use pingora::services::background::BackgroundService;
 use supervision::{Panicked, Supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Config, ConfigErrors, Environment};
+use crate::config::{Config, ConfigErrors, Environment, ListenAddresses, RedisUrl};
 use crate::proxy::state::GatewayState;
 use crate::runtime::fd_limit;
 
@@ -92,7 +92,42 @@ impl FileVersion {
 pub(crate) struct Reload {
     pub(crate) gateway: Arc<GatewayState>,
     pub(crate) source: ConfigSource,
+    pub(crate) fixed: FixedSettings,
     pub(crate) supervisor: Supervisor,
+}
+
+/// Settings that only a start applies, as this process has them.
+#[derive(Debug, Clone)]
+pub(crate) struct FixedSettings {
+    listen: ListenAddresses,
+    keyspace: String,
+    quota_store: Option<RedisUrl>,
+}
+
+impl FixedSettings {
+    pub(crate) fn of(config: &Config) -> Self {
+        Self {
+            listen: config.listen,
+            keyspace: config.keyspace.clone(),
+            quota_store: config.quotas.store.clone(),
+        }
+    }
+
+    /// Logs the settings of `requested` that need a restart.
+    fn warn_if_changed(&self, requested: &Config) {
+        for (key, is_same) in [
+            ("premier.listen", self.listen == requested.listen),
+            ("premier.keyspace", self.keyspace == requested.keyspace),
+            (
+                "premier.quotas.store",
+                self.quota_store == requested.quotas.store,
+            ),
+        ] {
+            if !is_same {
+                tracing::warn!(key, "changed setting takes effect after a restart");
+            }
+        }
+    }
 }
 
 /// Name of the task in the metrics.
@@ -273,7 +308,7 @@ impl Reload {
             return None;
         }
         log_warnings(&config);
-        warn_about_fixed_settings(&active.config, &config);
+        self.fixed.warn_if_changed(&config);
         if let Err(error) = self.gateway.activate(config) {
             return Some(self.unusable(before, &format!("{error:#}")));
         }
@@ -327,22 +362,6 @@ pub(crate) fn log_warnings(config: &Config) {
     }
 }
 
-/// Logs changes of settings that need a restart.
-fn warn_about_fixed_settings(active: &Config, requested: &Config) {
-    for (key, is_same) in [
-        ("premier.listen", active.listen == requested.listen),
-        ("premier.keyspace", active.keyspace == requested.keyspace),
-        (
-            "premier.quotas.store",
-            active.quotas.store == requested.quotas.store,
-        ),
-    ] {
-        if !is_same {
-            tracing::warn!(key, "changed setting takes effect after a restart");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,6 +372,7 @@ mod tests {
         let environment = Environment::for_tests();
         let config = Config::parse(&file, "premier: {}", &environment).unwrap();
         Reload {
+            fixed: FixedSettings::of(&config),
             gateway: Arc::new(GatewayState::new(config, AccessLog::disabled()).unwrap()),
             source: ConfigSource { file, environment },
             supervisor: Supervisor::new(),
