@@ -3,6 +3,7 @@
 //! Both versions serve through [`handler::RequestHandler`] and present each request's client as a
 //! [`downstream::Downstream`]. They know neither the proxy nor the gateway's state.
 
+pub(crate) mod adaptive_read;
 pub(crate) mod downstream;
 pub(crate) mod expectation;
 pub(crate) mod h1;

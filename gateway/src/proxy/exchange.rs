@@ -14,8 +14,8 @@ use http::StatusCode;
 use http::header::EXPECT;
 
 use crate::features::retry::{self, AttemptFailure};
+use crate::http::adaptive_read::ReadSize;
 use crate::http::downstream::{Backpressure, Downstream, DownstreamEvent};
-use crate::http::h1::io::ReadSize;
 use crate::http::message::{RequestHeaders, ResponseHeaders};
 use crate::proxy::attempts::Blame;
 use crate::proxy::common_headers::{CommonHeaders, restrict_interim};

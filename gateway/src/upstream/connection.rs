@@ -13,10 +13,11 @@ use http::{HeaderValue, Method, StatusCode};
 use rustls::AlertDescription;
 use thiserror::Error;
 
+use crate::http::adaptive_read::ReadSize;
 use crate::http::downstream::Backpressure;
 use crate::http::h1::framing::{self, BodyDecoder, BodyError, BodyEvent, ChunkSyntax};
 use crate::http::h1::hop_by_hop::{ConnectionHeaders, Persistence, WEBSOCKET};
-use crate::http::h1::io::{BufferedStream, ReadSize, Transport};
+use crate::http::h1::io::{BufferedStream, Transport};
 use crate::http::message::{Framing, ResponseHeaders, Upgrade};
 use crate::http::syntax::MAX_HEADERS;
 use crate::runtime::clock::Instant;

@@ -10,21 +10,10 @@ use pingora::protocols::Stream;
 use pingora::tls::ClientTlsStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Buffer space for one read. Most header sections fit in it, and an idle connection retains as much.
-const READ_SIZE: usize = 2 * 1024;
-/// Buffer space for one read after a large one.
-const LARGE_READ_SIZE: usize = 16 * 1024;
+use crate::http::adaptive_read::{AdaptiveRead, ReadSize};
+
 /// Maximum capacity that the empty output buffer retains.
 const MAX_RETAINED_OUTPUT: usize = 4 * 1024;
-
-/// Size of reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ReadSize {
-    /// Always [`READ_SIZE`].
-    Small,
-    /// [`LARGE_READ_SIZE`] after a large read.
-    Adaptive,
-}
 
 /// Byte stream of a connection.
 pub(crate) enum Transport {
@@ -104,7 +93,7 @@ pub(crate) struct BufferedStream {
     /// Number of bytes of `output` that are sent.
     sent: usize,
     is_flushed: bool,
-    last_read_bytes: usize,
+    read: AdaptiveRead,
     pub(crate) read_size: ReadSize,
 }
 
@@ -116,8 +105,8 @@ impl BufferedStream {
             output: Vec::new(),
             sent: 0,
             is_flushed: true,
-            last_read_bytes: 0,
-            read_size: ReadSize::Adaptive,
+            read: AdaptiveRead::default(),
+            read_size: ReadSize::default(),
         }
     }
 
@@ -151,17 +140,8 @@ impl BufferedStream {
 
     /// Appends bytes to `input` and returns their number, 0 if the peer has closed the connection.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let size = match self.read_size {
-            ReadSize::Adaptive if self.last_read_bytes >= READ_SIZE / 2 => LARGE_READ_SIZE,
-            ReadSize::Adaptive | ReadSize::Small => READ_SIZE,
-        };
-        if self.input.capacity() - self.input.len() < size / 2 {
-            self.input.reserve(size);
-        }
         let stream = Pin::new(&mut self.stream);
-        let read = ready!(tokio_util::io::poll_read_buf(stream, cx, &mut self.input));
-        self.last_read_bytes = *read.as_ref().unwrap_or(&0);
-        Poll::Ready(read)
+        self.read.poll(cx, stream, &mut self.input, self.read_size)
     }
 
     /// Sends all output.

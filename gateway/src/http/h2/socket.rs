@@ -4,18 +4,14 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::BytesMut;
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::http::adaptive_read::{AdaptiveRead, ReadSize};
 use crate::http::h2::connection::Connection;
 use crate::http::h2::frame::Reason;
 use crate::http::lingering_close::LingeringClose;
 
-/// Buffer space for one read. Most requests fit in it, and an idle connection retains as much.
-const READ_SIZE: usize = 2 * 1024;
-/// Buffer space for one read after a large one.
-const LARGE_READ_SIZE: usize = 16 * 1024;
 /// Size of the buffer for input that is discarded.
 const DISCARD_BUFFER_SIZE: usize = 4 * 1024;
 
@@ -31,7 +27,7 @@ pub(super) enum SocketEnd {
 /// Socket of a connection.
 pub(super) struct Socket {
     stream: Stream,
-    last_read_bytes: usize,
+    read: AdaptiveRead,
     /// Number of bytes that were sent.
     pub(super) sent_bytes: u64,
     /// True if the client does not read what was sent.
@@ -42,7 +38,7 @@ impl Socket {
     pub(super) fn new(stream: Stream) -> Self {
         Self {
             stream,
-            last_read_bytes: 0,
+            read: AdaptiveRead::default(),
             sent_bytes: 0,
             is_write_blocked: false,
         }
@@ -67,26 +63,13 @@ impl Socket {
             if connection.has_events() || !connection.can_receive() {
                 return Poll::Pending;
             }
-            match ready!(self.poll_read(cx, &mut connection.input)) {
+            let stream = Pin::new(&mut self.stream);
+            let input = &mut connection.input;
+            match ready!(self.read.poll(cx, stream, input, ReadSize::default())) {
                 Ok(1..) => {}
                 Ok(0) | Err(_) => return Poll::Ready(SocketEnd::Disconnected),
             }
         }
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, input: &mut BytesMut) -> Poll<io::Result<usize>> {
-        let size = if self.last_read_bytes >= READ_SIZE / 2 {
-            LARGE_READ_SIZE
-        } else {
-            READ_SIZE
-        };
-        if input.capacity() - input.len() < size / 2 {
-            input.reserve(size);
-        }
-        let stream = Pin::new(&mut self.stream);
-        let read = ready!(tokio_util::io::poll_read_buf(stream, cx, input));
-        self.last_read_bytes = *read.as_ref().unwrap_or(&0);
-        Poll::Ready(read)
     }
 
     /// Sends all output.
