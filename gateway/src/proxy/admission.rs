@@ -32,7 +32,7 @@ const STORE_RETRY_AFTER_SECONDS: u64 = 1;
 /// before a quota that is counted for each user; requests without a valid token are then counted
 /// for their client.
 ///
-/// A preflight is answered before both: browsers send it without credentials (Fetch standard, section 4.8).
+/// A preflight gets its response before both: browsers send it without credentials (Fetch standard, section 4.8).
 ///
 /// # Errors
 /// Returns the outcome of the request if it is rejected, or if it is a preflight.
@@ -145,11 +145,11 @@ async fn take_quota(
             (Some(status), QuotaEffect::None, Ok(delay))
         }
         (Some(QuotaDecision::Rejected(status, _)), RateLimitMode::Observe) => {
-            metrics.quota_would_reject.inc();
+            metrics.quota_would_refuse.inc();
             (Some(status), QuotaEffect::WouldRefuse, Ok(Duration::ZERO))
         }
         (Some(QuotaDecision::Rejected(status, retry_after)), RateLimitMode::Enforce) => {
-            metrics.quota_rejected.inc();
+            metrics.quota_refused.inc();
             let response =
                 ErrorResponse::configured(quota.error_response()).with_retry_after(retry_after);
             (Some(status), QuotaEffect::None, Err(response))

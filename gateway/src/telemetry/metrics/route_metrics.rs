@@ -16,23 +16,23 @@ const METHODS: [&str; 8] = [
     "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other",
 ];
 
-/// Metrics of one path pattern, in one block of memory. A request changes three of its cache lines: of the duration, of the
-/// quota, and of its method.
+/// Metrics of one path pattern, in one block of memory. A GET with a 2xx response changes two of its cache lines: of the
+/// duration, and of the quota and itself. Other requests may change a third one.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct RouteMetrics {
     pub(crate) duration: DurationHistogram,
     pub(crate) quota_passed: Counter,
     pub(crate) quota_delayed: Counter,
-    pub(crate) quota_rejected: Counter,
+    pub(crate) quota_refused: Counter,
     /// Requests over a quota that is only observed.
-    pub(crate) quota_would_reject: Counter,
-    /// Requests that got 503 because the store of quotas could not be used.
-    pub(crate) quota_unavailable: Counter,
+    pub(crate) quota_would_refuse: Counter,
     pub(crate) slow: Counter,
     pub(crate) retries: Counter,
     /// Requests by method and class of the response.
     requests: [[Counter; RESPONSE_CLASSES.len()]; METHODS.len()],
+    /// Requests that got 503 because the store of quotas could not be used.
+    pub(crate) quota_unavailable: Counter,
 }
 
 impl RouteMetrics {
@@ -125,8 +125,8 @@ impl Collector for RouteCollector {
             for (decision, count) in [
                 ("passed", &route.quota_passed),
                 ("delayed", &route.quota_delayed),
-                ("refused", &route.quota_rejected),
-                ("would_refuse", &route.quota_would_reject),
+                ("refused", &route.quota_refused),
+                ("would_refuse", &route.quota_would_refuse),
                 ("unavailable", &route.quota_unavailable),
             ] {
                 quota_decisions.add_counter(&[pattern, decision], count);
@@ -148,5 +148,21 @@ fn add_requests(samples: &mut Samples<'_>, pattern: &str, route: &RouteMetrics) 
                 samples.add_counter(&[pattern, method, class], count);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    #[test]
+    fn a_quota_that_passes_and_a_successful_get_are_counted_in_one_cache_line() {
+        let line = |offset: usize| offset / 64;
+        let success = offset_of!(RouteMetrics, requests)
+            + status_class(StatusCode::OK) * size_of::<Counter>();
+        assert_eq!(METHODS[0], Method::GET.as_str());
+        assert_eq!(line(success), line(offset_of!(RouteMetrics, quota_passed)));
     }
 }
