@@ -146,7 +146,7 @@ impl PendingInvalidation<'_> {
     /// by a script.
     ///
     /// # Errors
-    /// Returns an error if Redis does not accept the message, or would not accept a change of the sessions.
+    /// Returns an error if Redis does not accept the message, or is not the primary.
     pub async fn publish_for_all_sessions(
         &self,
         redis: &RedisConnection,
@@ -158,7 +158,7 @@ impl PendingInvalidation<'_> {
     /// Publishes this invalidation as one of a session that the store still has.
     ///
     /// # Errors
-    /// Returns an error if Redis does not accept the message, or would not accept a change of the sessions.
+    /// Returns an error if Redis does not accept the message, or is not the primary.
     pub async fn publish_for_session(
         &self,
         redis: &RedisConnection,

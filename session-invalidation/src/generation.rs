@@ -32,7 +32,7 @@ pub(crate) struct Generation<K, V> {
     entries: HashMap<K, CacheEntry<V>>,
     by_session: HashMap<SessionId, Vec<K>>,
     by_user: HashMap<UserId, Vec<K>>,
-    /// Number of keys in each index.
+    /// Number of keys added to each index since the generation began, also those that were removed again.
     indexed: usize,
 }
 

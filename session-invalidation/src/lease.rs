@@ -24,7 +24,7 @@ pub(crate) enum Lease {
 }
 
 /// Heartbeats, by the time at which they were sent. They are sent on the connection that delivers messages, in the order of these
-/// times, each after a write. So if one was delivered and the write of another one accepted, the server was the primary, and had
+/// times, each after a write. So if one was delivered and the write of another one not rejected, the server was the primary, and had
 /// delivered everything that was published, at the sending of the earlier one.
 ///
 /// The first one that returns after an interruption does not renew the lease. A primary that was stopped and has been replaced
@@ -35,7 +35,7 @@ pub(crate) struct Heartbeats {
     subscribed_at: Instant,
     /// The last one that returned, unless it was the first after an interruption.
     delivered: Option<Instant>,
-    /// The last one whose write was accepted.
+    /// The last one whose write was not rejected.
     confirmed: Option<Instant>,
     /// The last one that returned.
     last_received: Option<Instant>,

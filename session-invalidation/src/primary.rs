@@ -8,10 +8,10 @@ use redis_connection::RedisConnection;
 
 use crate::message::PRIMARY_KEY;
 
-/// Publishes a message after the server has accepted a write.
+/// Publishes a message after a write that a server which is not the primary rejects.
 ///
 /// # Errors
-/// Returns an error if it does not accept the write, or the message.
+/// Returns an error if the server rejects the write as one that is not the primary, or does not accept the message.
 pub(crate) async fn publish_at_primary(
     redis: &RedisConnection,
     channel: &str,

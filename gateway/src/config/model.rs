@@ -232,7 +232,7 @@ pub(crate) struct IdentitySettings {
     pub(crate) keys: Option<HttpUrl>,
     /// Resource that checks a token and its session.
     pub(crate) verify: HttpUrl,
-    /// Redis server on which the ends of sessions are published. Without it, `verify` is asked for each request.
+    /// Redis server that session invalidations are published on. Without it, `verify` is asked for each request.
     pub(crate) sessions: Option<RedisUrl>,
     /// Required `iss` of a token.
     pub(crate) issuer: String,

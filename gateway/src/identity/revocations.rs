@@ -1,4 +1,4 @@
-//! Verified tokens, and the subscription to the ends of their sessions.
+//! Verified tokens, and the subscription to session invalidations.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ const METRICS_TASK: &str = "identity_metrics";
 /// SHA-256 of a token.
 pub(super) type TokenHash = [u8; 32];
 
-/// Verified tokens, which are used while the gateway learns of the ends of sessions.
+/// Verified tokens, which are used while the gateway receives session invalidations.
 #[derive(Debug)]
 pub(super) struct VerifiedTokens {
     url: RedisUrl,

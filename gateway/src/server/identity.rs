@@ -1,4 +1,4 @@
-//! Background tasks of the identity of requests: the key set, the subscription to the ends of sessions, and the
+//! Background tasks of the identity of requests: the key set, the subscription to session invalidations, and the
 //! addresses of the verify endpoint, for the active configuration.
 
 use std::future::pending;
