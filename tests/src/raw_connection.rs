@@ -162,6 +162,14 @@ impl RawConnection {
         Ok(self.0.flush().await?)
     }
 
+    /// Closes the connection for writing: with an alert (RFC 8446, section 6.1), and the TCP connection.
+    ///
+    /// # Errors
+    /// Returns an error if the connection fails.
+    pub async fn shutdown(&mut self) -> Result<()> {
+        Ok(self.0.shutdown().await?)
+    }
+
     /// Reads until the gateway closes the connection.
     ///
     /// # Errors

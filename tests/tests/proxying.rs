@@ -14,7 +14,7 @@ use tests::raw_connection::{RawConnection, parse_status};
 use tests::{Gateway, MockResponse, MockUpstream, address, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// Short timeouts, so that tests of stalled clients take a second, and a path with retries.
 const SHORT_TIMEOUTS: &str = r#"
@@ -439,6 +439,57 @@ async fn an_upgraded_connection_forwards_bytes_in_both_directions() -> Result<()
         502,
         "the client did not request an upgrade"
     );
+    Ok(())
+}
+
+/// Starts an endpoint that switches protocols once, and then sends `farewell` to a client that has closed its side. Returns its
+/// address, and what it received after the request.
+async fn tunnel_endpoint(
+    farewell: &'static str,
+) -> Result<(SocketAddr, JoinHandle<Result<Vec<u8>>>)> {
+    const SWITCHING_PROTOCOLS: &[u8] =
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+    let listener = TcpListener::bind(address::unused_loopback()).await?;
+    let address = listener.local_addr()?;
+    let received = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await?;
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await? > 0 {}
+            // Health checks close the connection.
+            if request.is_empty() {
+                continue;
+            }
+            stream.write_all(SWITCHING_PROTOCOLS).await?;
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).await?;
+            stream.write_all(farewell.as_bytes()).await?;
+            return Ok(received);
+        }
+    });
+    Ok((address, received))
+}
+
+#[tokio::test]
+async fn what_a_client_sends_before_it_closes_a_tunnel_reaches_the_endpoint() -> Result<()> {
+    // More than all buffers between both, so that the end waits behind backpressure.
+    for length in [10, 20_000, 16_000_000] {
+        let (endpoint, received) = tunnel_endpoint("farewell").await?;
+        let gateway = Gateway::start(endpoint, "premier: {health_check: null}").await?;
+        let mut connection = RawConnection::connect(&gateway).await?;
+        connection
+            .send("GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            .await?;
+        connection.read_until("\r\n\r\n").await?;
+        let sent = pseudo_random_text(length);
+        connection.send(&sent).await?;
+        connection.shutdown().await?;
+        // The endpoint may respond to the end.
+        assert_eq!(connection.read_to_string().await?, "farewell");
+        let received = received.await??;
+        assert_eq!(received.len(), sent.len());
+        assert_eq!(received, sent.into_bytes());
+    }
     Ok(())
 }
 

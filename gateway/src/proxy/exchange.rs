@@ -166,6 +166,10 @@ impl<'e, D: Downstream> Exchange<'e, D> {
                 return self.poll_timeout(cx);
             };
             self.end_wait_for(&event);
+            if let ExchangeEvent::Downstream(DownstreamEvent::Disconnected) = event {
+                // What has arrived before is sent, as far as the endpoint's socket takes it at once.
+                let _ = self.upstream.poll_send(cx);
+            }
             let next = match event {
                 ExchangeEvent::Upstream(Ok(event)) => self.on_upstream_event(event),
                 ExchangeEvent::Upstream(Err(error)) => {
@@ -277,7 +281,11 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             AwaitedProgress::RequestBody => limits.body_timeout,
             AwaitedProgress::ResponseRead => limits.idle_timeout,
             AwaitedProgress::Upstream if self.response == ResponseProgress::Upgraded => {
-                limits.stream_idle_timeout
+                if self.upload.is_complete {
+                    limits.idle_timeout.min(limits.stream_idle_timeout)
+                } else {
+                    limits.stream_idle_timeout
+                }
             }
             // A timeout that the file names is the only one.
             AwaitedProgress::Upstream => {

@@ -125,6 +125,8 @@ pub(crate) struct Connection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RequestState {
     Open,
+    /// The client has closed its side of a tunnel: the connection is closed for writing once everything is sent.
+    Closing,
     Complete,
     /// Writing failed: the endpoint reads no more, and may have responded before.
     WriteFailed,
@@ -198,7 +200,10 @@ impl Connection {
     pub(crate) fn finish_request(&mut self) {
         if self.request == RequestState::Open {
             framing::put_end(self.stream.output(), self.request_framing);
-            self.request = RequestState::Complete;
+            self.request = match self.request_framing {
+                Framing::UntilClose => RequestState::Closing,
+                Framing::Empty | Framing::Length(_) | Framing::Chunked => RequestState::Complete,
+            };
         }
     }
 
@@ -262,20 +267,23 @@ impl Connection {
         self.poll_response(cx, downstream)
     }
 
-    /// Sends buffered data.
+    /// Sends buffered data, and closes the connection for writing if it is a tunnel that the client has closed.
     ///
     /// # Errors
     /// Returns an error once if it fails. The endpoint may have sent a response before that.
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.stream.is_flushed() {
-            return Poll::Ready(Ok(()));
-        }
-        let sent = self.stream.poll_flush(cx);
-        if let Poll::Ready(Err(_)) = sent {
+        let sent = if self.request == RequestState::Closing {
+            ready!(self.stream.poll_shutdown(cx)).map(|()| self.request = RequestState::Complete)
+        } else if self.stream.is_flushed() {
+            Ok(())
+        } else {
+            ready!(self.stream.poll_flush(cx))
+        };
+        if sent.is_err() {
             self.stream.discard_output();
             self.request = RequestState::WriteFailed;
         }
-        sent
+        Poll::Ready(sent)
     }
 
     /// Reads the response, unless the downstream side is [`Backpressure::Blocked`].

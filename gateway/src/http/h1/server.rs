@@ -284,7 +284,12 @@ impl Http1Connection {
         upstream: Backpressure,
     ) -> Poll<DownstreamEvent> {
         if self.request == MessageState::Complete || upstream == Backpressure::Blocked {
-            return self.poll_disconnect(cx);
+            // Either side of a tunnel may close it for writing and go on reading. What precedes the end is not skipped.
+            return if self.is_tunnel() {
+                Poll::Pending
+            } else {
+                self.poll_disconnect(cx)
+            };
         }
         loop {
             match self
@@ -305,6 +310,10 @@ impl Http1Connection {
                 _ => return Poll::Ready(DownstreamEvent::Disconnected),
             }
         }
+    }
+
+    fn is_tunnel(&self) -> bool {
+        self.status == Some(StatusCode::SWITCHING_PROTOCOLS)
     }
 
     /// Returns `Ready` once the client has disconnected.
