@@ -24,7 +24,7 @@ const WAIT_LIMITS: WaitLimits = WaitLimits {
     reconnect_delay: Duration::from_millis(200),
 };
 const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// Interval at which a connection is replaced while its server has too few replicas: its address may lead to another primary.
+/// Interval at which a connection is replaced while its server is no primary with enough replicas: its address may lead to one.
 pub const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(2);
 /// Distinct errors of the connection that are logged until a command succeeds.
 const MAX_LOGGED_ERRORS: usize = 8;
@@ -178,8 +178,8 @@ impl RedisConnection {
 
     /// Replaces the connection if it has received nothing since a command was sent that timed out:
     /// the peer may be gone without closing it. The library detects that only while no further
-    /// commands are sent. Also replaces it if the server has become a replica, or at intervals if it has too few replicas:
-    /// after a failover the same address may lead to the new primary.
+    /// commands are sent. Also replaces it, at intervals, if the server has become a replica or has too few replicas: after a
+    /// failover the same address may lead to the new primary.
     pub fn track<T>(&self, sent_at: Instant, outcome: &Result<T, RedisError>) {
         let is_timeout = |error: &RedisError| *error.kind() == ErrorKind::Timeout;
         let mut state = self.state.lock();
@@ -197,9 +197,9 @@ impl RedisConnection {
         let is_replacement_due = state
             .replaced_at
             .is_none_or(|at| at.elapsed() >= REPLACEMENT_INTERVAL);
-        let is_unusable = is_dead
-            || outcome.as_ref().is_err_and(is_read_only)
-            || is_replacement_due && outcome.as_ref().is_err_and(has_too_few_replicas);
+        let is_no_primary = |error: &RedisError| is_read_only(error) || has_too_few_replicas(error);
+        let is_unusable =
+            is_dead || is_replacement_due && outcome.as_ref().is_err_and(is_no_primary);
         if is_unusable && !state.is_reconnecting && self.client.is_connected() {
             state.is_reconnecting = true;
             state.replaced_at = Some(Instant::now());

@@ -61,19 +61,14 @@ impl Participant {
         self.is_subscribed = true;
         self.cache.subscription_started(now);
         self.tracker.subscription_started(now);
-        tracing::info!("subscribed to session invalidations");
     }
 
-    /// Records that the subscriber's connection was lost, or that it is a new one.
+    pub(crate) fn is_subscribed(&self) -> bool {
+        self.is_subscribed
+    }
+
+    /// Records that the subscriber's connection was lost, or that it is a new one, or ends: ends the caching.
     pub(crate) fn subscription_lost(&mut self, now: Instant) {
-        if std::mem::take(&mut self.is_subscribed) {
-            tracing::warn!("subscription to session invalidations lost: sessions are not cached");
-        }
-        self.stop(now);
-    }
-
-    /// Ends the caching, as at the end of the program.
-    pub(crate) fn stop(&mut self, now: Instant) {
         self.is_subscribed = false;
         self.cache.subscription_lost(now);
         self.tracker.subscription_lost();

@@ -89,9 +89,9 @@ impl Subscriber {
                     }
                     Err(RecvError::Closed) => break,
                 },
-                _ = failed.recv() => self.participant.subscription_lost(Instant::now()),
+                _ = failed.recv() => self.subscription_lost(),
                 _ = reconnected.recv() => {
-                    self.participant.subscription_lost(Instant::now());
+                    self.subscription_lost();
                     self.subscribe().await;
                 }
                 _ = heartbeats.tick() => self.maintain().await,
@@ -102,8 +102,27 @@ impl Subscriber {
     async fn subscribe(&mut self) {
         let channels = self.participant.channels().to_vec();
         match self.connection.subscribe(channels).await {
-            Ok(()) => self.participant.subscribed(Instant::now()),
+            Ok(()) => {
+                self.participant.subscribed(Instant::now());
+                if !self.heartbeats.are_rejected() {
+                    tracing::info!("subscribed to session invalidations");
+                }
+            }
             Err(error) => tracing::warn!(%error, "subscribing to session invalidations failed"),
+        }
+    }
+
+    fn subscription_lost(&mut self) {
+        if self.participant.is_subscribed() {
+            self.log_loss();
+        }
+        self.participant.subscription_lost(Instant::now());
+    }
+
+    fn log_loss(&self) {
+        // While a server rejects heartbeats its connection is replaced at intervals, which is no news.
+        if !self.heartbeats.are_rejected() {
+            tracing::warn!("subscription to session invalidations lost: sessions are not cached");
         }
     }
 
@@ -112,6 +131,7 @@ impl Subscriber {
         match self.participant.tick(Instant::now()) {
             Some(Request::Subscribe) if self.connection.is_connected() => self.subscribe().await,
             Some(Request::Reconnect) => {
+                self.log_loss();
                 let connection = self.connection.clone();
                 // Its end is received as an event.
                 tokio::spawn(async move { connection.force_reconnection().await });
@@ -151,10 +171,16 @@ impl Heartbeats {
         match confirmed {
             Ok(()) => {
                 self.cache.primary_confirmed(sent);
-                self.rejected_at.lock().take();
+                if self.rejected_at.lock().take().is_some() {
+                    tracing::info!("heartbeats accepted again: sessions are cached");
+                }
             }
             Err(error) => self.on_rejection(&error).await,
         }
+    }
+
+    fn are_rejected(&self) -> bool {
+        self.rejected_at.lock().is_some()
     }
 
     /// Replaces the connection, at intervals, if its server is not the primary: its address may lead to that by now.
@@ -177,7 +203,7 @@ impl Heartbeats {
 /// Ends the caching of sessions with the subscriber, also if it panics.
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        self.participant.stop(Instant::now());
+        self.participant.subscription_lost(Instant::now());
         let connection = self.connection.clone();
         // The library keeps a connection that is not closed.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -25,11 +25,12 @@ pub(crate) fn start_on_standard_error(settings: LogSettings) {
     logging::install(filter(settings), settings.format, colours, std::io::stderr);
 }
 
-/// Events of libraries below WARN may contain SQL statements with their values. Audit events are
-/// logged at every level.
+/// Events of libraries below WARN may contain SQL statements with their values. What the client of Redis warns about, its
+/// callers log once for each outage. Audit events are logged at every level.
 fn filter(settings: LogSettings) -> Targets {
     Targets::new()
         .with_default(LevelFilter::WARN)
+        .with_target("fred", LevelFilter::ERROR)
         .with_target("auth_api", settings.level)
         .with_target("redis_connection", settings.level)
         .with_target("session_invalidation", settings.level)

@@ -7,12 +7,14 @@ use tracing_subscriber::filter::Targets;
 
 /// Sends every event from now on to `writer`.
 pub(crate) fn start(settings: LogSettings, writer: LogWriter) {
-    // Below ERROR these libraries log about single clients, and may quote what they sent.
+    // Below ERROR Pingora logs about single clients, and may quote what they sent; what the client of Redis warns about, its
+    // callers log once for each outage.
     let filter = Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("gateway", settings.level)
         .with_target("redis_connection", settings.level)
         .with_target("session_invalidation", settings.level)
+        .with_target("fred", LevelFilter::ERROR)
         .with_target("pingora_core", LevelFilter::ERROR)
         // Logs an error for each second of waiting for the gateway that hands its sockets over.
         .with_target("pingora_core::server::transfer_fd", LevelFilter::OFF);
