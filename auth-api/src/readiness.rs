@@ -49,8 +49,10 @@ pub(crate) struct StoreHealth {
 
 #[derive(Debug, Default)]
 struct CheckHistory {
-    /// Start and duration of the last check that succeeded.
-    last_success: Option<(Instant, Duration)>,
+    /// Start of the last check that succeeded.
+    last_success: Option<Instant>,
+    /// Duration of the last check.
+    latency: Option<Duration>,
     /// Reason the last check failed, `None` if it succeeded.
     problem: Option<CheckError>,
 }
@@ -59,7 +61,7 @@ struct CheckHistory {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct StoreStatus {
     pub(crate) is_ready: bool,
-    /// Duration of the last check that succeeded.
+    /// Duration of the last check.
     pub(crate) latency: Option<Duration>,
     /// Reason the last check failed. The store may still be ready.
     pub(crate) problem: Option<CheckError>,
@@ -171,17 +173,16 @@ impl CheckHistory {
         outcome: Result<(), CheckError>,
     ) -> Option<CheckError> {
         if outcome.is_ok() {
-            self.last_success = Some((start, duration));
+            self.last_success = Some(start);
         }
+        self.latency = Some(duration);
         std::mem::replace(&mut self.problem, outcome.err())
     }
 
     fn status_at(&self, now: Instant) -> StoreStatus {
         StoreStatus {
-            is_ready: self
-                .last_success
-                .is_some_and(|(start, _)| now < start + LEASE),
-            latency: self.last_success.map(|(_, duration)| duration),
+            is_ready: self.last_success.is_some_and(|start| now < start + LEASE),
+            latency: self.latency,
             problem: self.problem,
         }
     }
@@ -206,7 +207,7 @@ mod tests {
         let status = history.status_at(failed_at + CHECK_TIMEOUT);
         assert!(status.is_ready, "a brief fault");
         assert_eq!(status.problem, Some(CheckError::ReadOnly));
-        assert_eq!(status.latency, Some(Duration::from_millis(2)));
+        assert_eq!(status.latency, Some(CHECK_TIMEOUT));
         assert!(!history.status_at(start + LEASE).is_ready);
 
         let recovered_at = start + 2 * LEASE;

@@ -365,3 +365,64 @@ async fn a_role_that_may_not_create_tables_can_start_if_no_migration_is_pending(
     client.register_and_login("alice").await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_server_without_a_free_connection_is_waited_for_and_named() -> Result<()> {
+    let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
+    let database = replicas
+        .database
+        .as_ref()
+        .context("the store has a database")?;
+    let role = format!("{}_role", database.name);
+    let create = format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'role' CONNECTION LIMIT 0;
+         GRANT SELECT ON _sqlx_migrations TO {role};
+         GRANT SELECT, INSERT, UPDATE, DELETE ON users, oauth_clients TO {role}"
+    );
+    database.execute(create).await?;
+    replicas.set("DB_USER", &role);
+    replicas.set("DB_PASSWORD", "role");
+    replicas.start_another()?;
+    let process = &replicas.instances[1].process;
+    process.wait_for_log("waiting for a store").await?;
+    limit_connections(&replicas, &role, -1).await?;
+    replicas.wait_until_ready(1).await?;
+
+    limit_connections(&replicas, &role, 0).await?;
+    let expected = "no connection left";
+    replicas
+        .client(1)?
+        .wait_for_response("/ready", |response| {
+            let problem = response.json()["users"]["problem"].to_string();
+            response.status == 503 && problem.contains(expected)
+        })
+        .await?;
+    let log = replicas.instances[1].process.log();
+    let reasons = log
+        .lines()
+        .filter(|line| line.contains("store connection failed"));
+    assert_eq!(reasons.count(), 1, "{log}");
+    assert!(log.contains("too many connections for role"), "{log}");
+    let listing = replicas
+        .command("auth-api")
+        .args(["user", "list"])
+        .output()?;
+    let error = String::from_utf8_lossy(&listing.stderr);
+    assert!(!listing.status.success());
+    assert!(error.contains(expected), "{error}");
+    limit_connections(&replicas, &role, -1).await?;
+    replicas.wait_until_ready(1).await
+}
+
+/// Sets the number of connections that a role may have, and ends those that it has.
+async fn limit_connections(replicas: &Replicas, role: &str, limit: i32) -> Result<()> {
+    let database = replicas.database.as_ref();
+    let statements = format!(
+        "ALTER ROLE {role} CONNECTION LIMIT {limit};
+         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
+    );
+    database
+        .context("the store has a database")?
+        .execute(statements)
+        .await
+}

@@ -56,8 +56,9 @@ pub(super) async fn open(
         }
         StoreSettings::Servers { postgres, redis } => {
             let postgres = Postgres::new((**postgres).clone(), metrics.store("postgres"));
-            if migrate == MigrateMode::AtStart {
-                apply_migrations(&postgres).await?;
+            match migrate {
+                MigrateMode::AtStart => apply_migrations(&postgres).await?,
+                MigrateMode::ByCommand => require_connection(&postgres).await?,
             }
             let redis = Redis::start((**redis).clone(), metrics.store("redis"))?;
             Ok(Stores {
@@ -82,6 +83,7 @@ pub(super) async fn open_oauth_clients(
         }
         StoreSettings::Servers { postgres, .. } => {
             let postgres = Postgres::new((**postgres).clone(), metrics.store("postgres"));
+            require_connection(&postgres).await?;
             Ok(OAuthClients::Postgres(PostgresOAuthClients(postgres)))
         }
     }
@@ -96,6 +98,14 @@ pub(super) fn require_existing(settings: &StoreSettings) -> Result<()> {
              REDIS_HOST to its servers",
             std::path::absolute(file).as_ref().unwrap_or(file).display()
         ),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that PostgreSQL can be connected to: a request to it would fail without the reason.
+async fn require_connection(postgres: &Postgres) -> Result<()> {
+    match postgres.check().await {
+        Err(problem) if problem.is_connection_missing() => bail!("PostgreSQL: {problem}"),
         _ => Ok(()),
     }
 }

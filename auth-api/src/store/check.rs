@@ -5,6 +5,14 @@
 pub(crate) enum CheckError {
     #[error("unavailable")]
     Unavailable,
+    #[error("no connection: check that the server runs and can be reached; the log has the error")]
+    Unreachable,
+    #[error(
+        "no connection left: the server, the database or the role has too many (max_connections, CONNECTION LIMIT)"
+    )]
+    TooManyConnections,
+    #[error("all connections of this replica are in use: statements are slow or wait for locks")]
+    ConnectionsInUse,
     #[error("schema is missing or older than this program: run `auth-api migrate`")]
     SchemaMissing,
     #[error("read-only: a standby, or a database that is set to read-only")]
@@ -25,4 +33,17 @@ pub(crate) enum CheckError {
     ConnectionRejected,
     #[error("encoding is not UTF8: move the data to a database with ENCODING 'UTF8'")]
     NotUtf8,
+}
+
+impl CheckError {
+    /// Returns whether there is no connection on which the store could be asked for anything.
+    pub(crate) fn is_connection_missing(self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable
+                | Self::TooManyConnections
+                | Self::ConnectionsInUse
+                | Self::ConnectionRejected
+        )
+    }
 }

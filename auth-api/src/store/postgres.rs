@@ -12,6 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgPool};
 
@@ -66,6 +67,8 @@ pub(crate) struct Postgres {
     /// rejected, or that are older than one that was found broken. A connection whose own statement
     /// failed is closed by [`PooledConnection`].
     stale: StaleConnections,
+    /// Last error of connecting that was logged since a check succeeded.
+    logged_connect_error: Arc<Mutex<Option<String>>>,
     metrics: StoreMetrics,
 }
 
@@ -109,6 +112,7 @@ impl Postgres {
             pool,
             settings: Arc::new(settings),
             stale,
+            logged_connect_error: Arc::default(),
             metrics,
         }
     }

@@ -1,8 +1,11 @@
 //! Check whether the database can do what requests need of it.
 
+use sqlx::{Connection, PgConnection};
+
 use super::Postgres;
 use super::statement::QueryAs;
-use super::statement_error::StatementError;
+use super::statement_error::{STORE, connect_problem, describe};
+use super::timeouts::CONNECT_TIMEOUT;
 use crate::store::check::CheckError;
 use crate::store::unavailable::Unavailable;
 
@@ -30,15 +33,32 @@ impl Postgres {
         let query: QueryAs<'_, (String,)> = sqlx::query_as(CHECK);
         match self.try_read_optional(query).await {
             Ok(Some((encoding,))) if encoding != ENCODING => Err(CheckError::NotUtf8),
-            Ok(_) => Ok(()),
-            Err(error) if error.is_schema_missing() => Err(CheckError::SchemaMissing),
-            Err(error) if error.is_read_only() => Err(CheckError::ReadOnly),
-            Err(error) if error.is_permission_denied() => Err(CheckError::PermissionDenied),
-            Err(error) => Err(unavailable(error)),
+            Ok(_) => {
+                self.logged_connect_error.lock().take();
+                Ok(())
+            }
+            Err(error) if error.is_without_connection() => Err(self.connect_problem().await),
+            Err(error) => Err(Unavailable::from(error).into()),
         }
     }
-}
 
-fn unavailable(error: StatementError) -> CheckError {
-    Unavailable::from(error).into()
+    /// Returns why the pool has no connection: it does not tell why it cannot open one. Each error is logged once until a
+    /// check succeeds.
+    async fn connect_problem(&self) -> CheckError {
+        let connecting = PgConnection::connect_with(&self.settings.connection);
+        let (problem, reason) = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(Ok(connection)) => {
+                drop(tokio::spawn(connection.close()));
+                return CheckError::ConnectionsInUse;
+            }
+            Ok(Err(error)) => (connect_problem(&error), describe(&error)),
+            Err(elapsed) => (CheckError::Unreachable, elapsed.to_string()),
+        };
+        let mut logged = self.logged_connect_error.lock();
+        if logged.as_ref() != Some(&reason) {
+            tracing::error!(store = STORE, error = reason, "store connection failed");
+            *logged = Some(reason);
+        }
+        problem
+    }
 }

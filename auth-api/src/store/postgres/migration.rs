@@ -12,7 +12,7 @@ use sqlx::postgres::{PgConnection, Postgres as Database};
 use sqlx::{AssertSqlSafe, Connection, Executor, Transaction};
 
 use super::check::ENCODING;
-use super::statement_error::{STORE, is_connect_error_transient, is_lock_timeout};
+use super::statement_error::{STORE, describe, is_connect_error_transient, is_lock_timeout};
 use super::timeouts::{STARTUP_ATTEMPT_TIMEOUT, STARTUP_RETRY_DELAY, STARTUP_TIMEOUT};
 use super::{Postgres, PostgresSettings};
 use crate::store::migrations::{self, Progress};
@@ -48,8 +48,9 @@ pub(crate) enum MigrationError {
         STARTUP_ATTEMPT_TIMEOUT.as_secs()
     )]
     Unresponsive,
-    #[error(transparent)]
-    Statement(#[from] sqlx::Error),
+    /// Without the error as its source, whose text it has.
+    #[error("{}", describe(.0))]
+    Statement(sqlx::Error),
     #[error(transparent)]
     Migration(#[from] MigrateError),
 }
@@ -62,6 +63,12 @@ impl MigrationError {
             Self::Statement(error) => is_connect_error_transient(error),
             Self::NotUtf8 { .. } | Self::TableInUse | Self::Migration(_) => false,
         }
+    }
+}
+
+impl From<sqlx::Error> for MigrationError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Statement(error)
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 pub(crate) const OPERATION_TIMEOUT: Duration = Duration::from_millis(2500);
 /// Longest wait for a pooled connection.
 pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest duration of an attempt to connect that is to tell why the pool has no connection.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// `statement_timeout` of the server. It is shorter than [`OPERATION_TIMEOUT`], so that a statement
 /// that was reported as 503 is not executed later.
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_millis(1250);
