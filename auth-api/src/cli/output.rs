@@ -10,14 +10,17 @@ use crate::domain::login::is_invisible_or_unassigned;
 /// The action has been carried out, and its record is on standard error.
 pub(super) const NOT_AUDITED: &str = "done, but not recorded in the file of AUDIT_LOG";
 
-/// Escapes control and invisible characters, which the Python service accepted in logins: they could move
-/// a terminal's cursor, look like further lines, or make different logins look alike. A backslash that would
+/// Escapes control and invisible characters, which the Python service accepted in logins, and all blanks but the space:
+/// they could move a terminal's cursor, look like further lines, or make different logins look alike. A backslash that would
 /// begin an escape sequence is escaped too, so that no two texts look alike.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     let mut rest = text.chars();
     while let Some(character) = rest.next() {
-        if character.is_control() || is_invisible_or_unassigned(character) {
+        if character.is_control()
+            || is_invisible_or_unassigned(character)
+            || is_other_blank(character)
+        {
             escaped.extend(character.escape_default());
         } else if character == '\\' && unescape_character(rest.as_str()).is_some() {
             escaped.extend(character.escape_unicode());
@@ -26,6 +29,12 @@ pub(super) fn escape(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// Returns whether a character looks like a space, or like the end of a line, and is no space.
+fn is_other_blank(character: char) -> bool {
+    const BRAILLE_PATTERN_BLANK: char = '\u{2800}';
+    character.is_whitespace() && character != ' ' || character == BRAILLE_PATTERN_BLANK
 }
 
 /// Reverts [`escape`]. Returns `None` if there is nothing to revert.
@@ -85,6 +94,14 @@ mod tests {
             "O'Brien \\u{1b}[2J\\n999  admin\\u{9b}1m \\u{200b}\\u{202e}"
         );
         assert_eq!(unescape(&escaped).as_deref(), Some(login));
+    }
+
+    #[test]
+    fn blanks_other_than_the_space_are_told_from_it() {
+        let blanks = "a \u{a0}\u{1680}\u{2003}\u{2028}\u{2029}\u{202f}\u{2800}\u{3000}b";
+        let escaped = escape(blanks);
+        assert!(escaped.is_ascii(), "{escaped}");
+        assert_eq!(unescape(&escaped).as_deref(), Some(blanks));
     }
 
     #[test]

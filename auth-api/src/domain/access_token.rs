@@ -12,10 +12,11 @@ mod invalid_access_token;
 mod jws;
 mod verified_tokens;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
@@ -32,6 +33,8 @@ use super::signing_keys::{EDDSA, SigningKey, SigningKeys};
 
 /// Longest token that is parsed. Tokens of this service have about 500 bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
+/// Shortest time between two warnings about tokens of unknown keys.
+const UNKNOWN_KEY_INTERVAL: Duration = Duration::from_mins(1);
 const HS256: &str = "HS256";
 /// Header of tokens that are signed with `SECRET_KEY`.
 const SYMMETRIC_HEADER: &str = r#"{"typ":"JWT","alg":"HS256"}"#;
@@ -67,6 +70,7 @@ pub(crate) struct AccessTokenKeys {
     verifying_secrets: Vec<hmac::Key>,
     policy: AccessTokenPolicy,
     verified: VerifiedTokens,
+    unknown_key_warned_at: Mutex<Option<Instant>>,
 }
 
 impl AccessTokenKeys {
@@ -88,6 +92,7 @@ impl AccessTokenKeys {
             verifying_secrets,
             policy,
             verified: VerifiedTokens::default(),
+            unknown_key_warned_at: Mutex::default(),
         }
     }
 
@@ -214,8 +219,10 @@ impl AccessTokenKeys {
         jws: Jws<'_>,
         now: DateTime<Utc>,
     ) -> Result<VerifiedToken, InvalidAccessToken> {
-        let key = self.private.public_key(kid);
-        let key = key.ok_or(InvalidAccessToken::Malformed)?;
+        let Some(key) = self.private.public_key(kid) else {
+            self.warn_about_unknown_key(kid);
+            return Err(InvalidAccessToken::Malformed);
+        };
         let is_access_token = jws.header.text("typ").is_some_and(|name| {
             [ACCESS_TOKEN_TYPE, ACCESS_TOKEN_MEDIA_TYPE]
                 .iter()
@@ -232,6 +239,30 @@ impl AccessTokenKeys {
         } = &self.policy;
         ReceivedClaims::parse(jws.payload)?.check_public_key(issuer, audiences, now)
     }
+
+    /// Tells operators of a token that another replica may have signed. Anybody can send one: at most once in
+    /// [`UNKNOWN_KEY_INTERVAL`], and only if the name has the form of one of our keys.
+    fn warn_about_unknown_key(&self, kid: &str) {
+        if !is_thumbprint(kid) {
+            return;
+        }
+        let mut warned_at = self.unknown_key_warned_at.lock();
+        if warned_at.is_none_or(|at| at.elapsed() >= UNKNOWN_KEY_INTERVAL) {
+            *warned_at = Some(Instant::now());
+            tracing::warn!(
+                kid,
+                "an access token names a key that this replica does not have: if it is one of yours, the replicas have different SIGNING_KEY or VERIFYING_KEYS"
+            );
+        }
+    }
+}
+
+/// Returns whether a text has the form of a SHA-256 thumbprint (RFC 7638) in base64url.
+fn is_thumbprint(text: &str) -> bool {
+    text.len() == 43
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 
 #[cfg(test)]
