@@ -18,8 +18,13 @@ impl Config {
     /// # Errors
     /// Returns all errors of the file.
     pub(crate) fn load(file: &Path, environment: &Environment) -> Result<Self, ConfigErrors> {
-        let text = std::fs::read_to_string(file)
+        let bytes = std::fs::read(file)
             .map_err(|error| ConfigErrors::of_file(file, format!("cannot be read: {error}")))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = 1 + memchr::memchr_iter(b'\n', valid).count();
+            ConfigErrors::of_file(file, format!("line {line} is not UTF-8"))
+        })?;
         Self::parse(file, &text, environment)
     }
 
@@ -83,6 +88,12 @@ mod tests {
         let environment = Environment::for_tests();
         let error = Config::load(&file, &environment).unwrap_err().to_string();
         assert!(error.contains("gateway.yml: cannot be read"), "{error}");
+        std::fs::write(&file, b"premier:\n  keyspace: \xe4\n").unwrap();
+        let error = Config::load(&file, &environment).unwrap_err().to_string();
+        assert!(
+            error.contains("gateway.yml: line 2 is not UTF-8"),
+            "{error}"
+        );
         assert_eq!(admin_address(&file, &environment).port(), 9901);
         std::fs::write(&file, "premier: {listen: {admin: '127.0.0.1:1'}}").unwrap();
         let config = Config::load(&file, &environment).unwrap();

@@ -10,7 +10,7 @@ use crate::config::certificate::{Certificate, CertificateFiles};
 use crate::config::features::parse_features;
 use crate::config::identity::parse_identity;
 use crate::config::listen::{Listen, parse_listen};
-use crate::config::model::{Config, Features, Limits};
+use crate::config::model::{Config, DEFAULT_UPSTREAM, Features, Limits, LoadBalancingSettings};
 use crate::config::node::{Mapping, Node};
 use crate::config::paths::{parse_path_rule, warn_about_rules, warn_about_unused};
 use crate::config::quotas::parse_quotas;
@@ -33,6 +33,15 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
     let upstreams = parse_upstreams(&mut premier, warnings);
     let trusted_proxies = parse_trusted_proxies(&mut premier, warnings);
     let limits = parse_limits(&mut premier);
+    if let (Some(default), Some(groups), Some(limits)) =
+        (&load_balancing, &upstreams.groups, &limits)
+    {
+        let default = (DEFAULT_UPSTREAM, default);
+        let named = groups
+            .iter()
+            .map(|group| (&*group.name, &group.load_balancing));
+        warn_about_share_of_client(std::iter::once(default).chain(named), limits, warnings);
+    }
     let (has_identity, identity) = parse_identity(&mut premier);
     let quotas = parse_quotas(&mut premier);
     let paths = premier.get_or("paths", Vec::new(), |paths| {
@@ -74,6 +83,24 @@ pub(super) fn parse(document: &Node<'_, '_>, warnings: &mut Vec<String>) -> Opti
         warnings: Vec::new(),
         hash: String::new(),
     })
+}
+
+/// Warns about groups of which one client may use all connections to an endpoint.
+fn warn_about_share_of_client<'g>(
+    groups: impl Iterator<Item = (&'g str, &'g LoadBalancingSettings)>,
+    limits: &Limits,
+    warnings: &mut Vec<String>,
+) {
+    let of_client = limits.max_upstream_requests_per_client;
+    for (name, load_balancing) in groups {
+        let max = load_balancing.endpoint_limits.max_connections;
+        if max <= of_client {
+            warnings.push(format!(
+                "max_connections_per_endpoint of the upstream group {name} is {max}: one client can use all of them, \
+                 unless limits.max_upstream_requests_per_client ({of_client}) is less"
+            ));
+        }
+    }
 }
 
 /// Warns about the keys beside `premier`. Premier ignores them, and its documentation shows some.
