@@ -37,6 +37,11 @@ pub(super) enum ConnectionUse {
 }
 
 impl Arrival {
+    /// Returns the time since the headers have arrived.
+    pub(super) fn age(&self) -> Duration {
+        self.at.elapsed()
+    }
+
     pub(super) fn new(connection: ConnectionUse) -> Self {
         Self {
             at: Instant::now(),

@@ -270,10 +270,13 @@ impl History {
     pub(super) fn send_body(&mut self, number: u32, sent: usize) {
         self.make_progress(number);
         let request = self.request(number);
-        let time = request
+        let sending = request
             .body_since
             .get_or_insert_with(Instant::now)
             .elapsed();
+        // The gateway waits for the body once it has a connection.
+        let awaited = request.arrivals.last().map(Arrival::age);
+        let time = sending.min(awaited.unwrap_or_default());
         let max_time = MAX_SLOW_UPLOAD + MAX_TIME_PER_BYTE * u32::try_from(sent).unwrap();
         let is_too_slow = request.client == ClientBehavior::Prompt
             && request.served_since.is_some()
