@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use reqwest::Method;
@@ -27,6 +27,10 @@ premier:
     - pattern: "/retried"
       features:
         retry: {max_attempts: 3, wait: 0.01}
+    - pattern: "/hanging"
+      features:
+        timeout: {seconds: 1}
+        retry: {max_attempts: 2, wait: 0.01, attempt_timeout: 0.2}
     - pattern: "/broken"
       features:
         circuit_breaker: {failure_threshold: 3, recovery_timeout: 0.5}
@@ -63,6 +67,33 @@ async fn a_slow_upstream_is_timed_out() -> Result<()> {
     let response = gateway.client()?.get("/slow").await?;
     assert_eq!(response.status, 504);
     assert_eq!(response.json(), json!({"error": "too slow"}));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_attempt_that_hangs_leaves_time_for_another_one() -> Result<()> {
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&attempts);
+    let upstream = MockUpstream::start(move |_| match counter.fetch_add(1, Ordering::Relaxed) {
+        1 => MockResponse::new(200, "success"),
+        _ => MockResponse::Never,
+    })
+    .await?;
+    let gateway = start_gateway(&upstream).await?;
+    let client = gateway.client()?;
+    let response = client.get("/hanging").await?;
+    assert_eq!((response.status, response.text.as_str()), (200, "success"));
+    // The last attempt has all of the time that is left.
+    let start = Instant::now();
+    assert_eq!(client.get("/hanging").await?.status, 504);
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    assert_eq!(attempts.load(Ordering::Relaxed), 4);
+    // So has a request that cannot be repeated.
+    let start = Instant::now();
+    let response = send(client.request(Method::POST, "/hanging").body("{}")).await?;
+    assert_eq!(response.status, 504);
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    assert_eq!(attempts.load(Ordering::Relaxed), 5);
     Ok(())
 }
 

@@ -69,6 +69,15 @@ pub(super) fn parse_features(
         }
         parse_retry(settings)
     });
+    if let (Some(Some(timeout)), Some(Some(retry))) = (&timeout, &retry)
+        && retry
+            .attempt_timeout
+            .is_some_and(|attempt_timeout| attempt_timeout >= timeout.limit)
+    {
+        warnings.push(format!(
+            "{owner}: retry.attempt_timeout has no effect: it is not less than timeout.seconds, which all attempts have together"
+        ));
+    }
     let circuit_breaker = parse_feature(&mut mapping, "circuit_breaker", |settings| {
         if settings.get("expected_exception").is_some() {
             warnings.push(format!(
@@ -276,9 +285,13 @@ fn parse_retry(settings: &mut Mapping<'_, '_>) -> Option<RetrySettings> {
             value.duration().map(|wait| vec![wait])
         }
     });
+    let attempt_timeout = settings.get_or("attempt_timeout", None, |value| {
+        value.positive_duration().map(Some)
+    });
     Some(RetrySettings {
         max_attempts: max_attempts?,
         wait: wait?,
+        attempt_timeout: attempt_timeout?,
     })
 }
 

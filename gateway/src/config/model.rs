@@ -427,6 +427,8 @@ pub(crate) struct RetrySettings {
     pub(crate) max_attempts: NonZeroU32,
     /// Delays before the second attempt, the third…; the last one repeats. Never empty.
     pub(crate) wait: Vec<Duration>,
+    /// Time without progress after which an attempt that can be followed by another one fails.
+    pub(crate) attempt_timeout: Option<Duration>,
 }
 
 /// Circuit breaker, one for each path pattern and endpoint.

@@ -656,8 +656,9 @@ fn what_has_no_effect_causes_warnings() {
         "
 premier:
   upstreams:
-    orders: {servers: http://a}
+    orders: {servers: http://a, load_balancing: {max_connections_per_endpoint: 64}}
     stock: {servers: http://b, tls: {server_name: c}}
+  default_features: {timeout: {seconds: 1}, retry: {attempt_timeout: 1}}
   paths:
     - {pattern: /a, upstream: stock, hosts: [localhost, www.example.org, 127.0.0.1]}
     - {pattern: /b, hosts: ['*.example.org', a.b.example.org, shop.test]}

@@ -122,6 +122,22 @@ impl RequestContext {
         }
     }
 
+    /// Returns the time without progress after which the current attempt fails because another one can be made. `None` if
+    /// only the deadline ends it.
+    pub(crate) fn attempt_timeout(
+        &self,
+        request: &RequestHeaders,
+        upload: &Upload,
+    ) -> Option<Duration> {
+        let retry = self.route().features.retry.as_ref()?;
+        let timeout = retry.attempt_timeout?;
+        let can_retry = self.attempts.count < retry.max_attempts.get()
+            && retry::is_safe(AttemptFailure::MaybeProcessed, &request.method)
+            && request.upgrade == Upgrade::None
+            && upload.can_replay();
+        can_retry.then_some(timeout)
+    }
+
     /// Decides whether a failed attempt is followed by another one, and withdraws from the retry budget
     /// if so. No part of a response may have been sent to the client.
     pub(crate) fn may_retry(

@@ -290,8 +290,23 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             // A timeout that the file names is the only one.
             AwaitedProgress::Upstream => {
                 let remaining = self.context.deadline.remaining(now);
-                remaining.unwrap_or(limits.stream_idle_timeout)
+                let timeout = remaining.unwrap_or(limits.stream_idle_timeout);
+                match self.attempt_timeout() {
+                    Some(attempt_timeout) => timeout.min(attempt_timeout),
+                    None => timeout,
+                }
             }
+        }
+    }
+
+    fn attempt_timeout(&self) -> Option<Duration> {
+        match self.response {
+            ResponseProgress::AwaitingHeaders => {
+                self.context.attempt_timeout(self.request, self.upload)
+            }
+            ResponseProgress::Streaming
+            | ResponseProgress::Received
+            | ResponseProgress::Upgraded => None,
         }
     }
 
