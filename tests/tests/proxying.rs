@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use reqwest::Method;
@@ -490,6 +490,29 @@ async fn what_a_client_sends_before_it_closes_a_tunnel_reaches_the_endpoint() ->
         assert_eq!(received.len(), sent.len());
         assert_eq!(received, sent.into_bytes());
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tunnel_is_idle_for_longer_than_a_connection_between_requests() -> Result<()> {
+    let (endpoint, received) = tunnel_endpoint("farewell").await?;
+    let limits =
+        "premier: {health_check: null, limits: {idle_timeout: 0.2, stream_idle_timeout: 60}}";
+    let gateway = Gateway::start(endpoint, limits).await?;
+    let mut connection = RawConnection::connect(&gateway).await?;
+    connection
+        .send("GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await?;
+    connection.read_until("\r\n\r\n").await?;
+    let opened = Instant::now();
+    wait::until("the time of an idle connection", async || {
+        opened.elapsed() > Duration::from_millis(600)
+    })
+    .await?;
+    connection.send("late").await?;
+    connection.shutdown().await?;
+    assert_eq!(connection.read_to_string().await?, "farewell");
+    assert_eq!(received.await??, b"late");
     Ok(())
 }
 

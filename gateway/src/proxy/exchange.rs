@@ -280,12 +280,14 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         match awaited {
             AwaitedProgress::RequestBody => limits.body_timeout,
             AwaitedProgress::ResponseRead => limits.idle_timeout,
+            // The client has closed its side of a tunnel.
+            AwaitedProgress::Upstream
+                if self.response == ResponseProgress::Upgraded && self.upload.is_complete =>
+            {
+                limits.idle_timeout.min(limits.stream_idle_timeout)
+            }
             AwaitedProgress::Upstream if self.response == ResponseProgress::Upgraded => {
-                if self.upload.is_complete {
-                    limits.idle_timeout.min(limits.stream_idle_timeout)
-                } else {
-                    limits.stream_idle_timeout
-                }
+                limits.stream_idle_timeout
             }
             // A timeout that the file names is the only one.
             AwaitedProgress::Upstream => {
@@ -374,7 +376,11 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             self.context.attempts.set_responding(attempt);
         }
         self.response = match response.status {
-            StatusCode::SWITCHING_PROTOCOLS => ResponseProgress::Upgraded,
+            StatusCode::SWITCHING_PROTOCOLS => {
+                // What the client sends is the new protocol from now on.
+                self.upload.is_complete = false;
+                ResponseProgress::Upgraded
+            }
             _ => ResponseProgress::Streaming,
         };
         if response.is_open_ended() {

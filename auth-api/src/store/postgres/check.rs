@@ -52,7 +52,10 @@ impl Postgres {
                 return CheckError::ConnectionsInUse;
             }
             Ok(Err(error)) => (connect_problem(&error), describe(&error)),
-            Err(elapsed) => (CheckError::Unreachable, elapsed.to_string()),
+            Err(_) => (
+                CheckError::Unreachable,
+                format!("no response within {CONNECT_TIMEOUT:?}"),
+            ),
         };
         let mut logged = self.logged_connect_error.lock();
         if logged.as_ref() != Some(&reason) {
