@@ -37,8 +37,33 @@ pub struct Subscriber {
 struct Heartbeats {
     connection: SubscriberClient,
     cache: Arc<dyn Invalidate>,
-    /// Time of the last rejection that was acted upon, if the last write was rejected.
-    rejected_at: Arc<Mutex<Option<Instant>>>,
+    /// Last rejection that was acted upon, if the last write failed.
+    rejection: Arc<Mutex<Option<Rejection>>>,
+}
+
+/// Write before a heartbeat that failed.
+#[derive(Debug, Clone, Copy)]
+struct Rejection {
+    at: Instant,
+    cause: RejectionCause,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RejectionCause {
+    /// The server is not the primary, or may not be.
+    NoPrimary,
+    /// Anything else, such as a connection that is lost.
+    Other,
+}
+
+impl RejectionCause {
+    fn of(error: &RedisError) -> Self {
+        if is_read_only(error) || has_too_few_replicas(error) {
+            Self::NoPrimary
+        } else {
+            Self::Other
+        }
+    }
 }
 
 impl Subscriber {
@@ -62,7 +87,7 @@ impl Subscriber {
             heartbeats: Heartbeats {
                 connection: connection.clone(),
                 cache,
-                rejected_at: Arc::default(),
+                rejection: Arc::default(),
             },
             connection,
         })
@@ -171,7 +196,7 @@ impl Heartbeats {
         match confirmed {
             Ok(()) => {
                 self.cache.primary_confirmed(sent);
-                if self.rejected_at.lock().take().is_some() {
+                if self.rejection.lock().take().is_some() {
                     tracing::info!("heartbeats accepted again: sessions are cached");
                 }
             }
@@ -179,24 +204,35 @@ impl Heartbeats {
         }
     }
 
+    /// Returns whether the connection is being replaced at intervals because its server is not the primary.
     fn are_rejected(&self) -> bool {
-        self.rejected_at.lock().is_some()
+        self.rejection.lock().is_some_and(|rejection| {
+            rejection.cause == RejectionCause::NoPrimary
+                && rejection.at.elapsed() < 2 * REPLACEMENT_INTERVAL
+        })
     }
 
     /// Replaces the connection, at intervals, if its server is not the primary: its address may lead to that by now.
     async fn on_rejection(&self, error: &RedisError) {
-        {
-            let mut rejected_at = self.rejected_at.lock();
-            match *rejected_at {
-                None => tracing::warn!(%error, "heartbeats not accepted: sessions are not cached"),
-                Some(at) if at.elapsed() < REPLACEMENT_INTERVAL => return,
-                Some(_) => {}
-            }
-            *rejected_at = Some(Instant::now());
-        }
-        if is_read_only(error) || has_too_few_replicas(error) {
+        if self.record_rejection(error) == Some(RejectionCause::NoPrimary) {
             let _ = self.connection.force_reconnection().await;
         }
+    }
+
+    /// Returns the cause of a rejection that is to be acted upon: the first one, and one in each interval.
+    fn record_rejection(&self, error: &RedisError) -> Option<RejectionCause> {
+        let mut rejection = self.rejection.lock();
+        match *rejection {
+            None => tracing::warn!(%error, "heartbeats not accepted: sessions are not cached"),
+            Some(last) if last.at.elapsed() < REPLACEMENT_INTERVAL => return None,
+            Some(_) => {}
+        }
+        let cause = RejectionCause::of(error);
+        *rejection = Some(Rejection {
+            at: Instant::now(),
+            cause,
+        });
+        Some(cause)
     }
 }
 
@@ -234,6 +270,26 @@ mod tests {
     use crate::ids::{SessionId, UserId};
 
     const TASK: &str = "tested";
+
+    #[tokio::test]
+    async fn the_loss_of_a_subscription_is_no_news_only_while_the_server_is_not_the_primary() {
+        let redis = RedisConnection::start(Config::default()).unwrap();
+        let cache = Arc::new(LeasedCache::<SessionId, ()>::new(LookupSource::Store, 10));
+        let tracker = Arc::new(InvalidationTracker::new(Instant::now()));
+        for (error, is_expected) in [
+            ("connection reset", false),
+            ("NOPERM no permissions", false),
+            ("READONLY replica", true),
+            ("NOREPLICAS too few", true),
+        ] {
+            let (cache, tracker) = (Arc::clone(&cache), Arc::clone(&tracker));
+            let subscriber = Subscriber::new(&redis, cache, tracker).unwrap();
+            let error = RedisError::new(fred::error::ErrorKind::Unknown, error);
+            assert!(subscriber.heartbeats.record_rejection(&error).is_some());
+            assert_eq!(subscriber.heartbeats.are_rejected(), is_expected, "{error}");
+            assert_eq!(subscriber.heartbeats.record_rejection(&error), None);
+        }
+    }
 
     #[tokio::test]
     async fn a_subscriber_that_panics_is_restarted_and_its_cache_is_not_used_meanwhile() {
