@@ -251,7 +251,7 @@ impl AccessTokenKeys {
             *warned_at = Some(Instant::now());
             tracing::warn!(
                 kid,
-                "an access token names a key that this replica does not have: if it is one of yours, the replicas have different SIGNING_KEY or VERIFYING_KEYS"
+                "an access token names a key that this replica does not have: if it is one of yours, the replicas differ in SIGNING_KEY, SIGNING_KEY_PREVIOUS or SIGNING_KEY_NEXT"
             );
         }
     }

@@ -38,7 +38,11 @@ impl Postgres {
                 Ok(())
             }
             Err(error) if error.is_without_connection() => Err(self.connect_problem().await),
-            Err(error) => Err(Unavailable::from(error).into()),
+            // The caller logs a problem of a known kind once.
+            Err(error) => match error.problem() {
+                CheckError::Unavailable => Err(Unavailable::from(error).into()),
+                problem => Err(problem),
+            },
         }
     }
 
