@@ -342,24 +342,7 @@ async fn a_migration_that_waits_for_a_lock_stops_no_other_client() -> Result<()>
 #[tokio::test]
 async fn a_role_that_may_not_create_tables_can_start_if_no_migration_is_pending() -> Result<()> {
     let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
-    let database = replicas
-        .database
-        .as_ref()
-        .context("the store has a database")?;
-    let role = format!("{}_role", database.name);
-    database
-        .execute(format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'role';
-             REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-             GRANT SELECT ON _sqlx_migrations TO {role};
-             GRANT SELECT, INSERT, UPDATE, DELETE ON users TO {role};
-             GRANT SELECT ON oauth_clients TO {role};
-             GRANT USAGE ON SEQUENCE users_id_seq TO {role}"
-        ))
-        .await?;
-    replicas.set("DB_USER", &role);
-    replicas.set("DB_PASSWORD", "role");
-    replicas.start_another()?;
+    start_with_role(&mut replicas, "").await?;
     replicas.wait_until_ready(1).await?;
     let client = replicas.client(1)?;
     client.register_and_login("alice").await?;
@@ -369,20 +352,7 @@ async fn a_role_that_may_not_create_tables_can_start_if_no_migration_is_pending(
 #[tokio::test]
 async fn a_server_without_a_free_connection_is_waited_for_and_named() -> Result<()> {
     let mut replicas = Replicas::start(Store::PostgresRedis, 1).await?;
-    let database = replicas
-        .database
-        .as_ref()
-        .context("the store has a database")?;
-    let role = format!("{}_role", database.name);
-    let create = format!(
-        "CREATE ROLE {role} LOGIN PASSWORD 'role' CONNECTION LIMIT 0;
-         GRANT SELECT ON _sqlx_migrations TO {role};
-         GRANT SELECT, INSERT, UPDATE, DELETE ON users, oauth_clients TO {role}"
-    );
-    database.execute(create).await?;
-    replicas.set("DB_USER", &role);
-    replicas.set("DB_PASSWORD", "role");
-    replicas.start_another()?;
+    let role = start_with_role(&mut replicas, "CONNECTION LIMIT 0").await?;
     let process = &replicas.instances[1].process;
     process.wait_for_log("waiting for a store").await?;
     limit_connections(&replicas, &role, -1).await?;
@@ -412,6 +382,27 @@ async fn a_server_without_a_free_connection_is_waited_for_and_named() -> Result<
     assert!(error.contains(expected), "{error}");
     limit_connections(&replicas, &role, -1).await?;
     replicas.wait_until_ready(1).await
+}
+
+/// Starts another replica as a role of its own, which cannot create tables. Returns its name.
+async fn start_with_role(replicas: &mut Replicas, options: &str) -> Result<String> {
+    let database = replicas.database.as_ref();
+    let database = database.context("the store has a database")?;
+    let role = format!("{}_role", database.name);
+    database
+        .execute(format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'role' {options};
+             REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+             GRANT SELECT ON _sqlx_migrations TO {role};
+             GRANT SELECT, INSERT, UPDATE, DELETE ON users TO {role};
+             GRANT SELECT ON oauth_clients TO {role};
+             GRANT USAGE ON SEQUENCE users_id_seq TO {role}"
+        ))
+        .await?;
+    replicas.set("DB_USER", &role);
+    replicas.set("DB_PASSWORD", "role");
+    replicas.start_another()?;
+    Ok(role)
 }
 
 /// Sets the number of connections that a role may have, and ends those that it has.

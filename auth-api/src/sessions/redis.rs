@@ -120,8 +120,8 @@ impl RedisSessions {
     }
 
     /// Makes a request whose response is wrong if another server has become the primary, and once more if the server has not
-    /// responded for a while, or the connection is a new one. A server that was stopped until then executes what has waited for it before it notices that its
-    /// replicas are gone, and after that rejects the second request.
+    /// responded for a while, or the connection is a new one. A server that was stopped until then executes what has waited
+    /// for it before it notices that its replicas are gone, and after that rejects the second request.
     async fn at_primary<T, R>(&self, request: impl Fn() -> R) -> Result<Responses<T>, Unavailable>
     where
         R: Future<Output = Result<T, Unavailable>>,

@@ -167,7 +167,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
             };
             self.end_wait_for(&event);
             if let ExchangeEvent::Downstream(DownstreamEvent::Disconnected) = event {
-                // What has arrived before is sent, as far as the endpoint's socket takes it at once.
+                // Sends the request bytes received before the disconnect, without waiting for the socket.
                 let _ = self.upstream.poll_send(cx);
             }
             let next = match event {
@@ -377,7 +377,7 @@ impl<'e, D: Downstream> Exchange<'e, D> {
         }
         self.response = match response.status {
             StatusCode::SWITCHING_PROTOCOLS => {
-                // What the client sends is the new protocol from now on.
+                // The client's side of the tunnel is open, although the request had no body.
                 self.upload.is_complete = false;
                 ResponseProgress::Upgraded
             }

@@ -29,7 +29,7 @@ pub(super) struct Store {
     subscribers: Vec<Weak<Connection>>,
     /// Time after which it knows that its replicas are gone.
     writable_until: Option<Duration>,
-    /// Whether it was demoted and follows the primary.
+    /// True after its demotion: it follows the primary.
     is_replica: bool,
 }
 
@@ -466,7 +466,7 @@ const REPLICA_CONNECTIONS: Duration = Duration::from_millis(1500);
 /// Course of a division: durations from its beginning.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Division {
-    /// Whether the primary is paused for `writable_for`. Otherwise it is cut off from its replicas.
+    /// True if the primary is paused for `writable_for`, false if it is cut off from its replicas.
     pub(super) is_paused: bool,
     pub(super) writable_for: Duration,
     pub(super) promoted_after: Duration,
